@@ -1,0 +1,1 @@
+"""Entry points: one short main per stage."""

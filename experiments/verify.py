@@ -1,0 +1,99 @@
+r"""Checks that protected images keep their budget, from the files alone.
+
+  python -m experiments.verify --clean=DIR --protected=DIR --radius_255=8 [--json=PATH|-]
+
+Works on folders made by anyone: files are matched by their relative name without extension. Exit
+code 0: every file keeps the budget. 1: some do not, or have no counterpart; they are listed. 2:
+a folder is not there or holds no images, or a flag is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from udp_jax.data import files
+from udp_jax.data.verify import FileReport, VerifyReport, verify
+from udp_jax.errors import ConfigError, UserError
+
+_CLEAN = flags.DEFINE_string("clean", None, "Folder of the clean images.")
+_PROTECTED = flags.DEFINE_string("protected", None, "Folder of the protected ones.")
+_RADIUS = flags.DEFINE_float(
+  "radius_255",
+  None,
+  "The budget: largest allowed difference of any sample, in 8-bit levels.",
+)
+_JSON = flags.DEFINE_string(
+  "json", None, "Also write the report as JSON to this file; '-' prints it instead of the table."
+)
+_ROWS = 20
+
+
+def main(argv: Sequence[str]) -> int:
+  """Prints the report of the folders named by the flags and returns the exit code."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  try:
+    clean, protected, radius_255 = _CLEAN.value, _PROTECTED.value, _RADIUS.value
+    if clean is None or protected is None or radius_255 is None:
+      raise ConfigError("--clean, --protected and --radius_255 are all needed; see --help")
+    report = verify(clean, protected, radius_255)
+    if _JSON.value == "-":
+      print(files.to_json(as_dict(report)))
+    else:
+      print(table(report))
+      if _JSON.value:
+        files.write_json(_JSON.value, as_dict(report))
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+  return 0 if report.ok else 1
+
+
+def table(report: VerifyReport) -> str:
+  """The report as text: offending files (all of them), the closest others, notes, a verdict."""
+  lines = [f"{'levels':>6}  {'':4}  file"]
+  fine = [
+    entry for entry in report.files if entry.problem is None and entry.max_abs_255 is not None
+  ]
+  fine.sort(key=lambda entry: (-(entry.max_abs_255 or 0), entry.name))
+  lines += [_row(entry) for entry in (*report.failures, *fine[:_ROWS])]
+  if len(fine) > _ROWS:
+    lines.append(f"        ... and {len(fine) - _ROWS} more that keep the budget")
+  noted = [f"note: {entry.name}: {note}" for entry in report.files for note in entry.notes]
+  lines += noted[:_ROWS]
+  if len(noted) > _ROWS:
+    lines.append(f"note: ... and {len(noted) - _ROWS} more notes (see --json)")
+  worst = f", worst {report.worst.max_abs_255}" if report.worst is not None else ""
+  budget = f"budget {report.radius_255:g} levels{worst}"
+  if report.ok:
+    lines.append(f"OK: {report.checked} files keep the budget ({budget})")
+  else:
+    lines.append(f"FAILED: {len(report.failures)} files; {report.checked} measured ({budget})")
+  return "\n".join(lines)
+
+
+def as_dict(report: VerifyReport) -> dict:
+  """The report for JSON: one object per file, and the verdict."""
+  return {
+    "ok": report.ok,
+    "radius_255": report.radius_255,
+    "checked": report.checked,
+    "worst": report.worst._asdict() if report.worst is not None else None,
+    "failures": [entry._asdict() for entry in report.failures],
+    "files": [entry._asdict() for entry in report.files],
+  }
+
+
+def _row(entry: FileReport) -> str:
+  levels = "-" if entry.max_abs_255 is None else str(entry.max_abs_255)
+  verdict = "ok" if entry.problem is None else "FAIL"
+  return f"{levels:>6}  {verdict:4}  {entry.name}" + (
+    f"  ({entry.problem})" if entry.problem is not None else ""
+  )
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,1 @@
+"""Unlearnable diffusion perturbations in JAX: protections, purifiers, threats, metrics."""

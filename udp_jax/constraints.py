@@ -1,0 +1,79 @@
+"""Where a perturbation may be: a start and a projection, per picture.
+
+Units: `delta` and `radius` are on the [0, 1] scale of the pictures; 16 levels of 255 are 16 / 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from udp_jax.errors import ConfigError
+from udp_jax.ops import projections
+
+STARTS = ("zero", "uniform", "sign")
+
+
+class Constraint(NamedTuple):
+  """A set of allowed perturbations.
+
+  Attributes:
+    init: (keys (B,), images (B, H, W, C)) -> delta in the set.
+    project: (delta, images) -> the nearest delta in the budget with images + delta in [0, 1].
+  """
+
+  init: Callable[[jax.Array, jax.Array], jax.Array]
+  project: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _start(name: str, ball: Callable, sign: Callable) -> Callable[[jax.Array, tuple], jax.Array]:
+  if name not in STARTS:
+    raise ConfigError(f"unknown start of delta {name!r}; known: {', '.join(STARTS)}")
+  if name == "zero":
+    return lambda keys, shape: jnp.zeros((keys.shape[0], *shape))
+  draw = ball if name == "uniform" else sign
+  return lambda keys, shape: jax.vmap(lambda key: draw(key, (1, *shape))[0])(keys)
+
+
+def linf(radius: float, *, start: str = "zero") -> Constraint:
+  """|delta| <= radius at every pixel.
+
+  Args:
+    radius: on the [0, 1] scale.
+    start: "zero", "uniform" (in the ball) or "sign" (every pixel at +-radius).
+
+  Raises:
+    ConfigError: unknown start.
+  """
+  draw = _start(
+    start,
+    lambda key, shape: projections.random_linf(key, shape, radius),
+    lambda key, shape: projections.random_sign(key, shape, radius),
+  )
+
+  def project(delta: jax.Array, images: jax.Array) -> jax.Array:
+    return projections.box(projections.linf(delta, radius), images)
+
+  return Constraint(lambda keys, images: project(draw(keys, images.shape[1:]), images), project)
+
+
+def l2(radius: float, *, start: str = "zero") -> Constraint:
+  """||delta||_2 <= radius for each picture, the norm over all its pixels on the [0, 1] scale.
+
+  Raises:
+    ConfigError: unknown start.
+  """
+
+  def sign(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return projections.l2(projections.random_sign(key, shape, radius), radius)
+
+  draw = _start(start, lambda key, shape: projections.random_l2(key, shape, radius), sign)
+
+  def project(delta: jax.Array, images: jax.Array) -> jax.Array:
+    # The box only shrinks entries (delta = 0 is inside it), so the norm stays within the budget.
+    return projections.box(projections.l2(delta, radius), images)
+
+  return Constraint(lambda keys, images: project(draw(keys, images.shape[1:]), images), project)

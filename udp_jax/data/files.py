@@ -1,0 +1,97 @@
+"""Files that appear whole or not at all, and write errors that a person can read."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udp_jax.errors import OutputError
+
+TEMPORARY_SUFFIX = ".udp-tmp"
+
+_REASONS = {
+  errno.ENOSPC: "no space left on the disk; free some space or choose another output folder",
+  errno.EDQUOT: "the disk quota is used up; free some space or choose another output folder",
+  errno.EROFS: "the file system is read-only; choose another output folder",
+  errno.EACCES: "permission denied; choose an output folder that you may write to",
+  errno.EPERM: "permission denied; choose an output folder that you may write to",
+  errno.ENOTDIR: "a file stands where a folder is needed; choose another output folder",
+  errno.EEXIST: "a file stands where a folder is needed; choose another output folder",
+  errno.EISDIR: "a folder stands where a file is needed; choose another output folder",
+  errno.ENAMETOOLONG: "the name is too long for this file system; shorten it",
+}
+
+
+@contextlib.contextmanager
+def output_errors(path: str | os.PathLike) -> Iterator[None]:
+  """Turns an `OSError` raised inside the block into a one-line `OutputError` about `path`."""
+  try:
+    yield
+  except OSError as error:
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    raise OutputError(f"cannot write {os.fspath(path)}: {reason}") from error
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a file atomically: a temporary name in the same folder, fsync, rename.
+
+  Raises:
+    OutputError: the place is full, read-only or not ours; the temporary file is removed.
+  """
+  path = Path(path)
+  with output_errors(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A short prefix: the final name may already be as long as the file system allows.
+    handle, temporary = tempfile.mkstemp(TEMPORARY_SUFFIX, ".", path.parent)
+    try:
+      with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      # mkstemp makes private files; an output file follows the user's umask like any other.
+      os.chmod(temporary, 0o666 & ~_UMASK)
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.unlink(temporary)
+      raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes indented, strict JSON (no NaN) atomically; numpy scalars and arrays are allowed."""
+  write_bytes(path, (to_json(value) + "\n").encode())
+
+
+def to_json(value: Any) -> str:
+  """Strict JSON text of `value`. Raises TypeError or ValueError where it has none."""
+  return json.dumps(value, indent=2, allow_nan=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, np.generic):
+    return value.item()
+  if isinstance(value, np.ndarray):
+    return value.tolist()
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if hasattr(value, "to_dict"):  # ml_collections.ConfigDict
+    return value.to_dict()
+  raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def _read_umask() -> int:
+  umask = os.umask(0)
+  os.umask(umask)
+  return umask
+
+
+# Read once at import: asking for the umask sets it for a moment, which threads must not see.
+_UMASK = _read_umask()

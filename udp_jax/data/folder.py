@@ -1,0 +1,203 @@
+"""Folders of image files, nested ones included, made by anyone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from udp_jax.data import image_set, images
+from udp_jax.data.image_set import ImageSet, Metadata
+from udp_jax.errors import BadDataError, ConfigError, MissingDataError, UserError
+
+_OURS = frozenset({"manifest.json", "metadata.jsonl", "metadata.csv"})
+# Images that we cannot read: reported like a damaged file, not passed over like a text file.
+_UNSUPPORTED = frozenset(
+  ".heic .heif .avif .jxl .jp2 .psd .svg .eps .ico .tga .exr .hdr .dng .cr2 .nef .arw".split()
+)
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*")
+
+
+class ImageFile(NamedTuple):
+  """A candidate: its unique name without extension, its path, and its path below the folder."""
+
+  name: str
+  path: Path
+  relative: str
+
+
+class Scan(NamedTuple):
+  """What a folder holds: images in order, unusable entries as (file, reason), other files."""
+
+  files: tuple[ImageFile, ...]
+  unusable: tuple[tuple[str, str], ...]
+  ignored: int
+
+
+def scan(folder: str | os.PathLike) -> Scan:
+  """Lists the image files below a folder, sorted by relative path, without decoding them.
+
+  Hidden files, `manifest.json` and `metadata.jsonl` are passed over; links to folders are
+  followed. A file with an unknown extension counts as an image if its first bytes say so. Where
+  two files differ only by extension, the first keeps the plain name and the others their full
+  file name (`a.jpg` and `a.png` are "a" and "a.png").
+
+  Raises:
+    MissingDataError: there is no such folder.
+  """
+  folder = Path(folder)
+  if not folder.is_dir():
+    what = "is a file, not a folder" if folder.exists() else "no such folder"
+    raise MissingDataError(f"{folder}: {what}; give a folder of images")
+  found: list[str] = []
+  unusable: list[tuple[str, str]] = []
+  ignored = 0
+
+  def unlistable(error: OSError) -> None:
+    place = os.path.relpath(str(error.filename), folder).replace(os.sep, "/")
+    unusable.append((place, f"{error.filename}: cannot be listed ({error.strerror})"))
+
+  seen: set[str] = set()
+  for root, subfolders, names in os.walk(folder, followlinks=True, onerror=unlistable):
+    seen.add(os.path.realpath(root))
+    subfolders[:] = sorted(
+      name
+      for name in subfolders
+      if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in seen
+    )
+    for name in names:
+      if name.startswith(".") or name in _OURS:
+        continue
+      path = Path(root, name)
+      relative = path.relative_to(folder).as_posix()
+      if path.suffix.lower() in _UNSUPPORTED:
+        unusable.append((relative, f"{path}: {path.suffix} files are not supported; save as PNG"))
+      elif path.suffix.lower() in images.SUFFIXES or _looks_like_image(path):
+        found.append(relative)
+      else:
+        ignored += 1
+  found.sort()
+  files = tuple(
+    ImageFile(name, folder / relative, relative)
+    for name, relative in zip(unique_names(found), found)
+  )
+  return Scan(files, tuple(sorted(unusable)), ignored)
+
+
+def unique_names(relatives: Sequence[str]) -> list[str]:
+  """Names without extension for sorted relative paths; later doubles keep more of their name."""
+  names: list[str] = []
+  taken: set[str] = set()
+  for relative in relatives:
+    stem = relative[: len(relative) - len(Path(relative).suffix)]
+    name = stem if stem not in taken else relative
+    copy = 2
+    while name in taken:
+      name, copy = f"{relative}-{copy}", copy + 1
+    taken.add(name)
+    names.append(name)
+  return names
+
+
+def load_folder(
+  folder: str | os.PathLike,
+  *,
+  image_size: int | None,
+  limit: int | None,
+  seed: int,
+  strict: bool,
+  classes: Sequence[str] | None,
+) -> ImageSet:
+  """Reads a folder; arguments and errors as in `sources.load`."""
+  image_set.check_limit(limit)
+  folder = Path(folder)
+  listing = scan(folder)
+  class_names = _class_names(listing.files)
+  candidates = listing.files
+  if classes is not None:
+    image_set.class_indices(classes, class_names, str(folder))
+    candidates = tuple(f for f in candidates if f.relative.split("/")[0] in classes)
+  skipped = list(listing.unusable)
+  if strict and skipped:
+    raise BadDataError(skipped[0][1])
+  if not candidates and not skipped:
+    also = f" ({listing.ignored} other files)" if listing.ignored else ""
+    raise MissingDataError(f"{folder}: no images in it{also}; put PNG or JPEG files there")
+
+  order = np.arange(len(candidates))
+  if limit is not None and limit < len(candidates):
+    # Bad files are replaced by the next of the same permutation, so a limit is kept if it can be.
+    order = np.random.default_rng(seed).permutation(len(candidates))
+  good: dict[int, images.Picture] = {}
+  for index in order.tolist():
+    if len(good) == limit:
+      break
+    file = candidates[index]
+    try:
+      picture = images.read_image(file.path)
+    except UserError as error:
+      if strict:
+        raise
+      skipped.append((file.relative, str(error)))
+      continue
+    good[index] = picture if image_size is None else images.resize_picture(picture, image_size)
+  for _, reason in skipped:
+    logging.warning("skipped %s", reason)
+  if skipped:
+    logging.warning("%s: skipped %d unusable files", folder, len(skipped))
+  if not good:
+    raise BadDataError(f"{folder}: none of {len(skipped)} image files is usable; {skipped[0][1]}")
+
+  chosen = [candidates[index] for index in sorted(good)]
+  pictures = [good[index] for index in sorted(good)]
+  _check_sizes(folder, chosen, pictures)
+  return image_set.finish(
+    np.stack([picture.pixels for picture in pictures]),
+    [file.name for file in chosen],
+    f"folder {folder}",
+    labels=np.array([class_names.index(f.relative.split("/")[0]) for f in chosen], np.int32)
+    if class_names
+    else None,
+    alphas=[picture.alpha for picture in pictures],
+    metadata=[
+      Metadata(file.relative, picture.icc_profile, picture.exif, picture.notes)
+      for file, picture in zip(chosen, pictures)
+    ],
+    classes=class_names or None,
+    skipped=[list(entry) for entry in skipped],
+    ignored=listing.ignored,
+  )
+
+
+def _class_names(files: Sequence[ImageFile]) -> list[str]:
+  """First-level subfolders, if every image lies in one of at least two of them."""
+  if any("/" not in file.relative for file in files):
+    return []
+  names = sorted({file.relative.split("/")[0] for file in files})
+  return names if len(names) > 1 else []
+
+
+def _check_sizes(
+  folder: Path, files: Sequence[ImageFile], pictures: Sequence[images.Picture]
+) -> None:
+  first = pictures[0].pixels.shape
+  for file, picture in zip(files, pictures):
+    if picture.pixels.shape != first:
+      (h0, w0), (h1, w1) = first[:2], picture.pixels.shape[:2]
+      raise ConfigError(
+        f"{folder}: images of different sizes ({files[0].relative} is {w0}x{h0}, {file.relative} "
+        f"is {w1}x{h1}); set image_size to crop and resize them to one"
+      )
+
+
+def _looks_like_image(path: Path) -> bool:
+  try:
+    with open(path, "rb") as file:
+      head = file.read(12)
+  except OSError:
+    return False  # without an image's extension there is no reason to report it
+  return head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")

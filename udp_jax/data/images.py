@@ -1,0 +1,288 @@
+"""Image files in and out: eight-bit colour plus everything needed to save it looking the same.
+
+Pixels are uint8 (H, W, 3). Nothing here changes colours except where a file has none of its own
+in RGB (grey, palette, CMYK, more than 8 bits), and then a note says so.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from udp_jax.data import files
+from udp_jax.errors import BadDataError, MissingDataError
+
+MAX_PIXELS = 100_000_000
+
+# Only these decoders run: Pillow's other plugins include ones that start external programs.
+FORMATS = {
+  "PNG": (".png", ".apng"),
+  "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+  "MPO": (".mpo", ".jpg", ".jpeg"),
+  "WEBP": (".webp",),
+  "BMP": (".bmp", ".dib"),
+  "TIFF": (".tif", ".tiff"),
+  "GIF": (".gif",),
+}
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+_ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258  # TIFF tag
+
+# What Pillow's decoders are known to raise on damaged files, beside OSError.
+_DECODER_ERRORS = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  TypeError,
+  KeyError,
+  IndexError,
+  EOFError,
+  OverflowError,
+  MemoryError,
+  ZeroDivisionError,
+  struct.error,
+  zlib.error,
+)
+
+
+class Picture(NamedTuple):
+  """One decoded image file.
+
+  Attributes:
+    pixels: uint8 (H, W, 3), upright (the EXIF orientation is applied), in the space of
+      `icc_profile` (sRGB when None).
+    alpha: uint8 (H, W) or None; colours are not premultiplied.
+    icc_profile: the RGB profile to save beside the pixels, or None.
+    exif: the EXIF block without its orientation tag, or None.
+    notes: what was changed on reading, in words.
+  """
+
+  pixels: np.ndarray
+  alpha: np.ndarray | None = None
+  icc_profile: bytes | None = None
+  exif: bytes | None = None
+  notes: tuple[str, ...] = ()
+
+
+def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Picture:
+  """Reads a PNG, JPEG, WebP, BMP, TIFF or GIF file, by its content and not by its name.
+
+  Args:
+    path: the file.
+    max_pixels: larger images are refused before they are decoded. Pillow itself refuses more than
+      about 179 megapixels, whatever is given here.
+
+  Raises:
+    MissingDataError: there is no such file.
+    BadDataError: it is unreadable, truncated, empty, too large or not an image of these kinds.
+  """
+  path = Path(path)
+  notes: list[str] = []
+  try:
+    with Image.open(path, formats=tuple(FORMATS)) as image:
+      kind = image.format or ""
+      if image.width * image.height > max_pixels:
+        raise BadDataError(
+          f"{path}: {image.width}x{image.height} is more than {max_pixels / 1e6:g} megapixels; "
+          "make it smaller first"
+        )
+      if path.suffix.lower() not in FORMATS[kind]:
+        notes.append(f"named {path.suffix or 'without extension'} but holds {kind}")
+      if getattr(image, "is_animated", False):
+        notes.append(f"first of {image.n_frames} frames")  # type: ignore[attr-defined]  # by plugin
+        image.seek(0)
+      image.load()
+      if _has_16_bits(image, path):
+        notes.append("16-bit reduced to 8")
+      upright, exif = _apply_exif(image, notes)
+      pixels, alpha, icc_profile = _to_rgb(upright, path, notes)
+  except FileNotFoundError as error:
+    raise MissingDataError(f"{path}: no such file") from error
+  except PermissionError as error:
+    raise BadDataError(f"{path}: permission denied; make the file readable") from error
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    raise BadDataError(
+      f"{path}: more than {max_pixels / 1e6:g} megapixels; make it smaller first"
+    ) from error
+  except Image.UnidentifiedImageError as error:
+    empty = path.stat().st_size == 0
+    what = "the file is empty" if empty else "not a PNG, JPEG, WebP, BMP, TIFF or GIF image"
+    raise BadDataError(f"{path}: {what}; replace or remove it") from error
+  except _DECODER_ERRORS as error:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise BadDataError(f"{path}: damaged or truncated ({reason}); replace it") from error
+  return Picture(pixels, alpha, icc_profile, exif, tuple(notes))
+
+
+def read_pixels(path: str | os.PathLike) -> np.ndarray:
+  """The uint8 (H, W, 3) pixels of an image file; errors as in `read_image`."""
+  return read_image(path).pixels
+
+
+def resize_picture(picture: Picture, size: int) -> Picture:
+  """Crops the centre square and resizes it to (size, size), once, quantised to 8 bits.
+
+  Shrinking averages areas (box filter: no ringing, no aliasing); enlarging is Lanczos.
+  """
+  height, width = picture.pixels.shape[:2]
+  if height == width == size:
+    return picture
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  box = (left, top, left + side, top + side)
+  resample = Image.Resampling.BOX if side > size else Image.Resampling.LANCZOS
+
+  def resize(plane: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(plane).crop(box).resize((size, size), resample))
+
+  return picture._replace(
+    pixels=resize(picture.pixels),
+    alpha=None if picture.alpha is None else resize(picture.alpha),
+    notes=(*picture.notes, f"resized from {width}x{height}"),
+  )
+
+
+def encode_png(
+  pixels: np.ndarray,
+  *,
+  alpha: np.ndarray | None = None,
+  icc_profile: bytes | None = None,
+  exif: bytes | None = None,
+) -> bytes:
+  """PNG bytes of uint8 (H, W, 3) pixels; the same input gives the same bytes."""
+  if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+    raise ValueError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
+  if alpha is not None:
+    if alpha.dtype != np.uint8 or alpha.shape != pixels.shape[:2]:
+      raise ValueError(f"alpha must be uint8 {pixels.shape[:2]}, got {alpha.dtype} {alpha.shape}")
+    pixels = np.concatenate([pixels, alpha[..., None]], axis=-1)
+  options: dict[str, bytes] = {}
+  if icc_profile is not None:
+    options["icc_profile"] = icc_profile
+  if exif is not None:
+    options["exif"] = exif
+  buffer = io.BytesIO()
+  Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", **options)
+  return buffer.getvalue()
+
+
+def write_png(
+  path: str | os.PathLike,
+  pixels: np.ndarray,
+  *,
+  alpha: np.ndarray | None = None,
+  icc_profile: bytes | None = None,
+  exif: bytes | None = None,
+) -> None:
+  """Writes a PNG file atomically, creating its folders.
+
+  Raises:
+    OutputError: the place cannot be written; no part of the file is left behind.
+  """
+  content = encode_png(pixels, alpha=alpha, icc_profile=icc_profile, exif=exif)
+  files.write_bytes(path, content)
+
+
+def is_lossy(path: str | os.PathLike) -> bool:
+  """Whether the file's coding loses pixels: JPEG, or WebP without its lossless bit stream."""
+  with open(path, "rb") as file:
+    head = file.read(16)
+    if head[:2] == b"\xff\xd8":
+      return True
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+      return False
+    # The extended layout puts other chunks before the image's own, "VP8 " (lossy) or "VP8L".
+    return head[12:16] == b"VP8 " or (head[12:16] == b"VP8X" and b"VP8L" not in file.read())
+
+
+def _apply_exif(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes | None]:
+  """The upright image and its EXIF block without orientation."""
+  try:
+    tags = image.getexif()
+    turned = tags.get(_ORIENTATION, 1) != 1
+    upright = ImageOps.exif_transpose(image) if turned else image
+    # A TIFF file's tags describe its own layout and would be wrong in another file.
+    if image.format == "TIFF" or "exif" not in image.info:
+      return upright, None
+    if _ORIENTATION not in tags:
+      return upright, image.info["exif"]
+    tags = upright.getexif()
+    tags.pop(_ORIENTATION, None)
+    return upright, tags.tobytes() if len(tags) else None
+  except (SyntaxError, ValueError, KeyError, TypeError, EOFError, struct.error) as error:
+    notes.append(f"unreadable EXIF left out ({' '.join(str(error).split())})")
+    return image, None
+
+
+def _to_rgb(
+  image: Image.Image, path: Path, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
+  """Pixels, alpha and the profile that the pixels are in, from any mode that Pillow decodes."""
+  profile = image.info.get("icc_profile") or None
+  space = profile[16:20] if profile else b""
+  transparent = image.info.get("transparency")
+  alpha: np.ndarray | None = None
+  if image.mode in ("F", "I") and not (image.mode == "I" and image.format == "PNG"):
+    raise BadDataError(f"{path}: 32-bit samples are not supported; save it with 8 or 16 bits")
+  if image.mode.startswith("I"):
+    levels = np.asarray(image).astype(np.uint32)
+    if transparent is not None:
+      alpha = np.where(levels == transparent, 0, 255).astype(np.uint8)
+    # 65535 = 257 * 255: the nearest of the 256 levels, so that 8-bit values stored as v * 257
+    # come back exactly.
+    image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+  elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None:
+    if image.mode == "La":
+      image = image.convert("LA")
+    image = image.convert("RGBA")
+    alpha = np.asarray(image.getchannel("A"))
+  if image.mode in ("CMYK", "LAB") or space == b"GRAY":
+    image, profile = _convert_by_profile(image, profile, notes), None
+  elif profile and space != b"RGB ":
+    notes.append("ICC profile of another colour space left out")
+    profile = None
+  return np.array(image.convert("RGB")), alpha, profile
+
+
+def _convert_by_profile(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+  """The image in sRGB, through its own profile where it has a usable one."""
+  if image.mode == "RGBA":
+    image = image.convert("L")  # a grey picture with alpha; the alpha was taken before
+  try:
+    source: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile
+    if image.mode == "LAB":
+      source = ImageCms.createProfile("LAB")
+    elif profile:
+      source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    else:
+      notes.append("CMYK without a profile converted to RGB")
+      return image.convert("RGB")
+    converted = ImageCms.profileToProfile(
+      image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    notes.append(f"{image.mode} converted to sRGB")
+    return converted if converted is not None else image
+  except (ImageCms.PyCMSError, OSError, ValueError) as error:
+    notes.append(f"unusable ICC profile ignored ({' '.join(str(error).split())})")
+    return image.convert("RGB")
+
+
+def _has_16_bits(image: Image.Image, path: Path) -> bool:
+  """Whether the file stores 16 bits a sample (Pillow reduces 16-bit colour while decoding)."""
+  if image.mode.startswith("I;16"):
+    return True
+  if image.format == "PNG":
+    with open(path, "rb") as file:
+      return file.read(25)[24:] == b"\x10"  # the bit depth's place in the first chunk
+  if image.format == "TIFF":
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, ())  # type: ignore[attr-defined]  # TIFF plugin's own
+    return 16 in (bits if isinstance(bits, tuple) else (bits,))
+  return False

@@ -1,0 +1,289 @@
+"""A stage's output folder: lossless 8-bit files and, last of all, `manifest.json`.
+
+```
+folder/
+  astronaut/0001.png   one PNG per image, under its own name; subfolders stay (and are labels to
+  ...                  Hugging Face's "imagefolder", which passes the manifest over)
+  manifest.json        how they were made and what was measured; its presence means "done"
+```
+While a folder is being written it holds the hidden file `.incomplete` instead of a manifest, which
+lists the files to come: a later run recognises what a killed run left and replaces it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from udp_jax.data import files, image_set, images, output
+from udp_jax.data import folder as folders
+from udp_jax.data.image_set import ImageSet, Metadata
+from udp_jax.data.output import (
+  FORMAT,
+  INCOMPLETE,
+  MANIFEST,
+  check_output,
+  is_complete,
+  read_manifest,
+)
+from udp_jax.errors import BadDataError, OutputError
+
+__all__ = [
+  "INCOMPLETE",
+  "MANIFEST",
+  "check_output",
+  "code_sha256",
+  "is_complete",
+  "max_abs_255",
+  "read_folder",
+  "read_manifest",
+  "write_folder",
+]
+
+_VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "udp_jax")
+_OWN_KEYS = frozenset(
+  {"format", "complete", "versions", "code_sha256", "source_sha256", "created", "worst", "images"}
+)
+
+
+def write_folder(
+  folder: str | os.PathLike,
+  image_array: np.ndarray,
+  names: Sequence[str],
+  *,
+  clean: np.ndarray | None = None,
+  alphas: Sequence[np.ndarray | None] | None = None,
+  metadata: Sequence[Metadata] | None = None,
+  record: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+  progress: bool = False,
+) -> dict[str, Any]:
+  """Writes `<name>.png` for every image, re-reads and measures them, then writes the manifest.
+
+  The PNG files depend only on the arguments: two equal calls give the same bytes (the time stamp
+  and the versions are in the manifest). On any error the files written so far are removed.
+
+  Args:
+    folder: the output folder; created with its parents.
+    image_array: uint8 (N, H, W, 3).
+    names: N unique relative posix names without extension.
+    clean: uint8 (N, H, W, 3) references to measure against, or None to measure nothing.
+    alphas: N entries, uint8 (H, W) or None, saved as the files' transparency.
+    metadata: N entries whose ICC profiles and EXIF blocks are saved in the files.
+    record: what made the images, merged into the manifest: "method", "config", "seed", "origin",
+      ... If it has "radius_255", every file must keep that budget.
+    overwrite: replace a finished folder of ours. Files of other origin are never removed.
+    progress: show a progress bar.
+
+  Returns:
+    The manifest as written. Its "images" entries hold "file", "sha256" (of the file) and, with
+    `clean`, "max_abs_255" (levels), "psnr" (dB; null when identical) and "ssim" (null below 11
+    pixels), all measured on the pixels re-read from the file.
+
+  Raises:
+    OutputError: the folder is in use, read-only or full.
+    RuntimeError: a file breaks the budget or does not hold what was written: a bug.
+  """
+  folder = Path(folder)
+  record = dict(record or {})
+  _check_arguments(image_array, names, clean, alphas, metadata, record)
+  relatives = [f"{name}.png" for name in names]
+  created = output.claim(folder, relatives, overwrite)
+
+  def write(index: int) -> dict[str, Any]:
+    extras = metadata[index] if metadata is not None else Metadata("")
+    path = folder / relatives[index]
+    alpha = alphas[index] if alphas is not None else None
+    images.write_png(
+      path, image_array[index], alpha=alpha, icc_profile=extras.icc_profile, exif=extras.exif
+    )
+    saved = images.read_image(path)
+    if not np.array_equal(saved.pixels, image_array[index]) or (
+      alpha is not None and (saved.alpha is None or not np.array_equal(saved.alpha, alpha))
+    ):
+      raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
+    entry: dict[str, Any] = {"file": relatives[index], "sha256": _file_sha256(path)}
+    if clean is not None:
+      entry["max_abs_255"] = max_abs_255(saved.pixels, clean[index])
+    return entry
+
+  try:
+    entries = _run(write, len(relatives), progress, f"writing {folder.name}")
+    manifest = {"format": FORMAT, "complete": True, **record}
+    manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    manifest["versions"] = {package: _version(package) for package in _VERSIONS}
+    manifest["code_sha256"] = code_sha256()
+    manifest["source_sha256"] = None if clean is None else image_set.pixels_sha256(clean)
+    manifest["images"] = entries
+    if clean is not None:
+      _add_similarity(entries, image_array, clean)
+      worst = max(entries, key=lambda entry: entry["max_abs_255"])
+      manifest["worst"] = {"file": worst["file"], "max_abs_255": worst["max_abs_255"]}
+      radius = record.get("radius_255")
+      if radius is not None and worst["max_abs_255"] > radius:
+        raise RuntimeError(
+          f"{folder / worst['file']}: {worst['max_abs_255']} levels from its clean image, over the "
+          f"budget of {radius}"
+        )
+    files.write_json(folder / MANIFEST, manifest)
+    with files.output_errors(folder):
+      (folder / INCOMPLETE).unlink()
+  except BaseException:
+    output.remove(folder, [MANIFEST, *relatives, INCOMPLETE], created)
+    raise
+  return manifest
+
+
+def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | None]:
+  """Reads the images of a folder, and its manifest if it is one of ours.
+
+  A folder made by other tools is read like `folder:PATH` (all images of one size) with manifest
+  None. With a manifest, exactly the listed files are read, in its order.
+
+  Raises:
+    MissingDataError: no such folder, or nothing in it.
+    BadDataError: the writing of the folder was interrupted, or a file is missing or damaged.
+  """
+  folder = Path(folder)
+  manifest = read_manifest(folder)
+  if manifest is None:
+    if (folder / INCOMPLETE).exists():
+      raise BadDataError(
+        f"{folder}: unfinished (no {MANIFEST}); run the stage that writes it again"
+      )
+    loaded = folders.load_folder(
+      folder, image_size=None, limit=None, seed=0, strict=False, classes=None
+    )
+    return loaded, None
+  pictures = []
+  for entry in manifest["images"]:
+    if not (folder / entry["file"]).is_file():
+      raise BadDataError(f"{folder}: {entry['file']} of its {MANIFEST} is missing; write it again")
+    pictures.append(images.read_image(folder / entry["file"]))
+  if len({picture.pixels.shape for picture in pictures}) != 1:
+    raise BadDataError(f"{folder}: its images are not of one size; write it again")
+  relatives = [entry["file"] for entry in manifest["images"]]
+  origin = manifest.get("origin") or {}
+  class_names = sorted({relative.split("/")[0] for relative in relatives})
+  labelled = all("/" in relative for relative in relatives) and len(class_names) > 1
+  read = image_set.finish(
+    np.stack([picture.pixels for picture in pictures]),
+    [relative.removesuffix(".png") for relative in relatives],
+    f"folder {folder}",
+    labels=np.array([class_names.index(r.split("/")[0]) for r in relatives], np.int32)
+    if labelled
+    else None,
+    alphas=[picture.alpha for picture in pictures],
+    metadata=[
+      Metadata(relative, picture.icc_profile, picture.exif, picture.notes)
+      for relative, picture in zip(relatives, pictures)
+    ],
+    classes=class_names if labelled else None,
+    made_from=origin.get("source"),
+  )
+  return read, manifest
+
+
+def max_abs_255(first: np.ndarray, second: np.ndarray) -> int:
+  """Largest absolute difference of two uint8 images, in 8-bit levels."""
+  return int(np.abs(first.astype(np.int16) - second.astype(np.int16)).max(initial=0))
+
+
+def code_sha256() -> str:
+  """SHA-256 over the package's own Python files: which code made a folder, commit or not."""
+  root = Path(__file__).resolve().parents[1]
+  digest = hashlib.sha256()
+  for path in sorted(root.rglob("*.py")):
+    digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+    digest.update(path.read_bytes() + b"\0")
+  return digest.hexdigest()
+
+
+def _check_arguments(
+  image_array: np.ndarray,
+  names: Sequence[str],
+  clean: np.ndarray | None,
+  alphas: Sequence[Any] | None,
+  metadata: Sequence[Any] | None,
+  record: Mapping[str, Any],
+) -> None:
+  """Refuses before anything is written what would fail, or be wrong, in the middle."""
+  if image_array.dtype != np.uint8 or image_array.ndim != 4 or image_array.shape[-1] != 3:
+    raise ValueError(f"images must be uint8 (N, H, W, 3), got {image_array.dtype}")
+  if clean is not None and (clean.dtype != np.uint8 or clean.shape != image_array.shape):
+    raise ValueError(f"clean must be uint8 {image_array.shape}, got {clean.dtype} {clean.shape}")
+  count = len(image_array)
+  if not count:
+    raise ValueError("there are no images to write")
+  for what, values in (("names", names), ("alphas", alphas), ("metadata", metadata)):
+    if values is not None and len(values) != count:
+      raise ValueError(f"{len(values)} {what} for {count} images")
+  unsafe = [name for name in names if not image_set.is_safe_name(name)]
+  if unsafe:
+    raise ValueError(f"name {unsafe[0]!r} is empty, hidden, absolute or leaves the folder")
+  if len(set(names)) != count:
+    raise ValueError("names must be unique")
+  directories = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+  if clash := directories.intersection(f"{name}.png" for name in names):
+    raise OutputError(
+      f"{sorted(clash)[0]} would be both a file and a folder; rename one of the source's images"
+    )
+  if reserved := _OWN_KEYS.intersection(record):
+    raise ValueError(f"the record may not set {', '.join(sorted(reserved))}")
+  files.to_json(record)
+
+
+def _run(
+  function: Callable[[int], dict[str, Any]], count: int, progress: bool, title: str
+) -> list[dict[str, Any]]:
+  """Results of `function(index)` in order, by threads; the first error stops the rest."""
+  with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    futures = [pool.submit(function, index) for index in range(count)]
+    try:
+      return [
+        future.result() for future in tqdm(futures, desc=title, unit="file", disable=not progress)
+      ]
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+
+
+def _add_similarity(
+  entries: list[dict[str, Any]], image_array: np.ndarray, clean: np.ndarray, chunk: int = 64
+) -> None:
+  """Adds "psnr" and "ssim" of the pixels, which were re-read and found equal to the arrays."""
+  # Imported here: jax starts only when something is measured.
+  import jax.numpy as jnp
+
+  from udp_jax.ops import similarity
+
+  small = min(image_array.shape[1:3]) < 11  # the side of SSIM's window
+  for start in range(0, len(entries), chunk):
+    # The last chunk is filled up with its own last image, so that one shape is compiled.
+    rows = np.minimum(np.arange(start, start + chunk), len(entries) - 1)
+    pair = [jnp.asarray(array[rows], jnp.float32) / 255 for array in (image_array, clean)]
+    psnr = np.asarray(similarity.psnr(*pair))
+    ssim = None if small else np.asarray(similarity.ssim(*pair))
+    for offset, entry in enumerate(entries[start : start + chunk]):
+      entry["psnr"] = round(float(psnr[offset]), 4) if np.isfinite(psnr[offset]) else None
+      entry["ssim"] = None if ssim is None else round(float(ssim[offset]), 6)
+
+
+def _file_sha256(path: Path) -> str:
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None

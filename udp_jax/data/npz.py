@@ -1,0 +1,174 @@
+"""Images in one `.npz` file: plain arrays, or JPEG scans that share a header."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from udp_jax.data import image_set, images
+from udp_jax.data.image_set import ImageSet
+from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+
+
+def load_npz(
+  path: str | Path,
+  *,
+  image_size: int | None,
+  limit: int | None,
+  seed: int,
+  classes: Sequence[str] | None,
+) -> ImageSet:
+  """Reads an archive; arguments and errors as in `sources.load`. Pickled arrays are refused.
+
+  Two layouts are understood:
+
+  * `images` uint8 (N, H, W, 3), optionally `labels` (N,), `names` (N,) and `classes` (K,);
+  * `header`, `payload` uint8 and `offsets` (N + 1,): image i is the JPEG file
+    `header + payload[offsets[i]:offsets[i + 1]]`; optionally `labels`, `names`, `classes`. JPEG
+    has been at these pixels, and `origin["note"]` says so.
+
+  Images without names are called `00042`, or `CLASS/00042` where their class is known.
+  """
+  path = Path(path)
+  arrays = _read_arrays(path)
+  packed = {"header", "payload", "offsets"} <= set(arrays)
+  if not packed and "images" not in arrays:
+    raise BadDataError(
+      f"{path}: no array 'images' (nor 'header', 'payload' and 'offsets'); it has "
+      f"{', '.join(sorted(arrays)) or 'nothing'}"
+    )
+  count = _check_packed(path, arrays) if packed else _check_plain(path, arrays)
+  labels, names, class_names = _annotations(path, arrays, count)
+  selected = np.arange(count)
+  if classes is not None:
+    wanted = image_set.class_indices(classes, class_names, str(path))
+    selected = np.flatnonzero(np.isin(labels, wanted)) if labels is not None else selected[:0]
+  if not len(selected):
+    raise MissingDataError(f"{path}: no images in it" + (" of these classes" if classes else ""))
+  chosen = selected[image_set.choose(len(selected), limit, seed)]
+  origin: dict[str, Any] = {}
+  if packed:
+    pixels = _decode(path, arrays, chosen)
+    origin["note"] = "JPEG-sourced: the pixels carry JPEG's losses"
+  else:
+    pixels = arrays["images"][chosen]
+  return image_set.finish(
+    resize_all(pixels, image_size),
+    [names[i] for i in chosen],
+    f"npz {path}",
+    labels=None if labels is None else labels[chosen],
+    classes=class_names,
+    **origin,
+  )
+
+
+def resize_all(pixels: np.ndarray, image_size: int | None) -> np.ndarray:
+  """Crops and resizes uint8 (N, H, W, 3) like `images.resize_picture`; unchanged if it fits."""
+  if image_size is None or pixels.shape[1:3] == (image_size, image_size):
+    return pixels
+  return np.stack(
+    [images.resize_picture(images.Picture(image), image_size).pixels for image in pixels]
+  )
+
+
+def numbered_names(
+  numbers: Iterable[int], labels: np.ndarray | None, class_names: Sequence[str] | None
+) -> list[str]:
+  """`00042`, or `CLASS/00042`: subfolders that other tools read as labels."""
+  if labels is None or class_names is None:
+    return [f"{number:05d}" for number in numbers]
+  folders = [str(name).replace("/", "-").strip(". ") or "class" for name in class_names]
+  return [f"{folders[int(label)]}/{number:05d}" for number, label in zip(numbers, labels)]
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+  known = ("images", "labels", "names", "classes", "header", "payload", "offsets")
+  try:
+    with np.load(path, allow_pickle=False) as archive:
+      if not isinstance(archive, np.lib.npyio.NpzFile):
+        raise BadDataError(f"{path}: not an .npz archive; save it by numpy.savez")
+      return {key: archive[key] for key in archive.files if key in known}
+  except FileNotFoundError as error:
+    raise MissingDataError(f"{path}: no such file; give the path of an .npz archive") from error
+  except PermissionError as error:
+    raise BadDataError(f"{path}: permission denied; make the file readable") from error
+  except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise BadDataError(f"{path}: not a readable .npz archive ({reason})") from error
+
+
+def _check_plain(path: Path, arrays: dict[str, np.ndarray]) -> int:
+  pixels = arrays["images"]
+  if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+    raise BadDataError(
+      f"{path}: 'images' must be uint8 (N, H, W, 3) with levels 0 to 255, got "
+      f"{pixels.dtype} {pixels.shape}"
+    )
+  if pixels.size == 0:
+    raise MissingDataError(f"{path}: no images in it")
+  return len(pixels)
+
+
+def _check_packed(path: Path, arrays: dict[str, np.ndarray]) -> int:
+  offsets = arrays["offsets"].astype(np.int64)
+  sound = (
+    arrays["header"].dtype == np.uint8
+    and arrays["payload"].dtype == np.uint8
+    and offsets.ndim == 1
+    and len(offsets) > 1
+    and offsets[0] >= 0
+    and (np.diff(offsets) > 0).all()
+    and offsets[-1] <= arrays["payload"].size
+  )
+  if not sound:
+    raise BadDataError(f"{path}: 'offsets' do not divide 'payload' into JPEG scans; damaged file")
+  return len(offsets) - 1
+
+
+def _annotations(
+  path: Path, arrays: dict[str, np.ndarray], count: int
+) -> tuple[np.ndarray | None, list[str], list[str] | None]:
+  """Labels, names and class names, checked against each other."""
+  labels = arrays.get("labels")
+  class_names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+  if labels is not None:
+    integral = np.issubdtype(labels.dtype, np.integer)
+    if labels.shape != (count,) or not integral or labels.min(initial=0) < 0:
+      raise BadDataError(f"{path}: 'labels' must be {count} class indices")
+    labels = labels.astype(np.int32)
+    if class_names is not None and labels.max(initial=0) >= len(class_names):
+      raise BadDataError(
+        f"{path}: a label is {labels.max()} but there are {len(class_names)} classes"
+      )
+  if "names" not in arrays:
+    return labels, numbered_names(range(count), labels, class_names), class_names
+  names = [str(name) for name in arrays["names"]]
+  if len(names) != count or len(set(names)) != count:
+    raise BadDataError(f"{path}: 'names' must be {count} different names")
+  for name in names:
+    if not image_set.is_safe_name(name):
+      raise BadDataError(f"{path}: name {name!r} is empty, hidden, absolute or leaves its folder")
+  return labels, names, class_names
+
+
+def _decode(path: Path, arrays: dict[str, np.ndarray], chosen: np.ndarray) -> np.ndarray:
+  header, payload = arrays["header"].tobytes(), arrays["payload"]
+  offsets = arrays["offsets"].astype(np.int64)
+  decoded = []
+  for i in chosen.tolist():
+    scan = payload[offsets[i] : offsets[i + 1]].tobytes()
+    try:
+      with Image.open(io.BytesIO(header + scan), formats=("JPEG",)) as image:
+        decoded.append(np.array(image.convert("RGB")))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+      raise BadDataError(f"{path}: image {i} is damaged ({error})") from error
+  if len({image.shape for image in decoded}) != 1:
+    raise ConfigError(f"{path}: its images are not of one size, which this layout requires")
+  return np.stack(decoded)

@@ -1,0 +1,105 @@
+"""Where clean images come from: one function, five kinds of source.
+
+| spec | source |
+|---|---|
+| `builtin` | crops of the photographs inside the scikit-image and scikit-learn wheels |
+| `folder:PATH` or the path of a folder | image files, nested folders included |
+| `npz:PATH` or `*.npz` | arrays `images`, `labels`, `names`, or packed JPEG scans |
+| `cifar10:PATH`, `cifar10-test:PATH` | `cifar-10-binary.tar.gz`, its folder, or `.bin` files |
+| `tfds:NAME[:SPLIT][@DATA_DIR]` | a prepared TFDS data set, read without TensorFlow |
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from udp_jax.data.image_set import ImageSet, Metadata, pixels_sha256, split, take
+from udp_jax.errors import ConfigError, MissingDataError
+
+__all__ = ["ImageSet", "Metadata", "load", "pixels_sha256", "split", "take"]
+
+
+class _Options(TypedDict):
+  image_size: int | None
+  limit: int | None
+  seed: int
+  classes: Sequence[str] | None
+
+
+def load(
+  spec: str | os.PathLike,
+  *,
+  image_size: int | None = None,
+  limit: int | None = None,
+  seed: int = 0,
+  strict: bool = False,
+  classes: Sequence[str] | None = None,
+) -> ImageSet:
+  """Loads the clean reference: uint8 images of one size, resized and quantised once.
+
+  Args:
+    spec: see the table above.
+    image_size: centre-crop to a square and resize to this many pixels; None keeps the source's
+      size (which must then be the same for all), 32 for `builtin`.
+    limit: at most this many images: a random subset chosen by `seed`, in the source's order.
+    seed: of the choice made by `limit`; nothing else depends on it.
+    strict: an unusable file in a folder is an error instead of being skipped with a warning.
+    classes: only images of these classes, by name (`("automobile",)`).
+
+  Raises:
+    MissingDataError: nothing is there; the message says where it was looked for and how to get it.
+    BadDataError: it is there but cannot be used.
+    ConfigError: the arguments do not fit the source.
+  """
+  text = os.fspath(spec)
+  if image_size is not None and image_size < 1:
+    raise ConfigError(f"image_size must be at least 1 or None, got {image_size}")
+  if isinstance(classes, str):
+    classes = (classes,)
+  options: _Options = {
+    "image_size": image_size,
+    "limit": limit,
+    "seed": seed,
+    "classes": classes,
+  }
+  kind, colon, place = text.partition(":")
+  # The kinds are imported where they are used: a folder needs neither tarfile nor TFDS.
+  if text == "builtin":
+    from udp_jax.data import builtin
+
+    return builtin.load_builtin(**options)
+  if colon and kind == "folder":
+    from udp_jax.data import folder
+
+    return folder.load_folder(_path(place), strict=strict, **options)
+  if colon and kind == "npz":
+    from udp_jax.data import npz
+
+    return npz.load_npz(_path(place), **options)
+  if colon and kind in ("cifar10", "cifar10-test"):
+    from udp_jax.data import cifar
+
+    part = "test" if kind == "cifar10-test" else "train"
+    return cifar.load_cifar10(_path(place), part=part, **options)
+  if colon and kind == "tfds":
+    from udp_jax.data import prepared
+
+    return prepared.load_tfds(place, **options)
+  if text.endswith(".npz"):
+    return load(f"npz:{text}", strict=strict, **options)
+  if _path(text).is_dir():
+    return load(f"folder:{text}", strict=strict, **options)
+  if os.sep in text or _path(text).exists():
+    what = "is a file, not a folder" if _path(text).exists() else "no such folder"
+    raise MissingDataError(f"{text}: {what}; give a folder of images, an .npz file or a source")
+  raise ConfigError(
+    f"unknown source {text!r}; use builtin, folder:PATH, npz:PATH, cifar10:PATH, cifar10-test:PATH "
+    "or tfds:NAME"
+  )
+
+
+def _path(place: str) -> Path:
+  return Path(place).expanduser()

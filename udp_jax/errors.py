@@ -1,0 +1,39 @@
+"""Errors that a user can cause and mend, each with its documented exit code.
+
+Entry points print `error: MESSAGE` on one line and leave with `exit_code`; anything else that is
+raised is a bug and keeps its traceback (exit code 1).
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+  """A problem in the user's input or surroundings. The message says what, where and what to do."""
+
+  exit_code = 2
+
+
+class ConfigError(UserError):
+  """An unknown config, method or field, or a value that cannot be used. Exit code 2."""
+
+
+class MissingDataError(UserError):
+  """Data or weights that are not there: which file, where it was looked for, how to get it. Exit code 2."""
+
+
+class BadDataError(UserError):
+  """A file that is there but cannot be used (truncated, wrong checksum, no images). Exit code 3."""
+
+  exit_code = 3
+
+
+class OutputError(UserError):
+  """An output place that cannot be written (exists, read-only, full). Exit code 4."""
+
+  exit_code = 4
+
+
+class DivergedError(UserError):
+  """A loss or parameter became NaN or infinite. Exit code 5."""
+
+  exit_code = 5

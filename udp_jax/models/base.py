@@ -1,0 +1,69 @@
+"""A diffusion model as a tuple of pure functions, whatever network is inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from udp_jax.models.ddpm_unet import UNet2D
+from udp_jax.ops.image import from_model_range, to_model_range
+from udp_jax.ops.schedules import NoiseSchedule
+
+Params = Any
+Cond = Any
+
+
+class DiffusionModel(NamedTuple):
+  """Everything a protection, purifier or threat needs to know about a diffusion model.
+
+  The parameters are an explicit argument of every function, never a constant inside one.
+
+  Attributes:
+    init: key -> params.
+    encode: (params, images, keys) -> x0. images (B, H, W, 3) in [0, 1]; keys (B,), one a picture,
+      for models whose encoder draws (a VAE); pixel models ignore them.
+    apply: (params, x_t, timesteps, cond, key=None) -> prediction, the shape of x_t. A key turns
+      dropout on.
+    decode: (params, x0) -> images in [0, 1].
+    embed: (params, token_ids) -> cond; None for unconditional pixel models.
+    schedule: the noise schedule that the model was or will be trained with.
+    shape: of one x0, without the batch axis.
+  """
+
+  init: Callable[[jax.Array], Params]
+  encode: Callable[[Params, jax.Array, jax.Array], jax.Array]
+  apply: Callable[..., jax.Array]
+  decode: Callable[[Params, jax.Array], jax.Array]
+  embed: Callable[[Params, jax.Array], Cond] | None
+  schedule: NoiseSchedule
+  shape: tuple[int, ...]
+
+
+def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
+  """A diffusion model on pixels: x0 = 2 * images - 1 (Ho et al., arXiv:2006.11239)."""
+  size = unet.config.sample_size
+  shape = (size, size, unet.config.in_channels)
+
+  def init(key: jax.Array) -> Params:
+    return unet.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))["params"]
+
+  def encode(params: Params, images: jax.Array, keys: jax.Array) -> jax.Array:
+    del params, keys  # Pixels are their own code.
+    return to_model_range(images)
+
+  def apply(
+    params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None, key=None
+  ) -> jax.Array:
+    del cond  # Unconditional.
+    dropout = key is not None and unet.config.dropout > 0
+    rngs = {"dropout": key} if dropout else None
+    return unet.apply({"params": params}, x_t, timesteps, train=dropout, rngs=rngs)
+
+  def decode(params: Params, x0: jax.Array) -> jax.Array:
+    del params
+    return jnp.clip(from_model_range(x0), 0.0, 1.0)
+
+  return DiffusionModel(init, encode, apply, decode, None, schedule, shape)

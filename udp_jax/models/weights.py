@@ -1,0 +1,382 @@
+"""Weights in diffusers' folder layout (config.json + safetensors) to and from flax params.
+
+Our modules carry diffusers' names with ".N" written "_N" (`down_blocks_0/resnets_1/conv1`), so the
+way between the two is a short table of rules and not a table of tensors:
+
+  list modules    down_blocks_0             <->  down_blocks.0       (`LIST_MODULES`)
+  convolutions    kernel (H, W, I, O)       <->  weight (O, I, H, W)
+  dense layers    kernel (I, O)             <->  weight (O, I)
+  norms           scale (C,)                <->  weight (C,)
+  embeddings      embedding (N, C)          <->  weight (N, C)
+  biases          bias (C,)                 <->  bias (C,)
+
+Attention names from before diffusers 0.17 (query, key, value, proj_attn) are accepted on reading.
+Only safetensors files are read: a PyTorch `.bin` is a pickle, which can run code when opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from absl import logging
+
+from udp_jax.errors import BadDataError, MissingDataError, OutputError
+from udp_jax.ops import schedules
+
+PyTree = Any
+
+# Modules that are lists in PyTorch. Any other "_N" belongs to the name itself (time_embedding's
+# linear_1 is not an element of a list).
+LIST_MODULES = (
+  "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out|transformer_blocks|net"
+  "|layers"
+)
+_LIST_MODULE = re.compile(rf"({LIST_MODULES})_(\d+)")
+
+_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_LEGACY_NAME = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+# Constants that older files store beside the weights.
+_BUFFERS = ("position_ids",)
+
+# diffusers models, then transformers models (CLIP).
+_STEMS = ("diffusion_pytorch_model", "model")
+_HOW_TO_GET = (
+  "On a machine with network access run `hf download google/ddpm-cifar10-32 --local-dir"
+  " ddpm-cifar10-32` (or the model you want) and give the path of that folder"
+)
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+  """PyTorch's name for the parameter at `path`, e.g. ("to_out_0", "kernel") -> "to_out.0.weight".
+
+  Raises:
+    ValueError: if the last part is not kernel, scale, embedding or bias.
+  """
+  *modules, leaf = path
+  if leaf not in _LEAF_NAMES:
+    raise ValueError(f"no PyTorch name for parameter {'/'.join(path)}: unknown kind {leaf!r}")
+  return ".".join([*(_LIST_MODULE.sub(r"\1.\2", m) for m in modules), _LEAF_NAMES[leaf]])
+
+
+def to_torch_names(params: PyTree) -> dict[str, np.ndarray]:
+  """A flax params tree as PyTorch's flat state dict: name -> contiguous float32 array."""
+  tensors = {}
+  for path, value in _flatten(params):
+    array = np.asarray(value).astype(np.float32)
+    if path[-1] == "kernel":  # (..., I, O) -> (O, I, ...)
+      array = np.transpose(array, (array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)))
+    tensors[torch_name(path)] = np.ascontiguousarray(array)
+  return tensors
+
+
+def from_torch_names(
+  tensors: Mapping[str, np.ndarray], template: PyTree, *, origin: str = "the weights"
+) -> PyTree:
+  """A PyTorch state dict as a flax params tree.
+
+  Args:
+    tensors: name -> array, as `load_pretrained` returns them.
+    template: params, or their shapes from `jax.eval_shape`; gives the structure, shapes and dtypes.
+    origin: where the tensors came from, for the error message.
+
+  Returns:
+    `template`'s tree with NumPy arrays as leaves (nothing is put on a device here).
+
+  Raises:
+    BadDataError: naming every missing, unexpected and mis-shaped tensor.
+  """
+  named = {_modern_name(name): value for name, value in tensors.items()}
+  leaves, missing, mis_shaped = [], [], []
+  for path, expected in _flatten(template):
+    name = torch_name(path)
+    if name not in named:
+      missing.append(name)
+      continue
+    array = np.asarray(named.pop(name))
+    if path[-1] == "kernel" and array.ndim >= 2:  # (O, I, ...) -> (..., I, O)
+      array = np.transpose(array, (*range(2, array.ndim), 1, 0))
+    if array.shape != tuple(expected.shape):
+      mis_shaped.append(f"{name} (as {array.shape}, wanted {tuple(expected.shape)})")
+      continue
+    leaves.append(np.ascontiguousarray(array.astype(expected.dtype)))
+  unexpected = [name for name in named if name.rsplit(".", 1)[-1] not in _BUFFERS]
+  problems = [
+    f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    for kind, names in (
+      ("missing", missing),
+      ("unexpected", unexpected),
+      ("mis-shaped", mis_shaped),
+    )
+    if names
+  ]
+  if problems:
+    raise BadDataError(
+      f"{origin} do not fit this model; {'; '.join(problems)}. Does config.json belong to them?"
+    )
+  return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), leaves)
+
+
+def save_pretrained(
+  folder: str | os.PathLike[str],
+  config: Mapping[str, Any],
+  params: PyTree,
+  *,
+  class_name: str = "UNet2DModel",
+) -> None:
+  """Writes a model folder that diffusers' `class_name.from_pretrained(folder)` opens.
+
+  Each file appears whole or not at all. config.json goes last, and an older one goes first, so that
+  a killed save never leaves a config beside weights that are not its own.
+
+  Args:
+    folder: made if need be.
+    config: the model's fields, under diffusers' names.
+    params: flax params; stored as float32.
+    class_name: the diffusers class.
+
+  Raises:
+    OutputError: if the folder cannot be written, or holds a sharded model (whose index file would
+      take precedence over the new weights).
+  """
+  folder = Path(folder)
+  tensors = to_torch_names(params)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    if stale := sorted(folder.glob("*.safetensors.index*.json")):
+      raise OutputError(f"{folder} holds a sharded model ({stale[0].name}): choose another folder")
+    (folder / "config.json").unlink(missing_ok=True)
+    _write(
+      folder / f"{_STEMS[0]}.safetensors",
+      # The metadata is what PyTorch's readers insist on.
+      lambda path: safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"}),
+    )
+    _write_json(folder / "config.json", {"_class_name": class_name, **config})
+  except (OSError, safetensors.SafetensorError) as error:
+    raise OutputError(f"cannot write the model to {folder}: {error}") from error
+
+
+def save_pipeline(
+  folder: str | os.PathLike[str],
+  config: Mapping[str, Any],
+  params: PyTree,
+  scheduler: Mapping[str, Any],
+  *,
+  class_name: str = "UNet2DModel",
+) -> None:
+  """Writes a pixel model and its noise schedule for `DDPMPipeline.from_pretrained(folder)`.
+
+  Args:
+    folder: gets unet/, scheduler/scheduler_config.json and, last, model_index.json.
+    config: the U-Net's fields, under diffusers' names.
+    params: flax params of the U-Net.
+    scheduler: fields of diffusers' `DDPMScheduler`, e.g. from `scheduler_config`.
+    class_name: the diffusers class of the U-Net.
+
+  Raises:
+    OutputError: if the folder cannot be written.
+  """
+  folder = Path(folder)
+  save_pretrained(folder / "unet", config, params, class_name=class_name)
+  try:
+    (folder / "scheduler").mkdir(exist_ok=True)
+    _write_json(
+      folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDPMScheduler", **scheduler}
+    )
+    _write_json(
+      folder / "model_index.json",
+      {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", class_name],
+      },
+    )
+  except OSError as error:
+    raise OutputError(f"cannot write the pipeline to {folder}: {error}") from error
+
+
+def load_pretrained(
+  folder: str | os.PathLike[str],
+  *,
+  subfolder: str = "unet",
+  class_name: str | None = None,
+  variant: str | None = None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """Reads a model's config and tensors.
+
+  Args:
+    folder: the model's own folder, or a pipeline's with the model in `subfolder`.
+    subfolder: where a pipeline keeps the model (unet, vae, text_encoder).
+    class_name: the diffusers class the config must name, if given.
+    variant: "fp16" for `*.fp16.safetensors`. None takes full precision and, where only a variant
+      was downloaded, that one (and logs so).
+
+  Returns:
+    config.json's fields, and name -> array in the file's own dtype, under PyTorch's names.
+
+  Raises:
+    MissingDataError: if the folder, config.json or the weights (one file or shards) are not there.
+    BadDataError: if a file is damaged or is another class's.
+  """
+  folder = Path(folder)
+  home = folder if (folder / "config.json").is_file() else folder / subfolder
+  if not (home / "config.json").is_file():
+    raise MissingDataError(f"no config.json in {folder} or {folder / subfolder}. {_HOW_TO_GET}")
+  config = _read_json(home / "config.json")
+  if class_name is not None and config.get("_class_name", class_name) != class_name:
+    raise BadDataError(
+      f"{home / 'config.json'} describes a {config['_class_name']}, not a {class_name}"
+    )
+  source = _find_weights(home, variant)
+  if source.suffix == ".safetensors":
+    return config, _read_tensors(source)
+  weight_map = _read_json(source).get("weight_map")
+  if not isinstance(weight_map, dict):
+    raise BadDataError(f"{source} has no weight_map: download it again")
+  tensors: dict[str, np.ndarray] = {}
+  for shard in sorted(set(weight_map.values())):
+    if Path(shard).name != shard:
+      raise BadDataError(f"{source} points outside its folder: {shard!r}")
+    if not (home / shard).is_file():
+      raise MissingDataError(f"{home / shard}, named by {source.name}, is missing. {_HOW_TO_GET}")
+    tensors.update(_read_tensors(home / shard))
+  if lost := sorted(set(weight_map) - set(tensors)):
+    raise BadDataError(f"{source} promises {lost[0]} ({len(lost)} in all), but no shard has it")
+  return config, tensors
+
+
+def load_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """The noise scheduler's fields from a model or pipeline folder; None if it holds no such file.
+
+  Looks for scheduler_config.json in `folder`, in `folder`/scheduler and in ../scheduler.
+
+  Raises:
+    BadDataError: if the file is damaged.
+  """
+  folder = Path(folder)
+  for home in (folder, folder / "scheduler", folder.parent / "scheduler"):
+    if (home / "scheduler_config.json").is_file():
+      return _read_json(home / "scheduler_config.json")
+  return None
+
+
+def schedule_from_config(config: Mapping[str, Any]) -> schedules.NoiseSchedule:
+  """The noise schedule that diffusers' scheduler fields describe (absent ones: its defaults).
+
+  Raises:
+    BadDataError: for a schedule that this library does not have.
+  """
+  prediction_type = config.get("prediction_type", "epsilon")
+  kind = config.get("beta_schedule", "linear")
+  num_steps = config.get("num_train_timesteps", 1000)
+  ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
+  if config.get("rescale_betas_zero_snr"):
+    raise BadDataError("scheduler_config.json: rescale_betas_zero_snr is not supported")
+  try:
+    if config.get("trained_betas") is not None:
+      return schedules.from_betas(config["trained_betas"], prediction_type=prediction_type)
+    match kind:
+      case "linear":
+        return schedules.linear(num_steps, **ends, prediction_type=prediction_type)
+      case "scaled_linear":
+        return schedules.scaled_linear(num_steps, **ends, prediction_type=prediction_type)
+      case "squaredcos_cap_v2":
+        return schedules.cosine(num_steps, prediction_type=prediction_type)
+  except (TypeError, ValueError) as error:
+    raise BadDataError(f"scheduler_config.json: {error}") from error
+  raise BadDataError(f"scheduler_config.json: beta_schedule {kind!r} is not supported")
+
+
+def scheduler_config(schedule: schedules.NoiseSchedule, **fields: Any) -> dict[str, Any]:
+  """The `DDPMScheduler` fields for `schedule`, its betas in full, e.g. for `save_pipeline`.
+
+  `fields` are added as they are, e.g. clip_sample=True (which is diffusers' default).
+  """
+  abar = np.asarray(schedule.alphas_cumprod, np.float64)
+  config = {
+    "num_train_timesteps": len(abar),
+    "prediction_type": schedule.prediction_type,
+    **fields,
+  }
+  for kind in ("linear", "squaredcos_cap_v2"):
+    named = {"beta_schedule": kind, "beta_start": 1e-4, "beta_end": 0.02, **config}
+    if np.array_equal(schedule_from_config(named).alphas_cumprod, schedule.alphas_cumprod):
+      return named
+  betas = 1.0 - abar / np.concatenate([[1.0], abar[:-1]])
+  return {"trained_betas": betas.tolist(), **config}
+
+
+def _flatten(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return [(tuple(str(entry.key) for entry in path), leaf) for path, leaf in leaves]
+
+
+def _modern_name(name: str) -> str:
+  return _LEGACY_NAME.sub(lambda m: f"{m[1]}.{_LEGACY_ATTENTION[m[2]]}.{m[3]}", name)
+
+
+def _find_weights(home: Path, variant: str | None) -> Path:
+  """The weights file in `home`, or the index of its shards."""
+  infixes = ["", ".fp16"] if variant is None else [f".{variant}"]
+  for infix in infixes:
+    for stem in _STEMS:
+      for name in (f"{stem}{infix}.safetensors", f"{stem}.safetensors.index{infix}.json"):
+        if (home / name).is_file():
+          if variant is None and infix:
+            logging.info("%s holds no full-precision weights; taking %s", home, name)
+          return home / name
+  wanted = f"{_STEMS[0]}{infixes[0]}.safetensors"
+  if pickles := sorted(home.glob("*.bin")):
+    raise MissingDataError(
+      f"no {wanted} in {home}, only {pickles[0].name}, a pickle, which is never opened here"
+      " because it can run code. Convert it where PyTorch diffusers is installed, if you trust it:"
+      " load the folder with the model class's from_pretrained(folder) and write it with"
+      " save_pretrained(folder)"
+    )
+  raise MissingDataError(f"no {wanted} in {home}. {_HOW_TO_GET}")
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+  try:
+    return safetensors.numpy.load_file(path)
+  except (OSError, TypeError, safetensors.SafetensorError) as error:
+    raise BadDataError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    content = json.loads(path.read_text("utf-8"))
+  except (OSError, ValueError) as error:
+    raise BadDataError(f"{path} is not readable JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise BadDataError(f"{path} holds {type(content).__name__}, not an object of fields")
+  return content
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+  """Writes under a temporary name, flushes to disk, renames: `path` is whole or absent."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.touch()
+    permissions = temporary.stat().st_mode  # What the umask says; safetensors would say 0600.
+    write(temporary)
+    temporary.chmod(permissions)
+    with open(temporary, "rb") as file:
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+  text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+  _write(path, lambda temporary: temporary.write_text(text, "utf-8"))

@@ -1,0 +1,78 @@
+"""Objectives: what a perturbation or a model's weights descend.
+
+`objective(params, images, cond, keys) -> (losses (B,), aux)` with images (B, H, W, C) float in
+[0, 1], and keys (B,), one a picture. Always minimised: what is to be maximised is wrapped in a
+visible `negate`. Losses stay apart per picture: they are *summed* for a perturbation, so that a
+picture's delta depends on nobody else's, and *averaged* for weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from udp_jax.models.base import Cond, DiffusionModel, Params
+from udp_jax.ops import schedules
+from udp_jax.ops import timesteps as timesteps_lib
+from udp_jax.randomness import normal_each, split_each
+
+Aux = dict[str, jax.Array]
+Objective = Callable[[Params, jax.Array, Cond, jax.Array], tuple[jax.Array, Aux]]
+
+
+def denoising(model: DiffusionModel, probs: ArrayLike, *, dropout: bool = False) -> Objective:
+  """E_{t, noise} mean || target - model(x_t, t) ||^2: L_simple of DDPM (arXiv:2006.11239, eq. 14).
+
+  One timestep and one noise a picture and call; the mean is over the elements of x0.
+
+  Args:
+    model: the diffusion model.
+    probs: distribution over timesteps, (T,): `ops.timesteps.uniform`, `.schedule_power`, ...
+    dropout: turn the model's dropout on (for training its weights).
+
+  Returns:
+    An objective; aux holds `timesteps` (B,).
+  """
+  probs = jnp.asarray(probs)
+
+  def objective(params: Params, images: jax.Array, cond: Cond, keys: jax.Array):
+    key_t, key_noise, key_encode = split_each(keys, 3)
+    x0 = model.encode(params, images, key_encode)
+    timesteps = jax.vmap(lambda key: timesteps_lib.sample(key, probs))(key_t)
+    noise = normal_each(key_noise, x0.shape[1:])
+    x_t = schedules.add_noise(model.schedule, x0, noise, timesteps)
+    # Dropout masks are drawn for the batch as a whole, from its first picture's key.
+    prediction = model.apply(params, x_t, timesteps, cond, keys[0] if dropout else None)
+    target = schedules.training_target(model.schedule, x0, noise, timesteps)
+    losses = jnp.mean(jnp.square(prediction - target), axis=tuple(range(1, x0.ndim)))
+    return losses, {"timesteps": timesteps}
+
+  return objective
+
+
+def negate(objective: Objective) -> Objective:
+  """Descending the result ascends `objective`."""
+
+  def negated(*args: Any):
+    losses, aux = objective(*args)
+    return -losses, aux
+
+  return negated
+
+
+def weighted(*terms: tuple[float, Objective]) -> Objective:
+  """Sum of weight * objective. Each term draws with keys of its own; aux is the terms' merged."""
+
+  def objective(params: Params, images: jax.Array, cond: Cond, keys: jax.Array):
+    total, merged = jnp.zeros(images.shape[0]), {}
+    split = (keys,) if len(terms) == 1 else split_each(keys, len(terms))
+    for (weight, term), term_keys in zip(terms, split, strict=True):
+      losses, aux = term(params, images, cond, term_keys)
+      total, merged = total + weight * losses, merged | aux
+    return total, merged
+
+  return objective

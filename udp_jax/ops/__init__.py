@@ -1,0 +1,12 @@
+"""Diffusion and image primitives that need only jax and numpy, reusable in any JAX project."""
+
+from udp_jax.ops import attention as attention
+from udp_jax.ops import conv as conv
+from udp_jax.ops import frechet as frechet
+from udp_jax.ops import image as image
+from udp_jax.ops import norm as norm
+from udp_jax.ops import projections as projections
+from udp_jax.ops import samplers as samplers
+from udp_jax.ops import schedules as schedules
+from udp_jax.ops import similarity as similarity
+from udp_jax.ops import timesteps as timesteps

@@ -1,0 +1,272 @@
+"""Distances between sets of feature vectors: Frechet distance, precision and recall, kernel MMD.
+
+Everything here is NumPy in float64 on the host: the matrices are small, accelerators lack float64,
+and float32 covariances lose the digits that a Frechet distance is made of. Features are (N, D)
+arrays of any float type, NumPy or JAX.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+class FeatureStatistics(NamedTuple):
+  """Mean and scatter of a set of feature vectors. Mergeable across batches, files and processes.
+
+  Attributes:
+    count: number of vectors.
+    mean: (D,) float64.
+    m2: (D, D) float64, the sum of outer products of deviations from the mean.
+  """
+
+  count: int  # type: ignore[assignment]  # hides the unused method tuple.count
+  mean: np.ndarray
+  m2: np.ndarray
+
+
+class PrecisionRecall(NamedTuple):
+  """Improved precision and recall, both in [0, 1]."""
+
+  precision: float
+  recall: float
+
+
+class Estimate(NamedTuple):
+  """An estimated value with its standard error."""
+
+  mean: float
+  standard_error: float
+
+
+def _as_features(features: ArrayLike, name: str = "features") -> np.ndarray:
+  array = np.asarray(features, np.float64)
+  if array.ndim != 2:
+    raise ValueError(f"{name} must be (N, D), got shape {array.shape}")
+  if not np.all(np.isfinite(array)):
+    raise ValueError(f"{name} contain NaN or infinite values")
+  return array
+
+
+def _as_pair(a: ArrayLike, b: ArrayLike, name_a: str, name_b: str) -> tuple[np.ndarray, np.ndarray]:
+  """Two sets of feature vectors of the same dimension, checked and in float64."""
+  first, second = _as_features(a, name_a), _as_features(b, name_b)
+  if first.shape[1] != second.shape[1]:
+    raise ValueError(f"{name_a} have {first.shape[1]} dimensions, {name_b} have {second.shape[1]}")
+  return first, second
+
+
+def empty(dim: int) -> FeatureStatistics:
+  """Statistics of no vectors of `dim` dimensions."""
+  return FeatureStatistics(0, np.zeros(dim), np.zeros((dim, dim)))
+
+
+def update(statistics: FeatureStatistics, features: ArrayLike) -> FeatureStatistics:
+  """Adds a batch of features, (N, D); returns new statistics.
+
+  Raises:
+    ValueError: if the features are not (N, D) with the same D, or not finite.
+  """
+  batch = _as_features(features)
+  if batch.shape[0] == 0:
+    return statistics
+  mean = batch.mean(axis=0)
+  deviations = batch - mean
+  return merge(statistics, FeatureStatistics(batch.shape[0], mean, deviations.T @ deviations))
+
+
+def merge(a: FeatureStatistics, b: FeatureStatistics) -> FeatureStatistics:
+  """Statistics of the union of two sets (Chan, Golub & LeVeque 1983). Associative up to rounding.
+
+  Raises:
+    ValueError: if the dimensions differ.
+  """
+  if a.mean.shape != b.mean.shape:
+    raise ValueError(
+      f"cannot merge statistics of {a.mean.shape[0]} and {b.mean.shape[0]} dimensions"
+    )
+  if a.count == 0:
+    return b
+  if b.count == 0:
+    return a
+  count = a.count + b.count
+  shift = b.mean - a.mean
+  mean = a.mean + shift * (b.count / count)
+  m2 = a.m2 + b.m2 + np.outer(shift, shift) * (a.count * b.count / count)
+  return FeatureStatistics(count, mean, m2)
+
+
+def covariance(statistics: FeatureStatistics) -> np.ndarray:
+  """(D, D) unbiased sample covariance.
+
+  Raises:
+    ValueError: with fewer than two vectors.
+  """
+  if statistics.count < 2:
+    raise ValueError(f"a covariance needs at least 2 feature vectors, got {statistics.count}")
+  return statistics.m2 / (statistics.count - 1)
+
+
+def _factor(matrix: np.ndarray) -> np.ndarray:
+  """L, (D, rank), with L L^T = matrix: eigenvalues at or below rounding error are left out."""
+  values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
+  tolerance = values.shape[0] * np.finfo(np.float64).eps * max(values[-1], 0.0)
+  kept = values > tolerance
+  return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+  """Squared Frechet distance between the Gaussians fitted to two sets (Heusel et al. 2017).
+
+  |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2). With factors A = P P^T and
+  B = Q Q^T from symmetric eigendecompositions, the last trace is the sum of the singular values of
+  P^T Q. No root is taken of a number that may be rounding noise, so singular covariances (fewer
+  vectors than dimensions) lose no accuracy. Biased upwards for small sets: compare equal counts.
+
+  Raises:
+    ValueError: if the dimensions differ, or a set has fewer than two vectors.
+  """
+  if a.mean.shape != b.mean.shape:
+    raise ValueError(
+      f"cannot compare features of {a.mean.shape[0]} and {b.mean.shape[0]} dimensions"
+    )
+  cov_a, cov_b = covariance(a), covariance(b)
+  product = _factor(cov_a).T @ _factor(cov_b)
+  overlap = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0
+  shift = a.mean - b.mean
+  distance = shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2.0 * overlap
+  # Equal sets give rounding error around zero.
+  return max(float(distance), 0.0)
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  squares = np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1)[None, :]
+  return np.maximum(squares - 2.0 * (a @ b.T), 0.0)
+
+
+def _kth_neighbour(points: np.ndarray, k: int, block_size: int) -> np.ndarray:
+  """(N,) squared distance from each point to its k-th nearest other point."""
+  out = np.empty(points.shape[0])
+  for start in range(0, points.shape[0], block_size):
+    rows = np.arange(start, min(start + block_size, points.shape[0]))
+    distances = _squared_distances(points[rows], points)
+    distances[np.arange(rows.size), rows] = np.inf
+    out[rows] = np.partition(distances, k - 1, axis=1)[:, k - 1]
+  return out
+
+
+def _fraction_inside(
+  points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray, block_size: int
+) -> float:
+  inside = 0
+  # Distances come from differences of squares: equal vectors may end up a rounding error apart.
+  slack = 1e-12 * float(np.max(np.sum(centres * centres, axis=1), initial=0.0))
+  for start in range(0, points.shape[0], block_size):
+    distances = _squared_distances(points[start : start + block_size], centres)
+    inside += int(np.count_nonzero(np.any(distances <= squared_radii + slack, axis=1)))
+  return inside / points.shape[0]
+
+
+def precision_recall(
+  real: ArrayLike, fake: ArrayLike, *, k: int = 3, block_size: int = 1024
+) -> PrecisionRecall:
+  """Improved precision and recall (Kynkaanniemi et al. 2019).
+
+  Precision is the fraction of `fake` inside the union of balls around `real`, each ball reaching to
+  its centre's k-th nearest neighbour; recall is the same with the roles exchanged.
+
+  Args:
+    real: (N, D) features.
+    fake: (M, D) features. Compare at equal N and M: both numbers depend on the counts.
+    k: which neighbour sets the radius, smaller than N and M.
+    block_size: rows of the distance matrix held at once; changes memory, not results.
+
+  Raises:
+    ValueError: if a set has k vectors or fewer, shapes do not fit, or values are not finite.
+  """
+  real64, fake64 = _as_pair(real, fake, "real features", "fake features")
+  smallest = min(real64.shape[0], fake64.shape[0])
+  if not 1 <= k < smallest:
+    raise ValueError(f"k={k} must be at least 1 and below the size of both sets ({smallest})")
+  centre = real64.mean(axis=0)
+  real64, fake64 = real64 - centre, fake64 - centre
+  precision = _fraction_inside(fake64, real64, _kth_neighbour(real64, k, block_size), block_size)
+  recall = _fraction_inside(real64, fake64, _kth_neighbour(fake64, k, block_size), block_size)
+  return PrecisionRecall(precision, recall)
+
+
+def _subset_sums(
+  a: np.ndarray, b: np.ndarray, in_a: np.ndarray, in_b: np.ndarray, same: bool, block_size: int
+) -> np.ndarray:
+  """(J,) sums of the kernel over pairs of each subset; `in_*` are (N, J) 0/1 memberships."""
+  sums = np.zeros(in_a.shape[1])
+  for start in range(0, a.shape[0], block_size):
+    rows = slice(start, start + block_size)
+    kernel = (a[rows] @ b.T / a.shape[1] + 1.0) ** 3
+    if same:
+      local = np.arange(kernel.shape[0])
+      kernel[local, start + local] = 0.0
+    sums += np.sum(in_a[rows] * (kernel @ in_b), axis=0)
+  return sums
+
+
+def polynomial_mmd(
+  x: ArrayLike,
+  y: ArrayLike,
+  *,
+  num_subsets: int = 100,
+  subset_size: int | None = None,
+  seed: int = 0,
+  max_vectors: int = 10_000,
+  block_size: int = 1024,
+) -> Estimate:
+  """Kernel inception distance: unbiased squared MMD, kernel (x . y / D + 1)^3 (Binkowski 2018).
+
+  The mean over random subsets, with a standard error that accounts for subsets sharing vectors:
+  with S^2 the variance between J subsets of size s out of n vectors, it is
+  sqrt(S^2 (s / (n - s) + 1 / J)), the delete-d jackknife (Shao & Wu 1989) plus the draw of the
+  subsets. The usual S / sqrt(J) would vanish with J whatever the amount of data.
+
+  Args:
+    x: (N, D) features.
+    y: (M, D) features.
+    num_subsets: J, at least 2.
+    subset_size: s, at least 2 and below N and M; None is half of the smaller set, at most 1000.
+    seed: seed of the subsets.
+    max_vectors: larger sets are first reduced to this many vectors at random.
+    block_size: rows of the kernel matrix held at once; changes memory, not results.
+
+  Returns:
+    The estimate (may be slightly negative, being unbiased) and its standard error.
+
+  Raises:
+    ValueError: if the counts or shapes do not fit, or values are not finite.
+  """
+  x64, y64 = _as_pair(x, y, "x", "y")
+  generator = np.random.default_rng(seed)
+  x64, y64 = (
+    v if v.shape[0] <= max_vectors else v[generator.permutation(v.shape[0])[:max_vectors]]
+    for v in (x64, y64)
+  )
+  smallest = min(x64.shape[0], y64.shape[0])
+  size = min(1000, smallest // 2) if subset_size is None else subset_size
+  if not 2 <= size < smallest:
+    raise ValueError(f"subset_size={size} must be at least 2 and below both counts ({smallest})")
+  if num_subsets < 2:
+    raise ValueError(f"num_subsets must be at least 2, got {num_subsets}")
+
+  def memberships(count: int) -> np.ndarray:
+    chosen = np.zeros((count, num_subsets))
+    for j in range(num_subsets):
+      chosen[generator.choice(count, size, replace=False), j] = 1.0
+    return chosen
+
+  in_x, in_y = memberships(x64.shape[0]), memberships(y64.shape[0])
+  within_x = _subset_sums(x64, x64, in_x, in_x, True, block_size)
+  within_y = _subset_sums(y64, y64, in_y, in_y, True, block_size)
+  between = _subset_sums(x64, y64, in_x, in_y, False, block_size)
+  estimates = (within_x + within_y) / (size * (size - 1)) - 2.0 * between / size**2
+  variance = estimates.var(ddof=1) * (size / (smallest - size) + 1.0 / num_subsets)
+  return Estimate(float(estimates.mean()), float(np.sqrt(variance)))

@@ -1,0 +1,175 @@
+"""Image arrays: ranges, 8-bit levels, resizing, blurring, tiling.
+
+`images` are float32 NHWC in [0, 1]; a model's range is [-1, 1]; `uint8` arrays hold 8-bit levels.
+Functions of float images are differentiable and, unless they say so, do not clip.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+RESIZE_METHODS = ("nearest", "box", "linear", "cubic", "lanczos3", "lanczos5")
+
+
+def to_model_range(images: jax.Array) -> jax.Array:
+  """Maps [0, 1] to [-1, 1]."""
+  return 2.0 * images - 1.0
+
+
+def from_model_range(x0: jax.Array, *, clip: bool = False) -> jax.Array:
+  """Maps [-1, 1] to [0, 1]; values outside are kept unless `clip`."""
+  images = 0.5 * (x0 + 1.0)
+  return jnp.clip(images, 0.0, 1.0) if clip else images
+
+
+def _round_half_up(x: jax.Array) -> jax.Array:
+  # floor(x + 0.5) would round 0.49999997 up, because the sum itself rounds to 1.
+  whole = jnp.floor(x)
+  return whole + (x - whole >= 0.5)
+
+
+def quantise(images: jax.Array) -> jax.Array:
+  """The nearest 8-bit level of each value, halves up, clipped to [0, 255]: uint8."""
+  return jnp.clip(_round_half_up(255.0 * jnp.asarray(images)), 0.0, 255.0).astype(jnp.uint8)
+
+
+def to_float(levels: ArrayLike) -> jax.Array:
+  """Maps uint8 levels to float32 in [0, 1].
+
+  Raises:
+    TypeError: if `levels` is not uint8, since floats would silently shrink by 255.
+  """
+  levels = jnp.asarray(levels)
+  if levels.dtype != jnp.uint8:
+    raise TypeError(f"expected uint8 levels, got {levels.dtype}")
+  return levels.astype(jnp.float32) / 255.0
+
+
+def quantise_within(clean: ArrayLike, delta: jax.Array, radius_255: ArrayLike) -> jax.Array:
+  """Adds delta to 8-bit images so that the 8-bit RESULT obeys the budget.
+
+  The budget is a promise about the saved file, so the bound applies after rounding, and a radius
+  between two levels counts as the lower one.
+
+  Args:
+    clean: (B, H, W, C) uint8.
+    delta: (B, H, W, C) on the [0, 1] scale.
+    radius_255: scalar or (B,), in 8-bit levels: pass 8, not 255 * (8 / 255), which may fall short.
+
+  Returns:
+    uint8 with |result - clean| <= floor(radius_255).
+
+  Raises:
+    TypeError: if `clean` is not uint8.
+  """
+  clean = jnp.asarray(clean)
+  if clean.dtype != jnp.uint8:
+    raise TypeError(f"expected uint8 clean images, got {clean.dtype}")
+  bound = jnp.floor(jnp.asarray(radius_255, jnp.float32))
+  if bound.ndim == 1:
+    bound = bound.reshape(bound.shape + (1,) * (clean.ndim - 1))
+  # In whole levels relative to clean, the rounding and the bound are both exact.
+  change = jnp.clip(_round_half_up(255.0 * delta), -bound, bound)
+  return jnp.clip(clean.astype(jnp.float32) + change, 0.0, 255.0).astype(jnp.uint8)
+
+
+@jax.custom_jvp
+def _snap(images: jax.Array) -> jax.Array:
+  return jnp.clip(_round_half_up(255.0 * images), 0.0, 255.0) / 255.0
+
+
+@_snap.defjvp
+def _snap_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+  return _snap(primals[0]), tangents[0]
+
+
+def fake_quantise(images: jax.Array) -> jax.Array:
+  """to_float(quantise(images)) with the gradient of the identity (straight-through)."""
+  return _snap(images)
+
+
+def resize(images: jax.Array, size: tuple[int, int], *, method: str = "lanczos3") -> jax.Array:
+  """Resizes (B, H, W, C) to `size` = (height, width), with antialiasing when shrinking.
+
+  Args:
+    images: (B, H, W, C) float.
+    size: the new (height, width).
+    method: one of `RESIZE_METHODS`. "box" takes exact means of whole blocks. Cubic and Lanczos
+      kernels have negative lobes, so their results can leave [0, 1] slightly.
+
+  Raises:
+    ValueError: for an unknown method, or "box" with a size that does not divide the images' size.
+  """
+  if method not in RESIZE_METHODS:
+    raise ValueError(f"resize method {method!r} is not one of {RESIZE_METHODS}")
+  b, h, w, c = images.shape
+  if (h, w) == tuple(size):
+    return images
+  if method == "box":
+    if h % size[0] or w % size[1]:
+      raise ValueError(f"box resizing {h}x{w} to {size[0]}x{size[1]} needs whole factors")
+    blocks = images.reshape(b, size[0], h // size[0], size[1], w // size[1], c)
+    return blocks.mean(axis=(2, 4))
+  return jax.image.resize(images, (b, *size, c), method, antialias=True)
+
+
+def gaussian_blur(
+  images: jax.Array, sigma: ArrayLike, *, kernel_size: int | None = None
+) -> jax.Array:
+  """Blurs each channel with a Gaussian; borders are mirrored without repeating the edge.
+
+  Args:
+    images: (B, H, W, C) float.
+    sigma: standard deviation in pixels, positive. May be traced if `kernel_size` is given.
+    kernel_size: odd number of taps; None takes 3 sigma to each side.
+
+  Raises:
+    ValueError: if sigma is not positive, or the kernel is even or reaches past the mirrored image.
+  """
+  if not isinstance(sigma, jax.Array) and not float(np.asarray(sigma)) > 0.0:
+    raise ValueError(f"sigma must be positive, got {sigma}")
+  if kernel_size is None:
+    kernel_size = 2 * math.ceil(3.0 * float(np.asarray(sigma))) + 1
+  if kernel_size % 2 == 0 or kernel_size < 1:
+    raise ValueError(f"kernel_size must be odd and positive, got {kernel_size}")
+  reach = kernel_size // 2
+  h, w = images.shape[1:3]
+  if reach >= min(h, w):
+    raise ValueError(f"a kernel of {kernel_size} taps does not fit images of {h}x{w}")
+  offsets = jnp.arange(-reach, reach + 1, dtype=jnp.float32)
+  weights = jnp.exp(-0.5 * (offsets / jnp.asarray(sigma, jnp.float32)) ** 2)
+  weights = (weights / weights.sum()).astype(images.dtype)
+  padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
+  # Shifted sums instead of a convolution: XLA's depthwise convolutions, and above all their
+  # gradients, are slow on CPU, and the kernel is short.
+  rows = weights[0] * padded[:, :h]
+  for i in range(1, kernel_size):
+    rows = rows + weights[i] * padded[:, i : i + h]
+  out = weights[0] * rows[:, :, :w]
+  for i in range(1, kernel_size):
+    out = out + weights[i] * rows[:, :, i : i + w]
+  return out
+
+
+def grid(images: ArrayLike, columns: int, *, fill: float = 0) -> jax.Array:
+  """Tiles (B, H, W, C) row by row into one (rows * H, columns * W, C) picture of the same dtype.
+
+  Args:
+    images: (B, H, W, C), uint8 or float.
+    columns: images per row, at least 1.
+    fill: the value of the empty cells of the last row.
+  """
+  images = jnp.asarray(images)
+  if columns < 1:
+    raise ValueError(f"columns must be at least 1, got {columns}")
+  b, h, w, c = images.shape
+  rows = -(-b // columns)
+  cells = jnp.pad(
+    images, ((0, rows * columns - b), (0, 0), (0, 0), (0, 0)), constant_values=fill
+  ).reshape(rows, columns, h, w, c)
+  return cells.transpose(0, 2, 1, 3, 4).reshape(rows * h, columns * w, c)

@@ -1,0 +1,187 @@
+"""Noise schedules of variance-preserving diffusion, and the algebra between x0, noise and x_t.
+
+A schedule is the vector abar_t = prod_{s <= t} (1 - beta_s) and what the network predicts:
+
+  x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise                 (Ho et al. 2020, equation 4)
+
+  "epsilon"       the network predicts noise                      (Ho et al. 2020)
+  "v_prediction"  it predicts sqrt(abar) noise - sqrt(1-abar) x0  (Salimans & Ho 2022, appendix D)
+  "sample"        it predicts x0
+
+Timesteps are integers in [0, T), shaped (B,), and broadcast against arrays shaped (B, ...).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+class NoiseSchedule(NamedTuple):
+  """A fixed noise schedule. Constant data: close over it rather than passing it through `jit`.
+
+  Attributes:
+    alphas_cumprod: (T,) float32, abar_t in (0, 1), decreasing. Held by NumPy, so that building a
+      schedule does not start an accelerator backend.
+    prediction_type: what the network's output means, one of `PREDICTION_TYPES`.
+  """
+
+  alphas_cumprod: np.ndarray
+  prediction_type: str
+
+  @property
+  def num_steps(self) -> int:
+    """The number of timesteps T."""
+    return self.alphas_cumprod.shape[0]
+
+
+def from_betas(betas: ArrayLike, *, prediction_type: str = "epsilon") -> NoiseSchedule:
+  """Builds a schedule from beta_t, (T,), accumulated in float64.
+
+  Raises:
+    ValueError: if betas are not one-dimensional in (0, 1), or the prediction type is unknown.
+  """
+  betas64 = np.asarray(betas, np.float64)
+  if betas64.ndim != 1 or betas64.size == 0:
+    raise ValueError(f"betas must be a non-empty vector, got shape {betas64.shape}")
+  if not np.all((betas64 > 0.0) & (betas64 < 1.0)):
+    raise ValueError("every beta must lie strictly between 0 and 1")
+  if prediction_type not in PREDICTION_TYPES:
+    raise ValueError(f"prediction_type {prediction_type!r} is not one of {PREDICTION_TYPES}")
+  return NoiseSchedule(np.cumprod(1.0 - betas64).astype(np.float32), prediction_type)
+
+
+def linear(
+  num_steps: int = 1000,
+  *,
+  beta_start: float = 1e-4,
+  beta_end: float = 0.02,
+  prediction_type: str = "epsilon",
+) -> NoiseSchedule:
+  """Betas evenly spaced (Ho et al. 2020, section 4)."""
+  betas = np.linspace(beta_start, beta_end, num_steps, dtype=np.float64)
+  return from_betas(betas, prediction_type=prediction_type)
+
+
+def scaled_linear(
+  num_steps: int = 1000,
+  *,
+  beta_start: float = 0.00085,
+  beta_end: float = 0.012,
+  prediction_type: str = "epsilon",
+) -> NoiseSchedule:
+  """Square roots of betas evenly spaced (latent diffusion, Rombach et al. 2022)."""
+  roots = np.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=np.float64)
+  return from_betas(roots**2, prediction_type=prediction_type)
+
+
+def cosine(
+  num_steps: int = 1000,
+  *,
+  s: float = 0.008,
+  max_beta: float = 0.999,
+  prediction_type: str = "epsilon",
+) -> NoiseSchedule:
+  """Squared-cosine abar (Nichol & Dhariwal 2021, equation 17), betas capped at `max_beta`.
+
+  `s` is the offset that keeps the first betas from vanishing.
+  """
+  u = np.arange(num_steps + 1, dtype=np.float64) / num_steps
+  f = np.cos((u + s) / (1.0 + s) * np.pi / 2.0) ** 2
+  betas = np.minimum(1.0 - f[1:] / f[:-1], max_beta)
+  return from_betas(betas, prediction_type=prediction_type)
+
+
+def gather(values: ArrayLike, timesteps: ArrayLike, ndim: int) -> jax.Array:
+  """values[timesteps] with trailing axes of length one, so that it broadcasts to `ndim` axes."""
+  picked = jnp.asarray(values)[jnp.asarray(timesteps)]
+  return picked.reshape(picked.shape + (1,) * (ndim - picked.ndim))
+
+
+def _coefficients(
+  schedule: NoiseSchedule, timesteps: ArrayLike, ndim: int
+) -> tuple[jax.Array, jax.Array]:
+  """sqrt(abar_t) and sqrt(1 - abar_t), broadcastable to `ndim` axes."""
+  abar = gather(schedule.alphas_cumprod, timesteps, ndim)
+  return jnp.sqrt(abar), jnp.sqrt(1.0 - abar)
+
+
+def add_noise(
+  schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, timesteps: ArrayLike
+) -> jax.Array:
+  """Draws x_t given noise: sqrt(abar_t) x0 + sqrt(1 - abar_t) noise.
+
+  Args:
+    schedule: the noise schedule.
+    x0: (B, ...) on the model's own range.
+    noise: (B, ...) standard normal.
+    timesteps: (B,) or scalar integers in [0, T).
+
+  Returns:
+    (B, ...), float32 or wider: the coefficients are float32 whatever the inputs are.
+  """
+  signal, sigma = _coefficients(schedule, timesteps, x0.ndim)
+  return signal * x0 + sigma * noise
+
+
+def predict_x0(
+  schedule: NoiseSchedule, x_t: jax.Array, prediction: jax.Array, timesteps: ArrayLike
+) -> jax.Array:
+  """The x0 that a network's output implies, per `schedule.prediction_type`. Not clipped."""
+  signal, sigma = _coefficients(schedule, timesteps, x_t.ndim)
+  match schedule.prediction_type:
+    case "epsilon":
+      return (x_t - sigma * prediction) / signal
+    case "v_prediction":
+      return signal * x_t - sigma * prediction
+    case "sample":
+      return prediction
+  raise ValueError(_unknown(schedule))
+
+
+def predict_noise(
+  schedule: NoiseSchedule, x_t: jax.Array, prediction: jax.Array, timesteps: ArrayLike
+) -> jax.Array:
+  """The noise that a network's output implies, per `schedule.prediction_type`."""
+  signal, sigma = _coefficients(schedule, timesteps, x_t.ndim)
+  match schedule.prediction_type:
+    case "epsilon":
+      return prediction
+    case "v_prediction":
+      return signal * prediction + sigma * x_t
+    case "sample":
+      return (x_t - signal * prediction) / sigma
+  raise ValueError(_unknown(schedule))
+
+
+def training_target(
+  schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, timesteps: ArrayLike
+) -> jax.Array:
+  """What the network should output for `add_noise(schedule, x0, noise, timesteps)`."""
+  signal, sigma = _coefficients(schedule, timesteps, x0.ndim)
+  match schedule.prediction_type:
+    case "epsilon":
+      return noise
+    case "v_prediction":
+      return signal * noise - sigma * x0
+    case "sample":
+      return x0
+  raise ValueError(_unknown(schedule))
+
+
+def snr(schedule: NoiseSchedule, timesteps: ArrayLike | None = None) -> jax.Array:
+  """Signal-to-noise ratio abar / (1 - abar) at `timesteps`, or (T,) at all of them."""
+  abar = jnp.asarray(schedule.alphas_cumprod)
+  if timesteps is not None:
+    abar = abar[jnp.asarray(timesteps)]
+  return abar / (1.0 - abar)
+
+
+def _unknown(schedule: NoiseSchedule) -> str:
+  return f"prediction_type {schedule.prediction_type!r} is not one of {PREDICTION_TYPES}"

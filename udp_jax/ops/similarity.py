@@ -1,0 +1,94 @@
+"""Full-reference image quality, one number per image.
+
+All functions take two float arrays (B, H, W, C) of the same shape and return (B,) float32.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def _check_shapes(a: jax.Array, b: jax.Array) -> None:
+  if a.ndim != 4 or a.shape != b.shape:
+    raise ValueError(f"expected two (B, H, W, C) arrays of one shape, got {a.shape} and {b.shape}")
+
+
+def psnr(a: jax.Array, b: jax.Array, *, data_range: float = 1.0) -> jax.Array:
+  """Peak signal-to-noise ratio in decibels, (B,); infinite for identical images.
+
+  Args:
+    a: (B, H, W, C).
+    b: (B, H, W, C).
+    data_range: largest minus smallest possible value, 1 for images in [0, 1].
+
+  Raises:
+    ValueError: if the shapes differ or are not (B, H, W, C).
+  """
+  _check_shapes(a, b)
+  mse = jnp.mean(jnp.square(a - b), axis=(1, 2, 3))
+  return 10.0 * jnp.log10(data_range**2 / mse)
+
+
+def ssim(
+  a: jax.Array,
+  b: jax.Array,
+  *,
+  data_range: float = 1.0,
+  window_size: int = 11,
+  sigma: float = 1.5,
+  k1: float = 0.01,
+  k2: float = 0.03,
+) -> jax.Array:
+  """Structural similarity (Wang et al. 2004), (B,): mean over channels and over whole windows.
+
+  Equals scikit-image's `structural_similarity` with `gaussian_weights=True` and
+  `use_sample_covariance=False`.
+
+  Args:
+    a: (B, H, W, C).
+    b: (B, H, W, C).
+    data_range: largest minus smallest possible value, 1 for images in [0, 1].
+    window_size: odd side of the Gaussian window.
+    sigma: standard deviation of the window in pixels.
+    k1: constant that steadies the luminance term.
+    k2: constant that steadies the contrast-structure term.
+
+  Raises:
+    ValueError: if the shapes differ, the window is even, or the images are smaller than it.
+  """
+  _check_shapes(a, b)
+  h, w = a.shape[1:3]
+  if window_size % 2 == 0 or window_size < 1:
+    raise ValueError(f"window_size must be odd and positive, got {window_size}")
+  if min(h, w) < window_size:
+    raise ValueError(
+      f"SSIM needs images of at least {window_size}x{window_size} (its window), got {h}x{w}; "
+      "pass a smaller window_size"
+    )
+  offsets = np.arange(window_size) - window_size // 2
+  weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+  weights = (weights / weights.sum()).astype(np.float32)
+
+  def average(x: jax.Array) -> jax.Array:
+    rows = sum(weights[i] * x[:, i : h - window_size + 1 + i] for i in range(window_size))
+    rows = jnp.asarray(rows)
+    out = sum(weights[i] * rows[:, :, i : w - window_size + 1 + i] for i in range(window_size))
+    return jnp.asarray(out)
+
+  # Variances do not change with an offset; without the image's own mean, E[a^2] - E[a]^2 cancels
+  # far fewer digits on bright flat areas.
+  offset_a = jnp.mean(a, axis=(1, 2), keepdims=True)
+  offset_b = jnp.mean(b, axis=(1, 2), keepdims=True)
+  a, b = a - offset_a, b - offset_b
+  mean_a, mean_b = average(a), average(b)
+  var_a = average(a * a) - mean_a * mean_a
+  var_b = average(b * b) - mean_b * mean_b
+  covariance = average(a * b) - mean_a * mean_b
+  mean_a, mean_b = mean_a + offset_a, mean_b + offset_b
+
+  c1, c2 = (k1 * data_range) ** 2, (k2 * data_range) ** 2
+  luminance = (2.0 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+  structure = (2.0 * covariance + c2) / (var_a + var_b + c2)
+  return jnp.mean(luminance * structure, axis=(1, 2, 3))

@@ -1,0 +1,284 @@
+"""What a protection is, and the two loops that all of them are made of.
+
+A protection is an (init, update) pair of pure functions, like an optax transformation. Its data are
+`Batch`es with leaves (num_batches, global_batch, ...), the whole (shard of the) data set at once,
+resident on the device; one `update` is one *round* over them: one step of PGD, or the train and
+perturb steps of a max-min round. `delta` is a field of every state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from udp_jax import training
+from udp_jax.constraints import Constraint
+from udp_jax.models.base import Params
+from udp_jax.objectives import Objective
+from udp_jax.ops.image import to_float
+from udp_jax.randomness import example_keys, stream
+from udp_jax.training import Batch, TrainState
+
+
+class HasDelta(Protocol):
+  """A state that a protection may carry."""
+
+  @property
+  def delta(self) -> jax.Array:
+    """(num_batches, B, H, W, C), float32 on the [0, 1] scale."""
+
+
+class Info(NamedTuple):
+  """What a round reports, not carried on. Reduce on the host, at log steps only.
+
+  Attributes:
+    loss: (num_batches, B), the objective that delta descends, at the round's last step.
+    train_loss: (train_steps,), the surrogate's training loss; empty where none is trained.
+  """
+
+  loss: jax.Array
+  train_loss: jax.Array
+
+
+class Protection(NamedTuple):
+  """An (init, update) pair.
+
+  Attributes:
+    init: (key, data, params) -> state. `params` of the model that is attacked; None is allowed where
+      the method trains a surrogate of its own or uses no model.
+    update: (key, state, data, params) -> (state, info), one round. Draws depend on `key` and on
+      counters in the state, so the same key is passed every round.
+    needs_params: whether the method attacks a model that must be trained already.
+    needs_reference: whether the data must hold another method's pictures (`Batch.reference`).
+  """
+
+  init: Callable[[jax.Array, Batch, Params | None], Any]
+  update: Callable[[jax.Array, Any, Batch, Params | None], tuple[Any, Info]]
+  needs_params: bool = False
+  needs_reference: bool = False
+
+
+class PGDState(NamedTuple):
+  """State of projected gradient descent on one batch (leaves (B, ...) and a step count)."""
+
+  delta: jax.Array
+  opt_state: optax.OptState
+  step: jax.Array
+
+
+class BilevelState(NamedTuple):
+  """State of a max-min loop: the perturbations of the whole data set, and the surrogate."""
+
+  inner: PGDState
+  surrogate: TrainState
+  round: jax.Array
+
+  @property
+  def delta(self) -> jax.Array:
+    """(num_batches, B, H, W, C)."""
+    return self.inner.delta
+
+
+def pgd(
+  objective: Objective, constraint: Constraint, tx: optax.GradientTransformation
+) -> Protection:
+  """Projected gradient descent of `objective` over delta, for one batch (leaves (B, ...)).
+
+  Lift it to a data set with `over_batches`. The losses are summed before the gradient is taken, so a
+  picture's perturbation depends neither on the batch around it nor on sharding, and only delta is
+  differentiated: no gradient of the weights is computed.
+
+  Args:
+    objective: minimised; wrap in `negate` to maximise.
+    constraint: budget.
+    tx: what makes a step of a gradient, e.g. `sign_descent(step_size)`.
+  """
+
+  def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState:
+    del params
+    delta = constraint.init(example_keys(key, 0, batch.index), to_float(batch.images))
+    return PGDState(delta, tx.init(delta), jnp.zeros((), jnp.int32))
+
+  def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None):
+    images = to_float(batch.images)
+    keys = example_keys(key, state.step, batch.index)
+
+    def total(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
+      losses, _ = objective(params, images + delta, batch.cond, keys)
+      return losses.sum(), losses
+
+    gradients, losses = jax.grad(total, has_aux=True)(state.delta)
+    updates, opt_state = tx.update(gradients, state.opt_state, state.delta)
+    delta = constraint.project(optax.apply_updates(state.delta, updates), images)
+    return PGDState(delta, opt_state, state.step + 1), Info(losses, jnp.zeros((0,)))
+
+  return Protection(init, update, needs_params=True)
+
+
+def sign_descent(step_size: float | optax.Schedule) -> optax.GradientTransformation:
+  """delta <- delta - step_size * sign(gradient): the step of I-FGSM and of L-inf PGD."""
+  return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(step_size))
+
+
+def over_batches(inner: Protection, *, num_steps: int = 1) -> Protection:
+  """Lifts a protection of one batch to a data set: each round, `num_steps` updates of each batch."""
+
+  def init(key: jax.Array, data: Batch, params: Params | None) -> Any:
+    return jax.lax.map(lambda batch: inner.init(key, batch, params), data)
+
+  def update(key: jax.Array, state: Any, data: Batch, params: Params | None):
+    def one_batch(_, state_and_batch):
+      batch_state, batch = state_and_batch
+
+      def step(carry, _):
+        return inner.update(key, carry, batch, params)
+
+      batch_state, infos = jax.lax.scan(step, batch_state, None, length=num_steps)
+      return None, (batch_state, jax.tree.map(lambda leaf: leaf[-1], infos))
+
+    _, (state, infos) = jax.lax.scan(one_batch, None, (state, data))
+    return state, Info(infos.loss, jnp.zeros((0,)))
+
+  return Protection(init, update, inner.needs_params)
+
+
+def bilevel(
+  inner: Protection,
+  train_objective: Objective,
+  tx: optax.GradientTransformation,
+  *,
+  init_params: Callable[[jax.Array], Params],
+  train_steps: int,
+  perturb_steps: int,
+  warmup_rounds: int = 0,
+  restart_every: int = 0,
+) -> Protection:
+  """The max-min loop: max over delta of min over the surrogate's weights.
+
+  A round is `train_steps` optimiser steps of the surrogate on protected pictures, then
+  `perturb_steps` updates of `inner` for every batch with the surrogate held still.
+
+  Args:
+    inner: a protection of one batch, usually `pgd`.
+    train_objective: what the surrogate's weights descend (averaged over pictures).
+    tx: the surrogate's optimiser.
+    init_params: key -> fresh surrogate parameters, used when `init` gets none and at restarts.
+    train_steps: of each round.
+    perturb_steps: of each round, for every picture.
+    warmup_rounds: first rounds without perturb steps, so that the surrogate knows something.
+    restart_every: rounds after which the surrogate starts afresh; 0 for never.
+  """
+  train_update = training.make_update(train_objective, tx)
+  perturb = over_batches(inner, num_steps=perturb_steps)
+
+  def init(key: jax.Array, data: Batch, params: Params | None) -> BilevelState:
+    # A copy: the state is donated to every round, the caller's parameters are not.
+    fresh = init_params(stream(key, "surrogate"))
+    params = fresh if params is None else jax.tree.map(jnp.copy, params)
+    deltas = perturb.init(stream(key, "start"), data, params)
+    return BilevelState(deltas, training.init_state(params, tx), jnp.zeros((), jnp.int32))
+
+  def restart(key: jax.Array, state: BilevelState) -> TrainState:
+    fresh = init_params(jax.random.fold_in(stream(key, "surrogate"), state.round))
+    return training.init_state(fresh, tx)._replace(step=state.surrogate.step)
+
+  def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None):
+    del params  # The surrogate's own are in the state.
+    surrogate, inner_state = state.surrogate, state.inner
+    if restart_every:
+      due = (state.round > 0) & (state.round % restart_every == 0)
+      surrogate = jax.lax.cond(due, lambda: restart(key, state), lambda: surrogate)
+    surrogate, train_loss = training.train_steps(
+      train_update, stream(key, "train"), surrogate, data, train_steps, delta=inner_state.delta
+    )
+
+    def perturbed() -> tuple[PGDState, jax.Array]:
+      result, info = perturb.update(stream(key, "perturb"), inner_state, data, surrogate.params)
+      return result, info.loss
+
+    if warmup_rounds:
+      kept = inner_state, jnp.full(data.index.shape, jnp.nan)
+      inner_state, loss = jax.lax.cond(state.round < warmup_rounds, lambda: kept, perturbed)
+    else:
+      inner_state, loss = perturbed()
+    return BilevelState(inner_state, surrogate, state.round + 1), Info(loss, train_loss)
+
+  return Protection(init, update)
+
+
+class FixedState(NamedTuple):
+  """State of a perturbation that is drawn once."""
+
+  delta: jax.Array
+
+
+def _stay(key: jax.Array, state: FixedState, data: Batch, params: Params | None):
+  del key, params
+  return state, Info(jnp.zeros(data.index.shape), jnp.zeros((0,)))
+
+
+def fixed(draw: Callable[[jax.Array, jax.Array], jax.Array]) -> Protection:
+  """A control drawn once: `draw(keys (B,), images (B, H, W, C)) -> delta`, a constraint's `init`."""
+
+  def init(key: jax.Array, data: Batch, params: Params | None) -> FixedState:
+    del params
+
+    def one_batch(batch: Batch) -> jax.Array:
+      return draw(example_keys(key, 0, batch.index), to_float(batch.images))
+
+    return FixedState(jax.lax.map(one_batch, data))
+
+  return Protection(init, _stay)
+
+
+def fixed_from_reference(
+  make: Callable[[jax.Array, Batch, jax.Array], jax.Array],
+) -> Protection:
+  """A control made once from another method's perturbation: `make(keys, data, reference_delta)`.
+
+  All leaves (num_batches, B, ...). `init` raises ValueError when the data have no reference.
+  """
+
+  def init(key: jax.Array, data: Batch, params: Params | None) -> FixedState:
+    del params
+    if data.reference is None:
+      raise ValueError("this control needs `reference` pictures, protected by the method it imitates")
+    keys = jax.vmap(lambda index: example_keys(key, 0, index))(data.index)
+    return FixedState(make(keys, data, to_float(data.reference) - to_float(data.images)))
+
+  return Protection(init, _stay, needs_reference=True)
+
+
+@partial(jax.jit, static_argnums=(0,), static_argnames=("num_rounds",))
+def _run(protection: Protection, key, data, params, *, num_rounds: int):
+  state = protection.init(key, data, params)
+
+  def body(state, _):
+    return protection.update(key, state, data, params)
+
+  return jax.lax.scan(body, state, None, length=num_rounds)
+
+
+def run(
+  protection: Protection, key: jax.Array, data: Batch, params: Params | None, *, num_rounds: int
+) -> tuple[jax.Array, Info]:
+  """Runs a protection to its end in one compiled call.
+
+  Args:
+    protection: from a method's constructor.
+    key: decides every draw.
+    data: leaves (num_batches, B, ...).
+    params: of the attacked model, or None.
+    num_rounds: updates.
+
+  Returns:
+    Protected images, float32 (num_batches, B, H, W, C) in [0, 1], and the infos of all rounds
+    (leaves (num_rounds, ...)). To save them use `ops.image.quantise_within`.
+  """
+  state, infos = _run(protection, key, data, params, num_rounds=num_rounds)
+  return to_float(data.images) + state.delta, infos

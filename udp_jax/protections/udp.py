@@ -1,0 +1,63 @@
+"""UDP: unlearnable diffusion perturbations (Zhao et al. 2023, arXiv:2306.01902).
+
+max over delta, |delta|_inf <= radius, of min over theta of
+E_{x, t, noise} || noise - noise_theta(sqrt(abar_t) (x + delta) + sqrt(1 - abar_t) noise, t) ||^2,
+solved by alternation: the surrogate learns the protected pictures, the pictures move away from it.
+"""
+
+from __future__ import annotations
+
+import optax
+from jax.typing import ArrayLike
+
+from udp_jax import constraints, objectives
+from udp_jax.models.base import DiffusionModel
+from udp_jax.ops import timesteps
+from udp_jax.protections.base import Protection, bilevel, pgd, sign_descent
+
+
+def udp(
+  model: DiffusionModel,
+  *,
+  radius: float,
+  step_size: float,
+  train_steps: int = 30,
+  perturb_steps: int = 2,
+  start: str = "sign",
+  learning_rate: float = 8e-4,
+  clip_norm: float = 1.0,
+  warmup_rounds: int = 0,
+  restart_every: int = 0,
+  probs: ArrayLike | None = None,
+) -> Protection:
+  """The bilevel loop with timesteps drawn uniformly.
+
+  Args:
+    model: class of the surrogate, trained from scratch unless `init` gets parameters.
+    radius: L-inf budget on the [0, 1] scale.
+    step_size: of a sign step, on the [0, 1] scale.
+    train_steps: optimiser steps of the surrogate in each round.
+    perturb_steps: sign steps of every picture in each round.
+    start: of delta: "zero", "uniform" or "sign".
+    learning_rate: of the surrogate's Adam.
+    clip_norm: global norm at which the surrogate's gradient is clipped.
+    warmup_rounds: first rounds that only train.
+    restart_every: rounds after which the surrogate starts afresh; 0 for never.
+    probs: (T,) distribution over the timesteps of the perturb steps; None for uniform. The surrogate
+      trains on uniform timesteps, as whoever trains on the pictures will.
+  """
+  uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
+  attacked = objectives.denoising(model, uniform if probs is None else probs)
+  ascent = pgd(
+    objectives.negate(attacked), constraints.linf(radius, start=start), sign_descent(step_size)
+  )
+  return bilevel(
+    ascent,
+    objectives.denoising(model, uniform, dropout=True),
+    optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(learning_rate)),
+    init_params=model.init,
+    train_steps=train_steps,
+    perturb_steps=perturb_steps,
+    warmup_rounds=warmup_rounds,
+    restart_every=restart_every,
+  )

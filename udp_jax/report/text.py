@@ -1,0 +1,151 @@
+"""The plain forms of a report: numbers as text, the terminal's table, and `report.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udp_jax import errors
+
+MISSING = "-"
+
+
+def finite(value: Any) -> float | None:
+  """`value` as a float, or None where it is None, NaN or infinite."""
+  if value is None or not math.isfinite(value):
+    return None
+  return float(value)
+
+
+def metric_values(
+  row: Mapping[str, Any], key: str
+) -> tuple[float | None, float | None, list[float]]:
+  """One metric of one row: (mean, standard deviation, single values); None for what is missing."""
+  metric = row["metrics"].get(key) or {}
+  values = [number for number in map(finite, metric.get("values") or []) if number is not None]
+  mean = finite(metric.get("mean"))
+  std = finite(metric.get("std")) if mean is not None else None
+  return mean, std, values
+
+
+def format_number(value: Any, digits: int) -> str:
+  """`value` with `digits` decimals; "-" for None, NaN and infinity, and no negative zero."""
+  number = finite(value)
+  if number is None:
+    return MISSING
+  text = f"{number:.{digits}f}"
+  return text.lstrip("-") if float(text) == 0 else text
+
+
+def format_table(report: Mapping[str, Any]) -> str:
+  """The main table in plain text: one line per training set, "mean +- std", columns aligned.
+
+  Args:
+    report: as stored in report.json; only "columns", "rows" and "seeds" are read.
+
+  Returns:
+    Several lines without a final newline.
+  """
+  blocks = [_block(["training set"], [str(row["label"]) for row in report["rows"]], "left")]
+  has_spread = False
+  for column in report["columns"]:
+    cells = []
+    digits = column.get("digits", 3)
+    for row in report["rows"]:
+      mean, std, _ = metric_values(row, column["key"])
+      spread = "" if std is None else f" +- {format_number(std, digits)}"
+      has_spread |= bool(spread)
+      cells.append(format_number(mean, digits) + spread)
+    # Labels are longer than numbers: wrapped, a dozen columns still fit a terminal.
+    width = max(10, *(len(cell) for cell in cells)) if cells else 10
+    label = textwrap.wrap(
+      str(column["label"]), width, break_long_words=False, break_on_hyphens=False
+    ) or [""]
+    blocks.append(_block(label, cells, "right"))
+
+  head_height = max(len(head) for head, _ in blocks)
+  lines = []
+  for i in range(head_height):
+    # Heads stand on the rule, so short ones leave blanks above.
+    parts = [
+      head[i - head_height + len(head)] if i >= head_height - len(head) else " " * len(head[0])
+      for head, _ in blocks
+    ]
+    lines.append("  ".join(parts).rstrip())
+  lines.append("  ".join("-" * len(head[0]) for head, _ in blocks))
+  for i in range(len(report["rows"])):
+    lines.append("  ".join(cells[i] for _, cells in blocks).rstrip())
+  if has_spread:
+    lines.append(f"+-: standard deviation over {len(report['seeds'])} seed(s)")
+  return "\n".join(lines)
+
+
+def _block(head: Sequence[str], cells: Sequence[str], side: str) -> tuple[list[str], list[str]]:
+  """Pads a column's head lines and cells to one width."""
+  width = max(len(text) for text in [*head, *cells])
+  pad = str.ljust if side == "left" else str.rjust
+  return [pad(text, width) for text in head], [pad(text, width) for text in cells]
+
+
+def jsonable(value: Any) -> Any:
+  """`value` as plain JSON types: arrays to lists, tuples to lists, NaN and infinity to None.
+
+  Raises:
+    TypeError: for a type that JSON has no counterpart of.
+  """
+  if isinstance(value, Mapping):
+    return {str(key): jsonable(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [jsonable(item) for item in value]
+  if isinstance(value, np.ndarray):
+    return jsonable(value.tolist())
+  if isinstance(value, np.generic):
+    value = value.item()
+  if isinstance(value, float):
+    return finite(value)
+  if value is None or isinstance(value, str | bool | int):
+    return value
+  raise TypeError(f"a report cannot hold a {type(value).__name__}: {value!r}")
+
+
+def write_json(path: str | os.PathLike[str], report: Mapping[str, Any]) -> None:
+  """Writes `report` as strict JSON (sorted keys, NaN as null), whole or not at all.
+
+  Raises:
+    OutputError: if the file cannot be written.
+    TypeError: if the report holds something that JSON cannot.
+  """
+  text = json.dumps(jsonable(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+  write_atomic(path, text + "\n")
+
+
+def write_atomic(path: str | os.PathLike[str], text: str) -> None:
+  """Writes UTF-8 `text` under a temporary name beside `path`, then renames; makes the folder.
+
+  Raises:
+    OutputError: if the file cannot be written; nothing is left behind.
+  """
+  path = Path(path)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    finally:
+      temporary.unlink(missing_ok=True)
+  except OSError as error:
+    reason = error.strerror or error
+    raise errors.OutputError(
+      f"cannot write {path}: {reason}; choose a folder that is writable and has room"
+    ) from error
