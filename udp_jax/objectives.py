@@ -54,6 +54,18 @@ def denoising(model: DiffusionModel, probs: ArrayLike, *, dropout: bool = False)
   return objective
 
 
+def flipped(objective: Objective) -> Objective:
+  """Mirrors each picture left to right with probability 1/2 before `objective` sees it."""
+
+  def augmented(params: Params, images: jax.Array, cond: Cond, keys: jax.Array):
+    key_flip, keys = split_each(keys, 2)
+    mirror = jax.vmap(jax.random.bernoulli)(key_flip)
+    images = jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
+    return objective(params, images, cond, keys)
+
+  return augmented
+
+
 def negate(objective: Objective) -> Objective:
   """Descending the result ascends `objective`."""
 

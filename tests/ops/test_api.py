@@ -13,8 +13,8 @@ import udp_jax.ops as ops
 
 MODULES = sorted(info.name for info in pkgutil.iter_modules(ops.__path__))
 
-# Arguments that may have a default without being keyword-only, as in jax.random.
-POSITIONAL_DEFAULTS = {"num_steps", "shape", "timesteps", "backend"}
+# Arguments that may have a default and yet be positional: operands and sizes, as in jax.random.
+POSITIONAL_DEFAULTS = {"num_steps", "shape", "timesteps", "bias", "backend"}
 
 
 def _public():

@@ -32,6 +32,19 @@ def test_every_level_survives_the_round_trip():
   np.testing.assert_array_equal(image.quantise(through), LEVELS)
 
 
+def test_levels_compiled_or_not_are_the_same_floats_in_range():
+  plain = np.asarray(image.to_float(LEVELS))
+  np.testing.assert_array_equal(jax.jit(image.to_float)(LEVELS), plain)
+  np.testing.assert_allclose(plain, LEVELS / 255.0, rtol=1e-7)
+  assert plain[0] == 0.0 and plain[255] == 1.0
+
+
+def test_ties_are_decided_alike_compiled_or_not():
+  # Means of two levels, as block means of 8-bit images often are.
+  means = (LEVELS[:, None].astype(np.float32) + LEVELS) / np.float32(510)
+  np.testing.assert_array_equal(jax.jit(image.quantise)(means), image.quantise(means))
+
+
 def test_quantise_rounds_halves_up_and_clips():
   # 255 * 0.5 = 127.5 exactly; NumPy's own rounding would go to the even 128 as well, 2.5 would not.
   values = np.array([-0.2, 0.0, 0.5, 2.5 / 255, 1.0, 1.7, 2.49 / 255, 2.51 / 255], np.float32)
@@ -79,9 +92,7 @@ def test_quantise_within_keeps_full_strength_perturbations():
 
 def test_fake_quantise_has_the_values_of_the_file_and_the_gradient_of_identity():
   x = jnp.asarray(_images()) * 1.4 - 0.2
-  np.testing.assert_array_equal(
-    image.fake_quantise(x), np.asarray(image.quantise(x)).astype(np.float32) / np.float32(255)
-  )
+  np.testing.assert_array_equal(image.fake_quantise(x), image.to_float(image.quantise(x)))
   weights = jnp.asarray(_images(seed=1))
   gradient = jax.grad(lambda v: jnp.sum(weights * image.fake_quantise(v)))(x)
   np.testing.assert_array_equal(gradient, weights)

@@ -46,7 +46,9 @@ def test_cosine_follows_squared_cosine_until_the_cap():
   np.testing.assert_allclose(got[-1] / got[-2], 0.001, rtol=1e-4)
 
 
-@pytest.mark.parametrize("betas", [[], [[0.1]], [0.0, 0.1], [0.1, 1.0], [0.1, np.nan], [-0.1]])
+@pytest.mark.parametrize(
+  "betas", [[], [[0.1]], [0.0, 0.1], [0.1, 1.0], [0.1, np.nan], [-0.1], [1e-9], [0.999] * 20]
+)
 def test_from_betas_rejects_bad_betas(betas):
   with pytest.raises(ValueError, match="beta"):
     schedules.from_betas(betas)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from make_goldens import CIFAR10, SMALL, SMALL_CIFAR_LIKE, SMALL_DEFAULTS, randomize
 
-REASON = "needs PyTorch and diffusers: run `make parity`"
-torch = pytest.importorskip("torch", reason=REASON)
-diffusers = pytest.importorskip("diffusers", reason=REASON)
-
-from make_goldens import CIFAR10, SMALL, SMALL_CIFAR_LIKE, SMALL_DEFAULTS, randomize  # noqa: E402
-
-from udp_jax.errors import MissingDataError  # noqa: E402
-from udp_jax.models import weights  # noqa: E402
-from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig  # noqa: E402
-from udp_jax.ops import schedules  # noqa: E402
+from udp_jax.errors import MissingDataError
+from udp_jax.models import weights
+from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
+from udp_jax.ops import schedules
 
 TOLERANCE = 1e-4  # Largest absolute error over the largest magnitude.
 
@@ -36,11 +33,9 @@ CASES = {
   "cifar10": CIFAR10,
   "small_cifar_like": SMALL_CIFAR_LIKE,
   "small_defaults": SMALL_DEFAULTS,
-  "head_dim_4": SMALL | {"attention_head_dim": 4},
-  "down_padding_0": SMALL | {"downsample_padding": 0},
-  "no_mid_attention": SMALL | {"add_attention": False},
-  "flipped_with_shift": SMALL | {"flip_sin_to_cos": True, "freq_shift": 1},
-  "groups_8": SMALL | {"norm_num_groups": 8, "layers_per_block": 3},
+  # One channel a group at the first level; more heads; the other ways to pad and to embed time.
+  "small_groups": SMALL | {"norm_num_groups": 8, "attention_head_dim": 4, "downsample_padding": 0},
+  "no_mid_attention": SMALL | {"add_attention": False, "freq_shift": 1, "layers_per_block": 3},
   "three_levels": THREE_LEVELS,
 }
 CONV_METHODS = ("xla", "direct", "winograd")
@@ -94,8 +89,8 @@ def compare(case, conv_method, with_param_gradients):
   x_t, cotangent, timesteps = inputs(config)
 
   x_torch = nchw(x_t).requires_grad_()
-  expected = model(x_torch, torch.from_numpy(timesteps)).sample
   model.requires_grad_(with_param_gradients)
+  expected = model(x_torch, torch.from_numpy(timesteps)).sample
   (expected * nchw(cotangent)).sum().backward()
 
   unet = UNet2D(config, conv_method=conv_method)
@@ -119,8 +114,9 @@ def compare(case, conv_method, with_param_gradients):
     reference = {name: value.grad.numpy() for name, value in model.named_parameters()}
     largest = max(np.abs(value).max() for value in reference.values())
     for name, value in weights.to_torch_names(gradients[0]).items():
-      # Some gradients are zero but for rounding (a bias of the keys): judge them by the largest.
-      scale = max(np.abs(reference[name]).max(), 1e-3 * largest)
+      # Some are zero but for rounding (a bias of the keys, a bias before a norm of one channel a
+      # group): judge those by the largest.
+      scale = max(np.abs(reference[name]).max(), 1e-2 * largest)
       errors[f"gradient of {name}"] = float(np.abs(value - reference[name]).max() / scale)
   worst = sorted(errors.items(), key=lambda item: -item[1])[:3]
   print(
@@ -130,7 +126,7 @@ def compare(case, conv_method, with_param_gradients):
   assert worst[0][1] < TOLERANCE, worst
 
 
-@pytest.mark.parametrize("case", sorted(set(CASES) - {"cifar10"}))
+@pytest.mark.parametrize("case", sorted(set(CASES) - {"cifar10", "three_levels"}))
 def test_forward_and_every_gradient(case):
   compare(case, None, with_param_gradients=True)
 

@@ -226,7 +226,7 @@ def test_same_input_gives_the_same_bytes(tmp_path):
   report, assets = make_report(), make_assets()
   before = copy.deepcopy(report)
   html.write_report(tmp_path / "a.html", report, assets)
-  with matplotlib.rc_context({"font.size": 30.0, "axes.grid": False, "svg.hashsalt": None}):
+  with matplotlib.rc_context({"axes.linewidth": 9.0, "axes.grid": False, "svg.hashsalt": None}):
     html.write_report(tmp_path / "b.html", report, assets)
   assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
   # Compared as JSON because NaN differs from itself.

@@ -21,7 +21,7 @@ from udp_jax.errors import BadDataError, MissingDataError
 
 MAX_PIXELS = 100_000_000
 
-# Only these decoders run: Pillow's other plugins include ones that start external programs.
+# Kinds and their extensions. Only these decoders run: Pillow's other plugins include ones that start external programs.
 FORMATS = {
   "PNG": (".png", ".apng"),
   "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -32,6 +32,8 @@ FORMATS = {
   "GIF": (".gif",),
 }
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# Pillow opens MPO, the two-picture JPEG of some cameras, through its JPEG decoder.
+_DECODERS = tuple(kind for kind in FORMATS if kind != "MPO")
 
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258  # TIFF tag
@@ -87,7 +89,7 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pict
   path = Path(path)
   notes: list[str] = []
   try:
-    with Image.open(path, formats=tuple(FORMATS)) as image:
+    with Image.open(path, formats=_DECODERS) as image:
       kind = image.format or ""
       if image.width * image.height > max_pixels:
         raise BadDataError(
@@ -141,10 +143,12 @@ def resize_picture(picture: Picture, size: int) -> Picture:
   resample = Image.Resampling.BOX if side > size else Image.Resampling.LANCZOS
 
   def resize(plane: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(plane).crop(box).resize((size, size), resample))
+    # In float: Pillow's 8-bit resize rounds after each of its two passes.
+    resized = Image.fromarray(plane).crop(box).convert("F").resize((size, size), resample)
+    return np.rint(np.asarray(resized)).clip(0, 255).astype(np.uint8)
 
   return picture._replace(
-    pixels=resize(picture.pixels),
+    pixels=np.stack([resize(picture.pixels[..., i]) for i in range(3)], axis=-1),
     alpha=None if picture.alpha is None else resize(picture.alpha),
     notes=(*picture.notes, f"resized from {width}x{height}"),
   )

@@ -91,9 +91,10 @@ def numbered_names(
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
   known = ("images", "labels", "names", "classes", "header", "payload", "offsets")
   try:
-    with np.load(path, allow_pickle=False) as archive:
-      if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise BadDataError(f"{path}: not an .npz archive; save it by numpy.savez")
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+      raise BadDataError(f"{path}: not an .npz archive; save it by numpy.savez")
+    with archive:
       return {key: archive[key] for key in archive.files if key in known}
   except FileNotFoundError as error:
     raise MissingDataError(f"{path}: no such file; give the path of an .npz archive") from error

@@ -170,8 +170,9 @@ def features(params: Params, images: jax.Array, *, input_size: int = 96) -> jax.
     params: from `load`.
     images: (B, H, W, 3) in [0, 1], of any size.
     input_size: height and width in pixels that the images are resized to (bilinear, antialiased).
-      The network was trained at 224. The default of 96 is for small pictures: at 32 the last maps
-      would be a single pixel, and beyond 96 an enlarged 32 x 32 picture gains nothing but time.
+      The network was trained at 224; the default is a compromise for small pictures. A linear
+      probe on 3,000 CIFAR-10 images reached 66, 74, 76 and 78 % on 1,000 others at 64, 96, 128 and
+      160. Distances compare at equal sizes only.
 
   Returns:
     (B, 1280) float32, not negative.

@@ -45,7 +45,8 @@ def from_betas(betas: ArrayLike, *, prediction_type: str = "epsilon") -> NoiseSc
   """Builds a schedule from beta_t, (T,), accumulated in float64.
 
   Raises:
-    ValueError: if betas are not one-dimensional in (0, 1), or the prediction type is unknown.
+    ValueError: if betas are not one-dimensional in (0, 1), if they round abar to 0 or 1, or if the
+      prediction type is unknown.
   """
   betas64 = np.asarray(betas, np.float64)
   if betas64.ndim != 1 or betas64.size == 0:
@@ -54,7 +55,10 @@ def from_betas(betas: ArrayLike, *, prediction_type: str = "epsilon") -> NoiseSc
     raise ValueError("every beta must lie strictly between 0 and 1")
   if prediction_type not in PREDICTION_TYPES:
     raise ValueError(f"prediction_type {prediction_type!r} is not one of {PREDICTION_TYPES}")
-  return NoiseSchedule(np.cumprod(1.0 - betas64).astype(np.float32), prediction_type)
+  alphas_cumprod = np.cumprod(1.0 - betas64).astype(np.float32)
+  if alphas_cumprod[0] == 1.0 or alphas_cumprod[-1] == 0.0:
+    raise ValueError("betas leave abar at 0 or 1 in float32, where x0 or the noise is undefined")
+  return NoiseSchedule(alphas_cumprod, prediction_type)
 
 
 def linear(

@@ -25,6 +25,10 @@ from udp_jax.randomness import example_keys, stream
 from udp_jax.training import Batch, TrainState
 
 
+# Values of `phase`; None is WHOLE, decided at trace time.
+WHOLE, TRAIN, PERTURB = 0, 1, 2
+
+
 class HasDelta(Protocol):
   """A state that a protection may carry."""
 
@@ -37,8 +41,10 @@ class Info(NamedTuple):
   """What a round reports, not carried on. Reduce on the host, at log steps only.
 
   Attributes:
-    loss: (num_batches, B), the objective that delta descends, at the round's last step.
-    train_loss: (train_steps,), the surrogate's training loss; empty where none is trained.
+    loss: (num_batches, B), the objective that delta descends, at the round's last step; NaN in a
+      round, or part of one, that does not perturb.
+    train_loss: (train_steps,), the surrogate's training loss, NaN in a part that does not train;
+      empty where none is trained.
   """
 
   loss: jax.Array
@@ -51,16 +57,19 @@ class Protection(NamedTuple):
   Attributes:
     init: (key, data, params) -> state. `params` of the model that is attacked; None is allowed where
       the method trains a surrogate of its own or uses no model.
-    update: (key, state, data, params) -> (state, info), one round. Draws depend on `key` and on
-      counters in the state, so the same key is passed every round.
+    update: (key, state, data, params, phase=None) -> (state, info), one round. Draws depend on `key`
+      and on counters in the state, so the same key is passed every round.
     needs_params: whether the method attacks a model that must be trained already.
     needs_reference: whether the data must hold another method's pictures (`Batch.reference`).
+    phases: parts that a round may be split into, in order: passing each of them (traced) as `phase`
+      to one compiled `update` does what one call with WHOLE does, and lets the host time the parts.
   """
 
   init: Callable[[jax.Array, Batch, Params | None], Any]
-  update: Callable[[jax.Array, Any, Batch, Params | None], tuple[Any, Info]]
+  update: Callable[..., tuple[Any, Info]]
   needs_params: bool = False
   needs_reference: bool = False
+  phases: tuple[int, ...] = ()
 
 
 class PGDState(NamedTuple):
@@ -104,7 +113,8 @@ def pgd(
     delta = constraint.init(example_keys(key, 0, batch.index), to_float(batch.images))
     return PGDState(delta, tx.init(delta), jnp.zeros((), jnp.int32))
 
-  def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None):
+  def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None, phase=None):
+    del phase  # One step has no parts.
     images = to_float(batch.images)
     keys = example_keys(key, state.step, batch.index)
 
@@ -131,7 +141,9 @@ def over_batches(inner: Protection, *, num_steps: int = 1) -> Protection:
   def init(key: jax.Array, data: Batch, params: Params | None) -> Any:
     return jax.lax.map(lambda batch: inner.init(key, batch, params), data)
 
-  def update(key: jax.Array, state: Any, data: Batch, params: Params | None):
+  def update(key: jax.Array, state: Any, data: Batch, params: Params | None, phase=None):
+    del phase  # One kind of step only.
+
     def one_batch(_, state_and_batch):
       batch_state, batch = state_and_batch
 
@@ -187,28 +199,45 @@ def bilevel(
     fresh = init_params(jax.random.fold_in(stream(key, "surrogate"), state.round))
     return training.init_state(fresh, tx)._replace(step=state.surrogate.step)
 
-  def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None):
-    del params  # The surrogate's own are in the state.
-    surrogate, inner_state = state.surrogate, state.inner
+  def trained(key: jax.Array, state: BilevelState, data: Batch) -> tuple[TrainState, jax.Array]:
+    surrogate = state.surrogate
     if restart_every:
       due = (state.round > 0) & (state.round % restart_every == 0)
       surrogate = jax.lax.cond(due, lambda: restart(key, state), lambda: surrogate)
-    surrogate, train_loss = training.train_steps(
-      train_update, stream(key, "train"), surrogate, data, train_steps, delta=inner_state.delta
+    return training.train_steps(
+      train_update, stream(key, "train"), surrogate, data, train_steps, delta=state.delta
     )
 
-    def perturbed() -> tuple[PGDState, jax.Array]:
-      result, info = perturb.update(stream(key, "perturb"), inner_state, data, surrogate.params)
-      return result, info.loss
+  def perturbed(key: jax.Array, inner_state: PGDState, data: Batch, params: Params):
+    result, info = perturb.update(stream(key, "perturb"), inner_state, data, params)
+    return result, info.loss
 
-    if warmup_rounds:
-      kept = inner_state, jnp.full(data.index.shape, jnp.nan)
-      inner_state, loss = jax.lax.cond(state.round < warmup_rounds, lambda: kept, perturbed)
-    else:
-      inner_state, loss = perturbed()
-    return BilevelState(inner_state, surrogate, state.round + 1), Info(loss, train_loss)
+  def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None, phase=None):
+    del params  # The surrogate's own are in the state.
+    surrogate, inner_state = state.surrogate, state.inner
+    no_loss = jnp.full((train_steps,), jnp.nan), jnp.full(data.index.shape, jnp.nan)
+    surrogate, train_loss = _if(
+      None if phase is None else phase != PERTURB,
+      lambda: trained(key, state, data),
+      lambda: (surrogate, no_loss[0]),
+    )
+    warm = None if not warmup_rounds else state.round >= warmup_rounds
+    if phase is not None:
+      warm = (phase != TRAIN) if warm is None else warm & (phase != TRAIN)
+    inner_state, loss = _if(
+      warm,
+      lambda: perturbed(key, inner_state, data, surrogate.params),
+      lambda: (inner_state, no_loss[1]),
+    )
+    done = 1 if phase is None else (phase != TRAIN).astype(jnp.int32)
+    return BilevelState(inner_state, surrogate, state.round + done), Info(loss, train_loss)
 
-  return Protection(init, update)
+  return Protection(init, update, phases=(TRAIN, PERTURB))
+
+
+def _if(condition: jax.Array | None, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
+  """`lax.cond` without operands; None means yes, with no branch in the program."""
+  return yes() if condition is None else jax.lax.cond(condition, yes, no)
 
 
 class FixedState(NamedTuple):
@@ -217,8 +246,8 @@ class FixedState(NamedTuple):
   delta: jax.Array
 
 
-def _stay(key: jax.Array, state: FixedState, data: Batch, params: Params | None):
-  del key, params
+def _stay(key: jax.Array, state: FixedState, data: Batch, params: Params | None, phase=None):
+  del key, params, phase
   return state, Info(jnp.zeros(data.index.shape), jnp.zeros((0,)))
 
 

@@ -232,16 +232,18 @@ def _curves(
     if cut is not None:
       caption += f" The steep start above {cut:.3g} is cut off."
     figures.append(_figure("Loss of the trained models", caption, svg, victims, series))
+  # A loss averaged over other timesteps is another quantity: UDP's and EUDP's levels differ anyway.
+  heights = "Methods may weigh noise levels differently: compare courses, not heights."
   both = {
     "min_loss": (
       "Making the protection: the model learns",
       "Loss of the protector's own model after its training steps of each round. It rises when "
-      "the pictures become harder to learn faster than the model can follow.",
+      "the pictures become harder to learn faster than the model can follow. " + heights,
     ),
     "max_loss": (
       "Making the protection: the change fights back",
       "Loss that the hidden change reaches against that model in each round: what the protection "
-      "tries to raise.",
+      "tries to raise. " + heights,
     ),
   }
   for key, (title, caption) in both.items():

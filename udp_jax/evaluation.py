@@ -1,0 +1,138 @@
+"""Measuring protected pictures and what models trained on them generate.
+
+Everything here works on 8-bit pictures as they were saved, and on features of them; nothing is
+measured on an array that was not written to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udp_jax import objectives
+from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.ops import frechet, similarity, timesteps
+from udp_jax.ops.image import to_float
+from udp_jax.randomness import example_keys
+
+Metrics = dict[str, float]
+
+
+def picture_metrics(clean: np.ndarray, protected: np.ndarray, radius_255: float) -> Metrics:
+  """How visible a perturbation is.
+
+  Args:
+    clean: uint8 (N, H, W, 3).
+    protected: uint8 (N, H, W, 3).
+    radius_255: the budget in levels.
+
+  Returns:
+    `psnr` (dB, mean over the pictures that differ; NaN when none does), `ssim` (NaN below 11 pixels),
+    `rms_ratio`: root mean square of protected - clean over the budget, `max_abs_255`: levels.
+  """
+  difference = protected.astype(np.int16) - clean.astype(np.int16)
+  changed = np.abs(difference).max(axis=(1, 2, 3)) > 0
+  psnr = np.concatenate(
+    [similarity.psnr(to_float(c), to_float(p)) for c, p in _chunks(clean, protected)]
+  )
+  ssim = np.array([np.nan])
+  if min(clean.shape[1:3]) >= 11:
+    ssim = np.concatenate(
+      [similarity.ssim(to_float(c), to_float(p)) for c, p in _chunks(clean, protected)]
+    )
+  rms = np.sqrt(np.mean(np.square(difference.astype(np.float64))))
+  return {
+    "psnr": float(psnr[changed].mean()) if changed.any() else float("nan"),
+    "ssim": float(ssim.mean()),
+    "rms_ratio": float(rms / radius_255),
+    "max_abs_255": float(np.abs(difference).max()),
+  }
+
+
+def _chunks(*arrays: np.ndarray, size: int = 512) -> list[tuple[np.ndarray, ...]]:
+  return [tuple(a[i : i + size] for a in arrays) for i in range(0, len(arrays[0]), size)]
+
+
+def distribution_metrics(real: np.ndarray, generated: np.ndarray, *, seed: int = 0) -> Metrics:
+  """How far generated pictures are from real ones, in feature space.
+
+  Args:
+    real: features of held-out clean pictures, (N, D).
+    generated: features of samples, (M, D).
+    seed: of the subsets of the MMD.
+
+  Returns:
+    `fd` (Frechet distance, Heusel et al. 2017), `precision` and `recall` (Kynkaanniemi et al. 2019,
+    k = 3), `mmd` and `mmd_se` (polynomial kernel, Binkowski et al. 2018).
+  """
+  distance = frechet.frechet_distance(statistics(real), statistics(generated))
+  precision, recall = frechet.precision_recall(real, generated)
+  mmd = frechet.polynomial_mmd(real, generated, seed=seed)
+  values = {"fd": distance, "precision": precision, "recall": recall, "mmd": mmd.mean}
+  return {k: float(v) for k, v in values.items()} | {"mmd_se": float(mmd.standard_error)}
+
+
+def statistics(features: np.ndarray) -> frechet.FeatureStatistics:
+  """Mean and scatter of features (N, D)."""
+  return frechet.update(frechet.empty(features.shape[1]), features)
+
+
+def denoising_loss(
+  model: DiffusionModel,
+  params: Params,
+  images: np.ndarray,
+  *,
+  seed: int = 0,
+  draws: int = 8,
+  per_device_batch_size: int = 64,
+) -> float:
+  """Mean denoising loss of a trained model, timesteps uniform, with draws fixed by `seed`.
+
+  The same pictures and seed give every model the same timesteps and noises, so that two models
+  can be compared at a fraction of the noise of their training losses.
+
+  Args:
+    model: the diffusion model.
+    params: its parameters.
+    images: uint8 (N, H, W, 3).
+    seed: of timesteps and noises.
+    draws: timesteps and noises a picture.
+    per_device_batch_size: pictures in one call.
+  """
+  key = jax.random.key(seed)
+  size = min(per_device_batch_size, len(images))
+  total, count = 0.0, 0
+  for start in range(0, len(images) - size + 1, size):
+    index = jnp.arange(start, start + size)
+    batch = jnp.asarray(images[start : start + size])
+    for draw in range(draws):
+      keys = example_keys(key, draw, index)
+      total += float(_mean_loss(model, params, batch, keys))
+      count += 1
+  return total / count
+
+
+def _mean_loss(model: DiffusionModel, params: Params, images: jax.Array, keys: jax.Array):
+  # The schedule is an array, which cannot be a static argument; the model's `apply` identifies it.
+  compiled = _LOSSES.get(model.apply)
+  if compiled is None:
+    uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
+    objective = objectives.denoising(model, uniform)
+    compiled = jax.jit(lambda p, x, k: objective(p, to_float(x), None, k)[0].mean())
+    _LOSSES[model.apply] = compiled
+  return compiled(params, images, keys)
+
+
+_LOSSES: dict[Any, Any] = {}
+
+
+def summarise(values: Sequence[float]) -> dict[str, Any]:
+  """Mean and standard deviation (over seeds; None for a single value) of finite values."""
+  finite = [float(v) for v in values if np.isfinite(v)]
+  mean = float(np.mean(finite)) if finite else None
+  std = float(np.std(finite, ddof=1)) if len(finite) > 1 else None
+  return {"mean": mean, "std": std, "values": [float(v) for v in values]}

@@ -1,0 +1,82 @@
+"""Training a diffusion model from scratch on the pictures: the threat that UDP is about."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import optax
+
+from udp_jax import objectives, training
+from udp_jax.errors import ConfigError
+from udp_jax.models.base import Cond, DiffusionModel, Params
+from udp_jax.ops import samplers, timesteps
+from udp_jax.threats.base import Threat
+from udp_jax.training import Batch, TrainState
+
+DECAYS = ("constant", "cosine")
+
+
+def scratch(
+  model: DiffusionModel,
+  *,
+  train_steps: int,
+  learning_rate: float = 2e-4,
+  warmup_steps: int = 0,
+  decay: str = "constant",
+  clip_norm: float = 1.0,
+  ema_decay: float = 0.9999,
+  flip: bool = False,
+  sample_steps: int = 50,
+  eta: float = 0.0,
+) -> Threat:
+  """DDPM training (Ho et al., arXiv:2006.11239) and DDIM sampling (Song et al., arXiv:2010.02502).
+
+  Args:
+    model: what is trained.
+    train_steps: optimiser steps.
+    learning_rate: of Adam, after the warm-up.
+    warmup_steps: linear warm-up from 0.
+    decay: "constant", or "cosine" to 0 over the rest.
+    clip_norm: global norm at which the gradient is clipped.
+    ema_decay: of the averaged parameters that are sampled from.
+    flip: train on pictures flipped left to right half of the time.
+    sample_steps: of DDIM.
+    eta: of DDIM; 0 is deterministic.
+
+  Raises:
+    ConfigError: unknown decay.
+  """
+  if decay not in DECAYS:
+    raise ConfigError(f"unknown learning-rate decay {decay!r}; known: {', '.join(DECAYS)}")
+  rest = max(1, train_steps - warmup_steps)
+  after: optax.Schedule = (
+    optax.constant_schedule(learning_rate)
+    if decay == "constant"
+    else optax.cosine_decay_schedule(learning_rate, rest)
+  )
+  warmup = optax.linear_schedule(0.0, learning_rate, max(1, warmup_steps))
+  rate = optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
+  tx = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
+  uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
+  objective = objectives.denoising(model, uniform, dropout=True)
+  step = training.make_update(
+    objectives.flipped(objective) if flip else objective, tx, ema_decay=ema_decay
+  )
+
+  def init(key: jax.Array, params: Params | None) -> TrainState:
+    return training.init_state(model.init(key) if params is None else params, tx, ema=True)
+
+  def update(key: jax.Array, state: TrainState, data: Batch, num_steps: int):
+    return training.train_steps(step, key, state, data, num_steps)
+
+  def sample(key: jax.Array, params: Params, num_samples: int, cond: Cond = None) -> jax.Array:
+    predict = partial(model.apply, params, cond=cond)
+    shape = (num_samples, *model.shape)
+    x0 = samplers.ddim(key, predict, model.schedule, shape, num_steps=sample_steps, eta=eta)
+    return model.decode(params, x0)
+
+  def final(state: TrainState) -> Params:
+    return state.ema_params
+
+  return Threat(init, update, sample, final, train_steps)
