@@ -6,14 +6,14 @@ measured on an array that was not written to disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udp_jax import objectives
+from udp_jax import objectives, training
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.ops import frechet, similarity, timesteps
 from udp_jax.ops.image import to_float
@@ -82,52 +82,39 @@ def statistics(features: np.ndarray) -> frechet.FeatureStatistics:
 
 
 def denoising_loss(
-  model: DiffusionModel,
-  params: Params,
-  images: np.ndarray,
-  *,
-  seed: int = 0,
-  draws: int = 8,
-  per_device_batch_size: int = 64,
-) -> float:
-  """Mean denoising loss of a trained model, timesteps uniform, with draws fixed by `seed`.
+  model: DiffusionModel, *, seed: int = 0, draws: int = 8, per_device_batch_size: int = 64
+) -> Callable[[Params, np.ndarray], float]:
+  """Mean denoising loss of trained parameters, timesteps uniform, with draws fixed by `seed`.
 
   The same pictures and seed give every model the same timesteps and noises, so that two models
   can be compared at a fraction of the noise of their training losses.
 
   Args:
     model: the diffusion model.
-    params: its parameters.
-    images: uint8 (N, H, W, 3).
     seed: of timesteps and noises.
     draws: timesteps and noises a picture.
     per_device_batch_size: pictures in one call.
+
+  Returns:
+    (params, images uint8 (N, H, W, 3)) -> loss; compiled once.
   """
   key = jax.random.key(seed)
-  size = min(per_device_batch_size, len(images))
-  total, count = 0.0, 0
-  for start in range(0, len(images) - size + 1, size):
-    index = jnp.arange(start, start + size)
-    batch = jnp.asarray(images[start : start + size])
-    for draw in range(draws):
-      keys = example_keys(key, draw, index)
-      total += float(_mean_loss(model, params, batch, keys))
-      count += 1
-  return total / count
+  objective = objectives.denoising(model, timesteps.uniform(len(model.schedule.alphas_cumprod)))
 
+  @jax.jit
+  def batch_loss(params: Params, images: jax.Array, index: jax.Array, used: jax.Array):
+    def draw(total: jax.Array, step: jax.Array):
+      losses, _ = objective(params, to_float(images), None, example_keys(key, step, index))
+      return total + jnp.sum(losses * used), None
 
-def _mean_loss(model: DiffusionModel, params: Params, images: jax.Array, keys: jax.Array):
-  # The schedule is an array, which cannot be a static argument; the model's `apply` identifies it.
-  compiled = _LOSSES.get(model.apply)
-  if compiled is None:
-    uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
-    objective = objectives.denoising(model, uniform)
-    compiled = jax.jit(lambda p, x, k: objective(p, to_float(x), None, k)[0].mean())
-    _LOSSES[model.apply] = compiled
-  return compiled(params, images, keys)
+    return jax.lax.scan(draw, 0.0, jnp.arange(draws))[0]
 
+  def loss(params: Params, images: np.ndarray) -> float:
+    batches = training.make_batches(images, per_device_batch_size)
+    rows = zip(batches.images, batches.index, batches.weight, strict=True)
+    return sum(float(batch_loss(params, *row)) for row in rows) / (len(images) * draws)
 
-_LOSSES: dict[Any, Any] = {}
+  return loss
 
 
 def summarise(values: Sequence[float]) -> dict[str, Any]:

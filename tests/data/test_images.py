@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import struct
 import zlib
@@ -206,6 +207,66 @@ def test_cmyk_with_unusable_profile_is_read_and_noted(tmp_path: Path) -> None:
   assert picture.pixels.shape == (24, 36, 3)
   assert picture.icc_profile is None
   assert any("unusable ICC" in note for note in picture.notes)
+
+
+def _profile(space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+  """A minimal ICC version 2 profile."""
+  table, body = struct.pack(">I", len(tags)), b""
+  start = 128 + 4 + 12 * len(tags)
+  for name, content in tags.items():
+    content += b"\0" * (-len(content) % 4)
+    table += name + struct.pack(">II", start + len(body), len(content))
+    body += content
+  header = struct.pack(
+    ">I4sI4s4s4s", start + len(body), b"", 0x02400000, b"prtr", space, connection
+  )
+  header += struct.pack(">6H4s", 2020, 1, 1, 0, 0, 0, b"acsp").ljust(44, b"\0")
+  header += struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)  # the D50 white point
+  return header.ljust(128, b"\0") + table + body
+
+
+def test_cmyk_goes_through_its_own_profile(tmp_path: Path) -> None:
+  # The profile says that full cyan is a neutral grey of lightness 50 and that black ink is black.
+  # In sRGB that grey is level 119, where plain CMYK arithmetic gives (0, 255, 255).
+  ramp = bytes(range(256))
+  corners = itertools.product((0, 1), repeat=4)
+  grid = b"".join(
+    bytes([0 if black else 128 if cyan else 255, 128, 128]) for cyan, _, _, black in corners
+  )
+  identity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+  table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + ramp * 4 + grid + ramp * 3
+  profile = _profile(b"CMYK", b"Lab ", {b"A2B0": table})
+  image = Image.new("CMYK", (2, 1))
+  image.putpixel((0, 0), (255, 0, 0, 0))
+  image.save(tmp_path / "a.tif", icc_profile=profile)
+  picture = images.read_image(tmp_path / "a.tif")
+  np.testing.assert_allclose(picture.pixels, [[[119] * 3, [255] * 3]], atol=2)
+  assert picture.icc_profile is None
+  assert "CMYK converted to sRGB by its ICC profile" in picture.notes
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_grey_goes_through_its_own_profile(tmp_path: Path, mode: str) -> None:
+  # A linear grey: half the light is level 188 in sRGB.
+  curve = b"curv\0\0\0\0" + struct.pack(">I", 0)
+  white = b"XYZ \0\0\0\0" + struct.pack(">3I", 0xF6D6, 0x10000, 0xD32D)
+  profile = _profile(b"GRAY", b"XYZ ", {b"kTRC": curve, b"wtpt": white})
+  Image.new(mode, (3, 2), 128 if mode == "L" else (128, 9)).save(
+    tmp_path / "a.png", icc_profile=profile
+  )
+  picture = images.read_image(tmp_path / "a.png")
+  np.testing.assert_allclose(picture.pixels, np.full((2, 3, 3), 188), atol=1)
+  assert picture.icc_profile is None
+  assert (picture.alpha is None) == (mode == "L")
+
+
+def test_profile_of_another_colour_space_is_left_out(tmp_path: Path) -> None:
+  profile = _profile(b"GRAY", b"XYZ ", {})
+  Image.fromarray(_pixels()).save(tmp_path / "a.png", icc_profile=profile)
+  picture = images.read_image(tmp_path / "a.png")
+  np.testing.assert_array_equal(picture.pixels, _pixels())
+  assert picture.icc_profile is None
+  assert "ICC profile of another colour space left out" in picture.notes
 
 
 def test_profile_is_kept_and_pixels_are_not_converted(tmp_path: Path) -> None:

@@ -262,8 +262,9 @@ def test_killed_run_is_recognised_and_replaced(tmp_path: Path) -> None:
   assert list(folder.glob("k/*.png"))
   assert not (folder / "manifest.json").exists()
   assert not manifest.is_complete(folder)
-  with pytest.raises(BadDataError, match="unfinished"):
-    manifest.read_folder(folder)
+  for read in (manifest.read_folder, sources.load):
+    with pytest.raises(BadDataError, match="interrupted"):
+      read(folder)
 
   (folder / "mine.txt").write_text("a user's note")
   with pytest.raises(OutputError, match="mine.txt"):
@@ -286,7 +287,7 @@ def test_wrong_pixels_on_disk_are_noticed(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
   ("changed", "words"),
   [
-    ({"image_array": _clean().astype(np.float32)}, "uint8"),
+    ({"images_uint8": _clean().astype(np.float32)}, "uint8"),
     ({"names": NAMES[:2]}, "2 names for 3"),
     ({"names": ("a", "a", "b")}, "unique"),
     ({"names": ("a", "b", "../c")}, "leaves the folder"),
@@ -300,7 +301,7 @@ def test_wrong_pixels_on_disk_are_noticed(tmp_path: Path, monkeypatch: pytest.Mo
 def test_unusable_arguments_are_refused_before_writing(
   tmp_path: Path, changed: dict, words: str
 ) -> None:
-  arguments = {"image_array": _protected(), "names": NAMES, "clean": _clean(), **changed}
+  arguments = {"images_uint8": _protected(), "names": NAMES, "clean": _clean(), **changed}
   with pytest.raises((ValueError, TypeError), match=words):
     manifest.write_folder(tmp_path / "o", **arguments)
   assert os.listdir(tmp_path) == []

@@ -50,6 +50,12 @@ def test_floats_and_bytes_agree():
   np.testing.assert_allclose(values, floats, rtol=1e-6)
 
 
+def test_products_keep_full_precision_on_every_device():
+  apply = lambda params, images: images.mean((1, 2)) @ params
+  lowered = features._apply.lower(apply, jnp.ones((3, 3)), jnp.zeros((2, 4, 4, 3), jnp.uint8))
+  assert "HIGHEST" in lowered.as_text()
+
+
 def test_the_progress_bar_counts_images(capsys):
   features.extract(_means([]), _images(11), per_device_batch_size=4, progress=True)
   written = capsys.readouterr().err
@@ -64,13 +70,14 @@ import jax, jax.numpy as jnp, numpy as np
 from udp_jax.models import features
 shards = []
 def apply(params, images):
-  jax.debug.inspect_array_sharding(images, callback=lambda s: shards.append(s.num_devices))
+  note = lambda sharding: shards.append(sharding.shard_shape(images.shape))
+  jax.debug.inspect_array_sharding(images, callback=note)
   return params["scale"] * images.mean((1, 2))
 extractor = features.FeatureExtractor("m", "m", {"scale": jnp.ones(3)}, apply, 3, "")
 images = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3)).astype(np.uint8)
 values = features.extract(extractor, images, per_device_batch_size=4)
 np.testing.assert_allclose(values, images.mean((1, 2)) / 255, rtol=1e-5)
-assert shards == [3], shards
+assert shards == [(4, 4, 4, 3)], shards
 """
   environment = os.environ | {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=3",

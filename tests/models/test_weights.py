@@ -259,7 +259,7 @@ def test_save_refuses_what_it_cannot_do(golden, tmp_path):
     weights.save_pretrained(folder, fields, params)
 
 
-def test_interrupted_save_leaves_no_half_model(golden, model, monkeypatch):
+def test_failed_save_leaves_the_old_model(golden, model, monkeypatch):
   fields, tensors, template = golden
   params = weights.from_torch_names(tensors, template)
 
@@ -267,12 +267,28 @@ def test_interrupted_save_leaves_no_half_model(golden, model, monkeypatch):
     path.write_bytes(b"half")
     raise OSError(28, "No space left on device")
 
-  before = (model / WEIGHTS).read_bytes()
+  before = {path.name: path.read_bytes() for path in model.iterdir()}
   monkeypatch.setattr(safetensors.numpy, "save_file", full_disk)
   with pytest.raises(OutputError, match="No space left"):
+    weights.save_pretrained(model, {"sample_size": 1}, params)
+  assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+
+
+def test_killed_save_never_pairs_a_config_with_other_weights(golden, model, monkeypatch):
+  fields, tensors, template = golden
+  params = weights.from_torch_names(tensors, template)
+  renamed = []
+
+  def killed(source, target):
+    renamed.append(target)
+    assert not (model / "config.json").exists()
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(os, "replace", killed)
+  with pytest.raises(KeyboardInterrupt):
     weights.save_pretrained(model, fields, params)
+  assert renamed == [model / WEIGHTS]
   assert os.listdir(model) == [WEIGHTS]
-  assert (model / WEIGHTS).read_bytes() == before
 
 
 def test_pipeline_layout(golden, tmp_path):

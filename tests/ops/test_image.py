@@ -123,10 +123,10 @@ def test_resize_keeps_constants_and_position(method, size):
 
 
 def test_resize_antialiases():
-  stripes = np.tile(np.array([0.0, 1.0], np.float32), 16)[None, None, :, None]
+  stripes = np.tile(np.array([1.0, 0.0, 0.0, 0.0], np.float32), 8)[None, None, :, None]
   stripes = np.broadcast_to(stripes, (1, 32, 32, 1))
   got = np.asarray(image.resize(stripes, (8, 8), method="linear"))
-  np.testing.assert_allclose(got, 0.5, atol=0.1)
+  np.testing.assert_allclose(got[:, :, 1:-1], 0.25, atol=0.1)
 
 
 def test_resize_rejects_bad_requests_and_passes_equal_sizes():

@@ -108,6 +108,15 @@ def test_extreme_uniforms_stay_inside_the_support(monkeypatch, u):
   assert draw == (1 if u == 0.0 else 4)
 
 
+def test_rounding_of_the_prefix_sum_opens_no_gap(monkeypatch):
+  # A parallel prefix sum may end higher over a tail of zeros than before it.
+  wobbly = jnp.array([0.25, 0.5, 0.4999, 0.9999, 1.0, 0.99995], jnp.float32)
+  probs = np.array([0.25, 0.25, 0.0, 0.5, 0.0, 0.0], np.float32)
+  monkeypatch.setattr(jnp, "cumsum", lambda _: wobbly)
+  draws = timesteps.sample(jax.random.key(7), probs, (200_000,))
+  assert set(np.unique(draws)) == {0, 1, 3}
+
+
 def test_probabilities_may_be_traced():
   sampler = jax.jit(lambda key, probs: timesteps.sample(key, probs, (50,)))
   assert set(np.unique(sampler(jax.random.key(6), jnp.array([0.0, 1.0, 0.0])))) == {1}

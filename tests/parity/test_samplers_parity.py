@@ -68,7 +68,7 @@ def check(actual, expected):
 
 
 def their_ddpm(scheduler, x_t, noises, num_steps, monkeypatch):
-  """diffusers' chain with our noises; it draws none in its last step, we draw one and drop it."""
+  """The chain of diffusers with our noises; its last step draws none (ours does, and drops it)."""
   scheduler.set_timesteps(num_steps)
   remaining = [torch.from_numpy(noise) for noise in noises]
   x_t = torch.from_numpy(x_t)
@@ -133,7 +133,7 @@ def test_timesteps(spacing, num_steps):
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 @pytest.mark.parametrize("kind", schedules.PREDICTION_TYPES)
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim(record, name, kind, clip, eta):
 
   def chain(x_t):

@@ -12,6 +12,7 @@ from absl import logging
 
 from udp_jax.data import image_set, images
 from udp_jax.data.image_set import ImageSet, Metadata
+from udp_jax.data.output import INCOMPLETE
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError, UserError
 
 _OURS = frozenset({"manifest.json", "metadata.jsonl", "metadata.csv"})
@@ -115,6 +116,8 @@ def load_folder(
   """Reads a folder; arguments and errors as in `sources.load`."""
   image_set.check_limit(limit)
   folder = Path(folder)
+  if (folder / INCOMPLETE).exists():
+    raise BadDataError(f"{folder}: its writing was interrupted; run the stage that makes it again")
   listing = scan(folder)
   class_names = _class_names(listing.files)
   candidates = listing.files

@@ -21,7 +21,8 @@ from udp_jax.errors import BadDataError, MissingDataError
 
 MAX_PIXELS = 100_000_000
 
-# Kinds and their extensions. Only these decoders run: Pillow's other plugins include ones that start external programs.
+# Kinds and their extensions. Only these decoders run: among Pillow's others are some that start
+# external programs.
 FORMATS = {
   "PNG": (".png", ".apng"),
   "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -234,6 +235,7 @@ def _to_rgb(
   space = profile[16:20] if profile else b""
   transparent = image.info.get("transparency")
   alpha: np.ndarray | None = None
+  mode = image.mode
   if image.mode in ("F", "I") and not (image.mode == "I" and image.format == "PNG"):
     raise BadDataError(f"{path}: 32-bit samples are not supported; save it with 8 or 16 bits")
   if image.mode.startswith("I"):
@@ -248,8 +250,11 @@ def _to_rgb(
       image = image.convert("LA")
     image = image.convert("RGBA")
     alpha = np.asarray(image.getchannel("A"))
-  if image.mode in ("CMYK", "LAB") or space == b"GRAY":
+  if mode in ("CMYK", "LAB"):
     image, profile = _convert_by_profile(image, profile, notes), None
+  elif space == b"GRAY" and mode[:1] in ("1", "L", "I"):
+    # A grey profile does not fit the RGB file that is written.
+    image, profile = _convert_by_profile(image.convert("L"), profile, notes), None
   elif profile and space != b"RGB ":
     notes.append("ICC profile of another colour space left out")
     profile = None
@@ -258,8 +263,6 @@ def _to_rgb(
 
 def _convert_by_profile(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
   """The image in sRGB, through its own profile where it has a usable one."""
-  if image.mode == "RGBA":
-    image = image.convert("L")  # a grey picture with alpha; the alpha was taken before
   try:
     source: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile
     if image.mode == "LAB":
@@ -272,11 +275,11 @@ def _convert_by_profile(image: Image.Image, profile: bytes | None, notes: list[s
     converted = ImageCms.profileToProfile(
       image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
     )
-    notes.append(f"{image.mode} converted to sRGB")
-    return converted if converted is not None else image
   except (ImageCms.PyCMSError, OSError, ValueError) as error:
     notes.append(f"unusable ICC profile ignored ({' '.join(str(error).split())})")
     return image.convert("RGB")
+  notes.append(f"{image.mode} converted to sRGB by its ICC profile")
+  return converted if converted is not None else image
 
 
 def _has_16_bits(image: Image.Image, path: Path) -> bool:

@@ -57,7 +57,7 @@ _OWN_KEYS = frozenset(
 
 def write_folder(
   folder: str | os.PathLike,
-  image_array: np.ndarray,
+  images_uint8: np.ndarray,
   names: Sequence[str],
   *,
   clean: np.ndarray | None = None,
@@ -74,7 +74,7 @@ def write_folder(
 
   Args:
     folder: the output folder; created with its parents.
-    image_array: uint8 (N, H, W, 3).
+    images_uint8: uint8 (N, H, W, 3).
     names: N unique relative posix names without extension.
     clean: uint8 (N, H, W, 3) references to measure against, or None to measure nothing.
     alphas: N entries, uint8 (H, W) or None, saved as the files' transparency.
@@ -95,7 +95,9 @@ def write_folder(
   """
   folder = Path(folder)
   record = dict(record or {})
-  _check_arguments(image_array, names, clean, alphas, metadata, record)
+  images_uint8 = np.asarray(images_uint8)  # indexed by threads: no array on a device
+  clean = None if clean is None else np.asarray(clean)
+  _check_arguments(images_uint8, names, clean, alphas, metadata, record)
   relatives = [f"{name}.png" for name in names]
   created = output.claim(folder, relatives, overwrite)
 
@@ -104,10 +106,10 @@ def write_folder(
     path = folder / relatives[index]
     alpha = alphas[index] if alphas is not None else None
     images.write_png(
-      path, image_array[index], alpha=alpha, icc_profile=extras.icc_profile, exif=extras.exif
+      path, images_uint8[index], alpha=alpha, icc_profile=extras.icc_profile, exif=extras.exif
     )
     saved = images.read_image(path)
-    if not np.array_equal(saved.pixels, image_array[index]) or (
+    if not np.array_equal(saved.pixels, images_uint8[index]) or (
       alpha is not None and (saved.alpha is None or not np.array_equal(saved.alpha, alpha))
     ):
       raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
@@ -125,7 +127,7 @@ def write_folder(
     manifest["source_sha256"] = None if clean is None else image_set.pixels_sha256(clean)
     manifest["images"] = entries
     if clean is not None:
-      _add_similarity(entries, image_array, clean)
+      _add_similarity(entries, images_uint8, clean)
       worst = max(entries, key=lambda entry: entry["max_abs_255"])
       manifest["worst"] = {"file": worst["file"], "max_abs_255": worst["max_abs_255"]}
       radius = record.get("radius_255")
@@ -156,10 +158,6 @@ def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | N
   folder = Path(folder)
   manifest = read_manifest(folder)
   if manifest is None:
-    if (folder / INCOMPLETE).exists():
-      raise BadDataError(
-        f"{folder}: unfinished (no {MANIFEST}); run the stage that writes it again"
-      )
     loaded = folders.load_folder(
       folder, image_size=None, limit=None, seed=0, strict=False, classes=None
     )
@@ -209,7 +207,7 @@ def code_sha256() -> str:
 
 
 def _check_arguments(
-  image_array: np.ndarray,
+  images_uint8: np.ndarray,
   names: Sequence[str],
   clean: np.ndarray | None,
   alphas: Sequence[Any] | None,
@@ -217,11 +215,11 @@ def _check_arguments(
   record: Mapping[str, Any],
 ) -> None:
   """Refuses before anything is written what would fail, or be wrong, in the middle."""
-  if image_array.dtype != np.uint8 or image_array.ndim != 4 or image_array.shape[-1] != 3:
-    raise ValueError(f"images must be uint8 (N, H, W, 3), got {image_array.dtype}")
-  if clean is not None and (clean.dtype != np.uint8 or clean.shape != image_array.shape):
-    raise ValueError(f"clean must be uint8 {image_array.shape}, got {clean.dtype} {clean.shape}")
-  count = len(image_array)
+  if images_uint8.dtype != np.uint8 or images_uint8.ndim != 4 or images_uint8.shape[-1] != 3:
+    raise ValueError(f"images must be uint8 (N, H, W, 3), got {images_uint8.dtype}")
+  if clean is not None and (clean.dtype != np.uint8 or clean.shape != images_uint8.shape):
+    raise ValueError(f"clean must be uint8 {images_uint8.shape}, got {clean.dtype} {clean.shape}")
+  count = len(images_uint8)
   if not count:
     raise ValueError("there are no images to write")
   for what, values in (("names", names), ("alphas", alphas), ("metadata", metadata)):
@@ -258,7 +256,7 @@ def _run(
 
 
 def _add_similarity(
-  entries: list[dict[str, Any]], image_array: np.ndarray, clean: np.ndarray, chunk: int = 64
+  entries: list[dict[str, Any]], images_uint8: np.ndarray, clean: np.ndarray, chunk: int = 64
 ) -> None:
   """Adds "psnr" and "ssim" of the pixels, which were re-read and found equal to the arrays."""
   # Imported here: jax starts only when something is measured.
@@ -266,11 +264,11 @@ def _add_similarity(
 
   from udp_jax.ops import similarity
 
-  small = min(image_array.shape[1:3]) < 11  # the side of SSIM's window
+  small = min(images_uint8.shape[1:3]) < 11  # the side of SSIM's window
   for start in range(0, len(entries), chunk):
     # The last chunk is filled up with its own last image, so that one shape is compiled.
     rows = np.minimum(np.arange(start, start + chunk), len(entries) - 1)
-    pair = [jnp.asarray(array[rows], jnp.float32) / 255 for array in (image_array, clean)]
+    pair = [jnp.asarray(array[rows], jnp.float32) / 255 for array in (images_uint8, clean)]
     psnr = np.asarray(similarity.psnr(*pair))
     ssim = None if small else np.asarray(similarity.ssim(*pair))
     for offset, entry in enumerate(entries[start : start + chunk]):

@@ -140,10 +140,15 @@ def extract(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(apply: Callable[[Any, jax.Array], jax.Array], params: Any, batch: jax.Array):
+def _apply(
+  apply: Callable[[Any, jax.Array], jax.Array], params: Any, batch: jax.Array
+) -> jax.Array:
+  images = batch.astype(jnp.float32)
   if batch.dtype == jnp.uint8:
-    return apply(params, batch.astype(jnp.float32) / 255.0)
-  return apply(params, batch.astype(jnp.float32))
+    images = images / 255.0
+  # TPUs and recent GPUs would round products to fewer bits, and a metric must not depend on that.
+  with jax.default_matmul_precision("highest"):
+    return apply(params, images)
 
 
 def _check(images: np.ndarray) -> None:

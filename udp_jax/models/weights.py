@@ -135,8 +135,8 @@ def save_pretrained(
 ) -> None:
   """Writes a model folder that diffusers' `class_name.from_pretrained(folder)` opens.
 
-  Each file appears whole or not at all. config.json goes last, and an older one goes first, so that
-  a killed save never leaves a config beside weights that are not its own.
+  A save that fails leaves an older model as it was; one that is killed never leaves a config beside
+  weights that are not its own.
 
   Args:
     folder: made if need be.
@@ -154,13 +154,15 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     if stale := sorted(folder.glob("*.safetensors.index*.json")):
       raise OutputError(f"{folder} holds a sharded model ({stale[0].name}): choose another folder")
-    (folder / "config.json").unlink(missing_ok=True)
-    _write(
-      folder / f"{_STEMS[0]}.safetensors",
-      # The metadata is what PyTorch's readers insist on.
-      lambda path: safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"}),
+    metadata = {"format": "pt"}  # PyTorch's readers insist on it.
+    _write_all(
+      {
+        folder / f"{_STEMS[0]}.safetensors": lambda path: safetensors.numpy.save_file(
+          tensors, path, metadata=metadata
+        ),
+        folder / "config.json": _as_json({"_class_name": class_name, **config}),
+      }
     )
-    _write_json(folder / "config.json", {"_class_name": class_name, **config})
   except (OSError, safetensors.SafetensorError) as error:
     raise OutputError(f"cannot write the model to {folder}: {error}") from error
 
@@ -189,16 +191,18 @@ def save_pipeline(
   save_pretrained(folder / "unet", config, params, class_name=class_name)
   try:
     (folder / "scheduler").mkdir(exist_ok=True)
-    _write_json(
-      folder / "scheduler" / "scheduler_config.json", {"_class_name": "DDPMScheduler", **scheduler}
-    )
-    _write_json(
-      folder / "model_index.json",
+    index = {
+      "_class_name": "DDPMPipeline",
+      "scheduler": ["diffusers", "DDPMScheduler"],
+      "unet": ["diffusers", class_name],
+    }
+    _write_all(
       {
-        "_class_name": "DDPMPipeline",
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", class_name],
-      },
+        folder / "scheduler" / "scheduler_config.json": _as_json(
+          {"_class_name": "DDPMScheduler", **scheduler}
+        ),
+        folder / "model_index.json": _as_json(index),
+      }
     )
   except OSError as error:
     raise OutputError(f"cannot write the pipeline to {folder}: {error}") from error
@@ -362,21 +366,29 @@ def _read_json(path: Path) -> dict[str, Any]:
   return content
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-  """Writes under a temporary name, flushes to disk, renames: `path` is whole or absent."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write_all(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+  """Writes files that belong together; the last one marks the set as complete.
+
+  All are written and flushed under temporary names first. Only then is the old mark removed and are
+  the new files renamed, the mark last.
+  """
+  staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
   try:
-    temporary.touch()
-    permissions = temporary.stat().st_mode  # What the umask says; safetensors would say 0600.
-    write(temporary)
-    temporary.chmod(permissions)
-    with open(temporary, "rb") as file:
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
+    for path, write in writers.items():
+      staged[path].touch()
+      permissions = staged[path].stat().st_mode  # What the umask says; safetensors would say 0600.
+      write(staged[path])
+      staged[path].chmod(permissions)
+      with open(staged[path], "rb") as file:
+        os.fsync(file.fileno())
+    path.unlink(missing_ok=True)
+    for path, temporary in staged.items():
+      os.replace(temporary, path)
   finally:
-    temporary.unlink(missing_ok=True)
+    for temporary in staged.values():
+      temporary.unlink(missing_ok=True)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _as_json(content: Mapping[str, Any]) -> Callable[[Path], object]:
   text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-  _write(path, lambda temporary: temporary.write_text(text, "utf-8"))
+  return lambda path: path.write_text(text, "utf-8")

@@ -63,6 +63,7 @@ class Protection(NamedTuple):
     needs_reference: whether the data must hold another method's pictures (`Batch.reference`).
     phases: parts that a round may be split into, in order: passing each of them (traced) as `phase`
       to one compiled `update` does what one call with WHOLE does, and lets the host time the parts.
+    perturb_steps: steps that every picture takes in a round.
   """
 
   init: Callable[[jax.Array, Batch, Params | None], Any]
@@ -70,6 +71,7 @@ class Protection(NamedTuple):
   needs_params: bool = False
   needs_reference: bool = False
   phases: tuple[int, ...] = ()
+  perturb_steps: int = 1
 
 
 class PGDState(NamedTuple):
@@ -156,7 +158,7 @@ def over_batches(inner: Protection, *, num_steps: int = 1) -> Protection:
     _, (state, infos) = jax.lax.scan(one_batch, None, (state, data))
     return state, Info(infos.loss, jnp.zeros((0,)))
 
-  return Protection(init, update, inner.needs_params)
+  return Protection(init, update, inner.needs_params, perturb_steps=num_steps)
 
 
 def bilevel(
@@ -232,7 +234,7 @@ def bilevel(
     done = 1 if phase is None else (phase != TRAIN).astype(jnp.int32)
     return BilevelState(inner_state, surrogate, state.round + done), Info(loss, train_loss)
 
-  return Protection(init, update, phases=(TRAIN, PERTURB))
+  return Protection(init, update, phases=(TRAIN, PERTURB), perturb_steps=perturb_steps)
 
 
 def _if(condition: jax.Array | None, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:

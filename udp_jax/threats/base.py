@@ -15,12 +15,15 @@ _PACKAGE = "udp_jax.threats"
 
 
 class Threat(NamedTuple):
-  """Pure functions, so that the host loop can stop, save and go on between two calls.
+  """Pure compiled functions, so that the host loop can stop, save and go on between two calls.
+
+  The functions are jitted once, when the threat is made: all the models that one threat trains share
+  their compilation.
 
   Attributes:
     init: (key, params) -> state; `params` to start from, or None to start afresh.
     update: (key, state, data, num_steps) -> (state, losses (num_steps,)). Draws depend on `key` and
-      on the state's step count alone. `num_steps` is static.
+      on the state's step count alone. `num_steps` is static; the state is donated.
     sample: (key, params, num_samples, cond) -> images (num_samples, H, W, 3) in [0, 1].
     final: state -> the parameters to sample with (averaged, where the threat keeps an average).
     train_steps: how long this threat trains.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from udp_jax import objectives, training
@@ -65,7 +66,9 @@ def scratch(
   )
 
   def init(key: jax.Array, params: Params | None) -> TrainState:
-    return training.init_state(model.init(key) if params is None else params, tx, ema=True)
+    # A copy: the state is donated to every call, the caller's parameters are not.
+    fresh = model.init(key) if params is None else jax.tree.map(jnp.copy, params)
+    return training.init_state(fresh, tx, ema=True)
 
   def update(key: jax.Array, state: TrainState, data: Batch, num_steps: int):
     return training.train_steps(step, key, state, data, num_steps)
@@ -79,4 +82,10 @@ def scratch(
   def final(state: TrainState) -> Params:
     return state.ema_params
 
-  return Threat(init, update, sample, final, train_steps)
+  return Threat(
+    init=jax.jit(init),
+    update=jax.jit(update, static_argnums=3, donate_argnums=1),
+    sample=jax.jit(sample, static_argnums=2),
+    final=final,
+    train_steps=train_steps,
+  )

@@ -1,0 +1,70 @@
+"""Checkpoints of a running stage: asynchronous, keep-N, whole or not there at all (orbax)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from udp_jax.data.files import output_errors
+
+
+class Checkpoints:
+  """A folder of checkpoints of one state, newest last.
+
+  Saving runs in the background and becomes visible by a rename, so a process killed at any moment
+  leaves only whole checkpoints behind.
+  """
+
+  def __init__(self, folder: str | os.PathLike, *, every: int, keep: int = 2):
+    """Opens or makes the folder.
+
+    Args:
+      folder: of this stage alone.
+      every: positions between checkpoints.
+      keep: how many of the newest are kept.
+
+    Raises:
+      OutputError: the folder cannot be made.
+    """
+    folder = Path(folder).absolute()
+    self.every = every
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    with output_errors(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      self._manager = ocp.CheckpointManager(folder, options=options)
+
+  def latest(self) -> int | None:
+    """Position of the newest checkpoint, None without one."""
+    return self._manager.latest_step()
+
+  def restore(self, template: Any) -> Any:
+    """The newest state, with the structure, dtypes and shardings of `template` (arrays or shapes)."""
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    args = ocp.args.StandardRestore(abstract)
+    return self._manager.restore(self._manager.latest_step(), args=args)
+
+  def save(self, position: int, state: Any, *, wait: bool = False) -> None:
+    """Saves in the background unless told to wait. Saving a position twice does nothing.
+
+    Raises:
+      OutputError: the disk is full or read-only.
+    """
+    with output_errors(self._manager.directory):
+      if position != self._manager.latest_step():
+        self._manager.save(position, args=ocp.args.StandardSave(state))
+      if wait:
+        self._manager.wait_until_finished()
+
+  def due(self, before: int, after: int) -> bool:
+    """Whether a checkpoint falls between two positions."""
+    return before // self.every != after // self.every
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    with output_errors(self._manager.directory):
+      self._manager.wait_until_finished()
+      self._manager.close()

@@ -1,0 +1,133 @@
+"""The host loop around compiled calls: progress, metrics, checkpoints, and stopping in good order.
+
+One loop serves every long stage (protecting, training). It knows nothing of what it runs: a state,
+a function that advances it, and a position that is part of the state's meaning. What the call draws
+depends on the state alone, so a run that was interrupted ends like one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from udp_jax.checkpoint import Checkpoints
+from udp_jax.errors import DivergedError
+from udp_jax.metrics_writer import MetricsWriter
+
+
+class Preempted(Exception):
+  """The process was asked to stop (SIGTERM or Ctrl-C); everything is saved."""
+
+
+class Advance(NamedTuple):
+  """What one call of the compiled program did.
+
+  Attributes:
+    state: the new state.
+    position: rounds or steps done since the beginning.
+    metrics: numbers to write down and to show; fetched here, once a call.
+  """
+
+  state: Any
+  position: int
+  metrics: dict[str, float]
+
+
+def run(
+  advance: Callable[[Any, int], Advance],
+  state: Any,
+  *,
+  total: int,
+  label: str,
+  unit: str,
+  checkpoints: Checkpoints | None = None,
+  writer: MetricsWriter | None = None,
+  must_be_finite: tuple[str, ...] = ("loss",),
+  shown: tuple[str, ...] = ("loss",),
+  progress: bool = True,
+) -> Any:
+  """Advances `state` to position `total`, from the newest checkpoint if there is one.
+
+  Args:
+    advance: (state, position) -> Advance. It may donate the state's buffers.
+    state: the state at position 0, also the template for restoring.
+    total: position to stop at.
+    label: for the progress bar and messages.
+    unit: what a position counts.
+    checkpoints: where to save; None saves nothing.
+    writer: where metrics go.
+    must_be_finite: metrics whose NaN or infinity ends the run.
+    shown: metrics on the progress bar.
+    progress: show the bar.
+
+  Raises:
+    DivergedError: a metric of `must_be_finite` is not finite; nothing is saved after the last good
+      checkpoint.
+    Preempted: the process was asked to stop; the state is saved.
+  """
+  position = 0
+  if checkpoints is not None and (latest := checkpoints.latest()) is not None:
+    state, position = checkpoints.restore(state), latest
+    logging.info("%s: going on from %s %d of %d", label, unit, position, total)
+  if writer is not None:
+    writer.rewind(position)
+  bar = tqdm(
+    total=total, initial=position, desc=label, unit=unit, disable=not progress, mininterval=0.5
+  )
+  with bar, _stop_requests() as stop:
+    while position < total:
+      start = time.monotonic()
+      before = position
+      state, position, metrics = advance(state, before)
+      metrics = metrics | {"seconds": time.monotonic() - start}
+      for name in must_be_finite:
+        if name in metrics and not np.isfinite(metrics[name]):
+          raise DivergedError(
+            f"{label}: {name} is {metrics[name]} at {unit} {position} of {total}; lower the learning "
+            "rate or the step size, or use float32. The last good checkpoint is kept"
+          )
+      if writer is not None:
+        writer.write(position, **metrics)
+      bar.update(position - before)
+      bar.set_postfix({n: f"{metrics[n]:.4g}" for n in shown if n in metrics}, refresh=False)
+      ended = position >= total
+      if checkpoints is not None and (ended or stop or checkpoints.due(before, position)):
+        checkpoints.save(position, state, wait=bool(stop))
+      if stop and not ended:
+        saved = "" if checkpoints is None else " and saved; run the same command to go on"
+        raise Preempted(f"{label}: stopped at {unit} {position} of {total}{saved}")
+  if checkpoints is not None:
+    checkpoints.close()
+  return state
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+  """Collects SIGTERM and SIGINT instead of dying of them; a second one is not held back."""
+  received: list[int] = []
+
+  def note(number: int, frame: Any) -> None:
+    del frame
+    received.append(number)
+    signal.signal(number, previous[number])
+    logging.warning("received %s: stopping after this call", signal.Signals(number).name)
+
+  previous: dict[int, Any] = {}
+  try:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      previous[number] = signal.signal(number, note)
+  except ValueError:  # Not in the main thread: signals are the host program's business.
+    yield received
+    return
+  try:
+    yield received
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
