@@ -72,10 +72,16 @@ def row_settings(config: Any, row: str) -> tuple[str, int, str | None, dict[str,
   return method, rounds, of, settings
 
 
-def write_clean(config: Any, workdir: Path) -> tuple[ImageSet, ImageSet]:
-  """Loads the data and writes the 8-bit reference; returns the pictures to protect and held out."""
-  clean, holdout = load_data(config)
-  for name, pictures in (("clean", clean), ("holdout", holdout)):
+def write_clean(
+  config: Any, workdir: Path, *, holdout: bool = True
+) -> tuple[ImageSet, ImageSet]:
+  """Loads the data and writes the 8-bit reference; returns the pictures to protect and held out.
+
+  A finished folder is kept, so that a run goes on with the pictures that it began with.
+  """
+  clean, held_out = load_data(config)
+  wanted = {"clean": clean, "holdout": held_out} if holdout else {"clean": clean}
+  for name, pictures in wanted.items():
     folder = workdir / name
     record = {"method": CLEAN, "origin": pictures.origin}
     if not manifest.is_complete(folder):
@@ -87,7 +93,7 @@ def write_clean(config: Any, workdir: Path) -> tuple[ImageSet, ImageSet]:
         metadata=pictures.metadata,
         record=record,
       )
-  return clean, holdout
+  return clean, held_out
 
 
 def protect_row(
@@ -98,9 +104,26 @@ def protect_row(
   model: DiffusionModel,
   params: Params | None,
   *,
+  folder: Path | None = None,
+  overwrite: bool = False,
   progress: bool = True,
 ) -> np.ndarray:
-  """The protected pictures of one row, uint8 (N, H, W, 3), made now or before."""
+  """The protected pictures of one row, uint8 (N, H, W, 3), made now or before.
+
+  Args:
+    config: of the study.
+    row: of `config.protections`.
+    clean: the 8-bit reference.
+    workdir: of the study.
+    model: the attacked model.
+    params: its parameters, or None.
+    folder: for the files; default workdir/protected/<row>.
+    overwrite: replace a finished folder of ours.
+    progress: show bars.
+
+  Raises:
+    ConfigError: the row, its method or its options do not fit.
+  """
   method, rounds, of, options = row_settings(config, row)
   protection = protections.build(method, model, options)
   if protection.needs_params and params is None:
@@ -116,7 +139,7 @@ def protect_row(
   return stages.protect_stage(
     protection,
     clean,
-    workdir / "protected" / row,
+    folder or workdir / "protected" / row,
     key=stream(jax.random.key(config.seed), f"protect/{of or row}"),
     params=params,
     mesh=parallel.make_mesh(),
@@ -128,6 +151,7 @@ def protect_row(
     label=f"protect {row}",
     record={"method": method, "row": row, "config": config.to_dict(), "seed": config.seed},
     reference=reference,
+    overwrite=overwrite,
     progress=progress,
   )
 

@@ -278,14 +278,14 @@ def test_profile_is_kept_and_pixels_are_not_converted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
-@pytest.mark.parametrize("orientation", [3, 6, 8])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_exif_orientation_is_applied_once(tmp_path: Path, suffix: str, orientation: int) -> None:
   tags = Image.Exif()
   tags[0x0112] = orientation
   tags[0x010E] = "a painting"
   Image.fromarray(_smooth()).save(tmp_path / f"a{suffix}", exif=tags, quality=95)
   picture = images.read_image(tmp_path / f"a{suffix}")
-  turns = {3: 2, 6: -1, 8: 1}[orientation]
+  turns = {1: 0, 3: 2, 6: -1, 8: 1}[orientation]
   expected = np.rot90(_smooth(), turns)
   assert picture.pixels.shape == expected.shape
   assert np.abs(picture.pixels.astype(int) - expected).mean() < 5

@@ -164,7 +164,7 @@ def test_finished_folder_is_only_replaced_when_allowed(tmp_path: Path) -> None:
     _write(tmp_path / "o")
   assert (tmp_path / "o/manifest.json").read_bytes() == before
   manifest.write_folder(tmp_path / "o", _clean()[:1], ["other"], overwrite=True)
-  assert _listing(tmp_path / "o") == ["manifest.json", "other.png"]
+  assert sorted(os.listdir(tmp_path / "o")) == ["manifest.json", "other.png"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -272,6 +272,27 @@ def test_killed_run_is_recognised_and_replaced(tmp_path: Path) -> None:
   (folder / "mine.txt").unlink()
   _write(folder)
   assert _listing(folder) == ["cat/1.png", "cat/2.png", "dog/1.png", "manifest.json"]
+
+
+def test_kill_while_an_old_output_is_removed(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  folder = tmp_path / "o"
+  _write(folder)
+  unlink = Path.unlink
+
+  def killed_at_the_second(path: Path, missing_ok: bool = False) -> None:
+    if path.suffix == ".png":
+      raise KeyboardInterrupt
+    unlink(path, missing_ok=missing_ok)
+
+  monkeypatch.setattr(Path, "unlink", killed_at_the_second)
+  with pytest.raises(KeyboardInterrupt):
+    manifest.write_folder(folder, _clean()[:1], ["other"], overwrite=True)
+  monkeypatch.undo()
+  assert "cat/1.png" in _listing(folder) and not manifest.is_complete(folder)
+  manifest.write_folder(folder, _clean()[:1], ["other"])
+  assert _listing(folder) == ["manifest.json", "other.png"]
 
 
 def test_wrong_pixels_on_disk_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,14 @@ if not MISSING:
   sys.path.insert(0, str(Path(__file__).parents[1] / "goldens"))
 
 
-def pytest_report_header() -> str | None:
+def pytest_terminal_summary(terminalreporter) -> None:
   if MISSING:
-    return f"tests/parity left out: no {' or '.join(MISSING)} here; run `make parity`"
+    missing = " and ".join(MISSING)
+    terminalreporter.write_line(f"tests/parity left out ({missing} not installed): `make parity`")
+    return
   import diffusers
   import torch
 
-  return f"compared with diffusers {diffusers.__version__}, torch {torch.__version__}"
+  terminalreporter.write_line(
+    f"compared with diffusers {diffusers.__version__}, torch {torch.__version__}"
+  )

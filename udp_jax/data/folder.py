@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
+from PIL import Image
 
 from udp_jax.data import image_set, images
 from udp_jax.data.image_set import ImageSet, Metadata
@@ -141,7 +143,10 @@ def load_folder(
       break
     file = candidates[index]
     try:
-      picture = images.read_image(file.path)
+      with warnings.catch_warnings():
+        # We have a limit of our own; Pillow warns from 89 megapixels on.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        picture = images.read_image(file.path)
     except UserError as error:
       if strict:
         raise

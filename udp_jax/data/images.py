@@ -214,8 +214,8 @@ def _apply_exif(image: Image.Image, notes: list[str]) -> tuple[Image.Image, byte
     tags = image.getexif()
     turned = tags.get(_ORIENTATION, 1) != 1
     upright = ImageOps.exif_transpose(image) if turned else image
-    # A TIFF file's tags describe its own layout and would be wrong in another file.
-    if image.format == "TIFF" or "exif" not in image.info:
+    # Without a block of its own (TIFF) the tags describe the file's layout: wrong in another file.
+    if "exif" not in image.info:
       return upright, None
     if _ORIENTATION not in tags:
       return upright, image.info["exif"]

@@ -68,6 +68,7 @@ def claim(folder: Path, relatives: Sequence[str], overwrite: bool) -> list[Path]
       for name in [MANIFEST, *old]:
         if name != INCOMPLETE:
           (folder / name).unlink(missing_ok=True)
+    remove(folder, [name for name in old if name != INCOMPLETE], ())  # subfolders now empty
   except BaseException:
     if created:
       remove(folder, [INCOMPLETE], created)

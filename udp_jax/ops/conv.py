@@ -186,7 +186,7 @@ def _input_tiles(x: jax.Array) -> jax.Array:
 
 
 def _transform(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-  """matrix (m, n) @ x (n, ...), in the dtype of x."""
+  """Product of a constant matrix (m, n) and x (n, ...), in the dtype of x."""
   flat = jnp.asarray(matrix, x.dtype) @ x.reshape(x.shape[0], -1)
   return flat.reshape(matrix.shape[0], *x.shape[1:])
 

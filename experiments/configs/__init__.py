@@ -1,0 +1,1 @@
+"""Configs: one folder an experiment, one file a config."""

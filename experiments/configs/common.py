@@ -1,0 +1,127 @@
+"""Building blocks of configs. Fields that change only speed are in `performance`, apart."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+# Ho et al. 2020, appendix B: 35.7 M parameters at 32x32.
+DDPM_CIFAR10 = {
+  "sample_size": 32,
+  "block_out_channels": (128, 256, 256, 256),
+  "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+  "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+  "layers_per_block": 2,
+  "norm_num_groups": 32,
+  "dropout": 0.1,
+}
+# The same class at a size for two CPU cores: 0.7 M parameters.
+DDPM_SMALL = {
+  "sample_size": 32,
+  "block_out_channels": (16, 32, 64),
+  "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+  "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+  "layers_per_block": 1,
+  "norm_num_groups": 8,
+}
+ROWS = ("clean", "random_noise", "udp", "eudp")
+
+
+def study(title: str) -> ConfigDict:
+  """A study of training sets: everything an experiment may set, at its default."""
+  config = ConfigDict()
+  config.title = title
+  config.notice = ""
+  config.seed = 0
+  config.rows = ROWS
+  # Budget and step in 8-bit levels of the saved file.
+  config.radius_255 = 16.0
+  config.step_size_255 = 2.0
+  config.num_rounds = 20
+  config.global_batch_size = 32
+  config.num_samples = 1024
+
+  config.data = ConfigDict()
+  config.data.source = "builtin"
+  config.data.image_size = 32
+  config.data.limit = 0
+  config.data.holdout = 0.25
+  config.data.classes = ()
+  config.data.strict = False
+
+  config.model = ConfigDict()
+  config.model.path = ""
+  config.model.unet = ConfigDict(DDPM_SMALL)
+  config.model.schedule = "linear"
+  config.model.num_train_timesteps = 1000
+
+  loop = {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 1e-3}
+  config.protections = ConfigDict()
+  config.protections.random_noise = ConfigDict({"distribution": "uniform"})
+  config.protections.sign_noise = ConfigDict({"method": "random_noise", "distribution": "sign"})
+  config.protections.udp = ConfigDict(loop)
+  config.protections.eudp = ConfigDict(loop | {"a": 0.5, "b": 0.0})
+  config.protections.advdm = ConfigDict({"num_rounds": 100})
+  for method in ("udp", "eudp"):
+    config.protections[f"{method}_matched_noise"] = ConfigDict(
+      {"method": "matched_noise", "of": method}
+    )
+    config.protections[f"{method}_shuffled"] = ConfigDict({"method": "shuffled_delta", "of": method})
+
+  config.threat = ConfigDict()
+  config.threat.name = "scratch"
+  config.threat.seeds = (0,)
+  config.threat.options = ConfigDict(
+    {
+      "train_steps": 1000,
+      "learning_rate": 1e-3,
+      "warmup_steps": 50,
+      "decay": "cosine",
+      "clip_norm": 1.0,
+      "ema_decay": 0.995,
+      "flip": False,
+      "sample_steps": 50,
+      "eta": 0.0,
+    }
+  )
+
+  config.evaluation = ConfigDict()
+  config.evaluation.features = "efficientnet_lite0"
+  config.evaluation.weights = ""
+  config.evaluation.loss_images = 512
+
+  config.checkpoint = ConfigDict({"every_rounds": 5, "every_steps": 500})
+  config.performance = ConfigDict(
+    {
+      "dtype": "float32",
+      "conv_method": "",
+      "remat": False,
+      "steps_per_call": 50,
+      "sample_batch_size": 256,
+    }
+  )
+  return config
+
+
+def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
+  """Applies the `:smoke` variant: every part of the run in seconds, the numbers without meaning."""
+  if variant == "smoke":
+    config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
+    config.data.limit = 24
+    config.data.image_size = 16
+    # Spread out, so that a real path's source stays.
+    config.model.path = ""
+    config.model.unet.update(DDPM_SMALL | {"sample_size": 16, "block_out_channels": (8, 8, 16)})
+    config.model.unet.dropout = 0.0
+    config.num_rounds = 2
+    config.global_batch_size = 8
+    config.num_samples = 16
+    for row in ("udp", "eudp"):
+      config.protections[row].update({"train_steps": 3, "perturb_steps": 1})
+    config.threat.seeds = (0,)
+    config.threat.options.train_steps = 6
+    config.threat.options.warmup_steps = 2
+    config.threat.options.sample_steps = 3
+    config.evaluation.loss_images = 16
+    config.checkpoint.update({"every_rounds": 1, "every_steps": 2})
+    config.performance.update({"steps_per_call": 2, "sample_batch_size": 16})
+  return config

@@ -1,0 +1,19 @@
+"""The front door: real photographs from the installed wheels, four training sets, minutes on a CPU.
+
+python -m experiments.eudp --config=demo --workdir=runs/demo
+Hardware: 2 CPU cores. Time: under 8 minutes. A demonstration, not evidence: one seed, a small model,
+short training.
+"""
+
+from experiments.configs import common
+
+
+def get_config(variant=None):
+  """The demo's config; `variant` "smoke" takes seconds."""
+  config = common.study("EUDP on real photographs: a demonstration")
+  config.notice = (
+    "A demonstration, not evidence: a small model trained for a short time with one seed, on crops "
+    "of nine photographs. WORKSPACE.md has the measured evidence and its limits."
+  )
+  config.data.source = "builtin"
+  return common.finish(config, variant)

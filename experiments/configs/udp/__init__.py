@@ -1,0 +1,1 @@
+"""Configs of `experiments.udp`: those of eudp without the EUDP row."""

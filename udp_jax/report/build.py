@@ -1,0 +1,198 @@
+"""Puts a finished study into the form that the report shows and `report.json` keeps."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udp_jax import provenance
+from udp_jax.data import manifest
+from udp_jax.metrics_writer import read_metrics
+from udp_jax.models.base import DiffusionModel
+from udp_jax.ops import timesteps
+from udp_jax.study import CLEAN, row_settings
+
+_SHOWN_PICTURES = 8
+_SHOWN_SAMPLES = 16
+
+_LABELS = {
+  "clean": "Clean",
+  "random_noise": "Random noise",
+  "sign_noise": "Sign noise",
+  "udp": "UDP",
+  "eudp": "EUDP",
+  "advdm": "AdvDM",
+}
+
+
+def _column(key: str, label: str, help_text: str, better: str | None, digits: int) -> dict:
+  return {"key": key, "label": label, "help": help_text, "better": better, "digits": digits}
+
+
+def columns(feature_label: str) -> list[dict[str, Any]]:
+  """The columns of the main table; "better" takes the side of the pictures' owner."""
+  distance = (
+    "Frechet distance between {} and held-out clean pictures, in features of the network named "
+    "in the notes. "
+  )
+  return [
+    _column(
+      "fd_samples",
+      f"{feature_label} (samples)",
+      distance.format("samples of the trained model") + "Larger: the model learned less.",
+      "higher",
+      1,
+    ),
+    _column(
+      "fd_training_set",
+      f"{feature_label} (training set)",
+      distance.format("the training pictures themselves")
+      + "It grows with visibility alone, so read the samples' distance beside it.",
+      None,
+      1,
+    ),
+    _column("precision", "Precision", "Samples that look like held-out pictures.", "lower", 3),
+    _column("recall", "Recall", "Held-out pictures that samples come near to.", "lower", 3),
+    _column("mmd", "MMD", "Polynomial-kernel distance of samples (KID).", "higher", 3),
+    _column(
+      "loss_training_set",
+      "Loss (training set)",
+      "Denoising loss that is left on its own training pictures: the max-min objective itself.",
+      "higher",
+      4,
+    ),
+    _column(
+      "loss_clean_holdout",
+      "Loss (held-out)",
+      "Denoising loss on held-out clean pictures: what the model knows of the real thing.",
+      "higher",
+      4,
+    ),
+    _column("psnr", "PSNR (dB)", "Protected against clean; larger is less visible.", "higher", 2),
+    _column("ssim", "SSIM", "Protected against clean; 1 is identical.", "higher", 3),
+    _column("rms_ratio", "RMS / budget", "How much of the budget is used.", None, 2),
+  ]
+
+
+def build(
+  config: Any,
+  rows: list[dict[str, Any]],
+  workdir: Path,
+  model: DiffusionModel,
+  feature_label: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(report, assets) for `report.html.write_report`, from the folders of a finished study."""
+  clean, record = manifest.read_folder(workdir / "clean")
+  holdout = manifest.read_folder(workdir / "holdout")[0]
+  origin = (record or {}).get("origin") or {}
+  table = [
+    row | {"label": _LABELS.get(row["name"], row["name"]), "control": _is_control(config, row)}
+    for row in rows
+  ]
+  notes = [str(origin[name]) for name in ("note", "notes") if origin.get(name)]
+  report = {
+    "title": config.title,
+    "summary": summary(config, table, len(clean.images)),
+    "notice": config.notice or None,
+    "command": provenance.command(),
+    "commit": provenance.commit() or "not a checkout",
+    "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    "seeds": list(config.threat.seeds),
+    "hardware": provenance.hardware(),
+    "versions": provenance.versions(),
+    "config": config.to_dict(),
+    "data": {
+      "source": str(origin.get("source", config.data.source)),
+      "train_images": len(clean.images),
+      "holdout_images": len(holdout.images),
+      "image_size": int(clean.images.shape[1]),
+      "notes": notes,
+    },
+    "radius_255": config.radius_255,
+    "feature_label": feature_label,
+    "columns": columns(feature_label),
+    "rows": table,
+    "curves": {"victims": _victims(config, workdir), "protection": _rounds(config, workdir)},
+    "timesteps": _timesteps(config, model),
+  }
+  # Evenly spread over the set: its order often follows classes or photographs.
+  shown = np.linspace(0, len(clean.images) - 1, min(_SHOWN_PICTURES, len(clean.images)), dtype=int)
+  protected = {
+    row: manifest.read_folder(workdir / "protected" / row)[0].images[shown]
+    for row in config.rows
+    if row != CLEAN
+  }
+  samples = {}
+  for row in config.rows:
+    folder = workdir / "threats" / row / f"seed{config.threat.seeds[0]}" / "samples"
+    samples[row] = manifest.read_folder(folder)[0].images[:_SHOWN_SAMPLES]
+  assets = {"clean": clean.images[shown], "protected": protected, "samples": samples}
+  return report, assets
+
+
+def summary(config: Any, rows: list[dict[str, Any]], count: int) -> str:
+  """What was done and what the table says, in plain words; nothing that the table does not say."""
+  text = (
+    f"{count} pictures were protected with at most {config.radius_255:g} of 255 levels of change. "
+    "Then one diffusion model was trained from scratch on each version of them, with the same "
+    "settings and seeds, and asked for new pictures. "
+  )
+  found = {row["name"]: row["metrics"].get("fd_samples", {}).get("mean") for row in rows}
+  known = {row["label"]: found[row["name"]] for row in rows if found[row["name"]] is not None}
+  if known:
+    order = sorted(known, key=lambda label: -known[label])
+    ranked = ", ".join(f"{label} {known[label]:.0f}" for label in order)
+    text += f"Distance of those samples from real pictures, farthest first: {ranked}."
+  return text
+
+
+def _is_control(config: Any, row: dict[str, Any]) -> bool:
+  if row["name"] == CLEAN:
+    return True
+  method = row_settings(config, row["name"])[0]
+  return method in ("random_noise", "matched_noise", "shuffled_delta")
+
+
+def _victims(config: Any, workdir: Path) -> dict[str, Any]:
+  curves = {}
+  for row in config.rows:
+    runs = [
+      read_metrics(workdir / "threats" / row / f"seed{seed}" / "metrics.jsonl")
+      for seed in config.threat.seeds
+    ]
+    if not all(runs):
+      continue
+    losses = np.array([[record["loss"] for record in run] for run in runs], float)
+    curves[row] = {
+      "steps": [record["position"] for record in runs[0]],
+      "mean": losses.mean(0).tolist(),
+      "low": losses.min(0).tolist(),
+      "high": losses.max(0).tolist(),
+    }
+  return curves
+
+
+def _rounds(config: Any, workdir: Path) -> dict[str, Any]:
+  curves = {}
+  for row in config.rows:
+    records = read_metrics(workdir / "stages" / f"protect_{row}" / "metrics.jsonl")
+    if records and "train_loss" in records[0]:
+      curves[row] = {
+        "round": [record["position"] for record in records],
+        "min_loss": [record["train_loss"] for record in records],
+        "max_loss": [record.get("max_loss") for record in records],
+      }
+  return curves
+
+
+def _timesteps(config: Any, model: DiffusionModel) -> dict[str, list[float]]:
+  shown = {}
+  for row in config.rows:
+    if row in ("udp", "eudp"):
+      options = row_settings(config, row)[3]
+      probs = timesteps.schedule_power(model.schedule, options.get("a", 0.0), options.get("b", 0.0))
+      shown[row] = [float(p) for p in probs]
+  return shown
