@@ -8,6 +8,7 @@ place; 5 a loss that is not finite.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import pkgutil
 import sys
@@ -15,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from udp_jax.errors import ConfigError, UserError
@@ -145,9 +147,10 @@ def _guarded(main: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[
 
 def start_process() -> None:
   """Logging, compiler flags and the persistent compilation cache, before jax is used."""
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().setFormatter(None)
+  logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
+  logging.getLogger("udp_jax").setLevel(logging.INFO)
+  # Orbax reports every step of every save through absl.
+  absl_logging.set_verbosity(absl_logging.WARNING)
   # XLA's CPU backend sends convolutions and products to a slower library by default (jaxlib 0.10).
   given = os.environ.get("XLA_FLAGS", "")
   if "ynn_fusion_type" not in given:

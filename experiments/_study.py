@@ -29,9 +29,7 @@ def main(config: Any, workdir: str | None) -> int:
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
   folder = Path(workdir)
-  rows = study.run_study(
-    config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value
-  )
+  rows = study.run_study(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
   if not rows:
     print(f"protected pictures: {folder / 'protected'}")
     return 0

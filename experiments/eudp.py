@@ -1,6 +1,6 @@
 """Protects pictures with EUDP and its controls, and judges what a diffusion model learns from them.
 
-  python -m experiments.eudp --config=demo --workdir=runs/demo
+python -m experiments.eudp --config=demo --workdir=runs/demo
 """
 
 from experiments import _study

@@ -1,7 +1,7 @@
 """Measures folders of pictures, made by anyone: samples against real ones, protected against clean.
 
-  python -m experiments.evaluate --real=HELD_OUT --samples=SAMPLES
-  python -m experiments.evaluate --clean=CLEAN --protected=PROTECTED --radius_255=16
+python -m experiments.evaluate --real=HELD_OUT --samples=SAMPLES
+python -m experiments.evaluate --clean=CLEAN --protected=PROTECTED --radius_255=16
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _SAMPLES = flags.DEFINE_string("samples", None, "Folder of generated pictures.")
 _CLEAN = flags.DEFINE_string("clean", None, "Folder of clean pictures.")
 _PROTECTED = flags.DEFINE_string("protected", None, "Folder of the same pictures, protected.")
 _RADIUS = flags.DEFINE_float("radius_255", None, "Budget in 8-bit levels, for RMS / budget.")
-_FEATURES = flags.DEFINE_string("features", "efficientnet_lite0", "Or inception_v3, with --weights.")
+_FEATURES = flags.DEFINE_string(
+  "features", "efficientnet_lite0", "Or inception_v3, with --weights."
+)
 _WEIGHTS = flags.DEFINE_string("weights", None, "Weight file of the feature network.")
 _JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file.")
 
@@ -34,20 +36,20 @@ def main(argv: Sequence[str]) -> int:
   if not any(all(pair) for pair in pairs) or any(any(pair) and not all(pair) for pair in pairs):
     raise ConfigError("give --real and --samples, or --clean and --protected, or all; see --help")
   found: dict[str, dict] = {}
-  if _REAL.value:
+  if _REAL.value and _SAMPLES.value:
     extractor = features.load(_FEATURES.value, weights=_WEIGHTS.value)
     real, samples = (
       features.extract(extractor, manifest.read_folder(f)[0].images, progress=True)
       for f in (_REAL.value, _SAMPLES.value)
     )
     found[extractor.label] = evaluation.distribution_metrics(real, samples)
-  if _CLEAN.value:
+  if _CLEAN.value and _PROTECTED.value:
     if _RADIUS.value is None:
       raise ConfigError("--radius_255 is needed with --clean and --protected")
     clean, protected = (manifest.read_folder(f)[0] for f in (_CLEAN.value, _PROTECTED.value))
     if clean.names != protected.names or clean.images.shape != protected.images.shape:
       raise BadDataError(
-        f"{_CLEAN.value} and {_PROTECTED.value} differ in names or sizes: experiments.verify says how"
+        f"{_CLEAN.value} and {_PROTECTED.value} differ in names or sizes: see experiments.verify"
       )
     found["pictures"] = evaluation.picture_metrics(clean.images, protected.images, _RADIUS.value)
   for group, metrics in found.items():

@@ -3,7 +3,8 @@
   python -m experiments.protect --input=PICTURES --output=PROTECTED --method=eudp
 
 Pictures are centre-cropped and resized once to the model's size; that 8-bit reference is kept in
-PROTECTED.work/clean, so that `experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED`
+PROTECTED.work/clean, so that
+  python -m experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED --radius_255=16
 checks the budget. The same command goes on where a killed one stopped.
 """
 
@@ -19,8 +20,12 @@ from udp_jax.errors import ConfigError
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures (or any data source).")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the protected pictures.")
-_METHOD = flags.DEFINE_string("method", "eudp", "A row of config.protections: eudp, udp, advdm, ...")
-_MODEL = flags.DEFINE_string("model", "", "Diffusers folder of the attacked model, where one is needed.")
+_METHOD = flags.DEFINE_string(
+  "method", "eudp", "A row of config.protections: eudp, udp, advdm, ..."
+)
+_MODEL = flags.DEFINE_string(
+  "model", "", "Diffusers folder of the attacked model, where one is needed."
+)
 _STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")

@@ -1,6 +1,6 @@
 """Samples pictures from a diffusion model with DDIM: model folder in, picture folder out.
 
-  python -m experiments.sample --model=runs/train/model --output=runs/samples --num_samples=64
+python -m experiments.sample --model=runs/train/model --output=runs/samples --num_samples=64
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ _MODEL = flags.DEFINE_string("model", None, "Diffusers folder of the model.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the samples.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("sample_steps", 50, "Steps of DDIM.", lower_bound=1)
-_ETA = flags.DEFINE_float("eta", 0.0, "Of DDIM: 0 is deterministic, 1 as noisy as DDPM.", lower_bound=0)
+_ETA = flags.DEFINE_float(
+  "eta", 0.0, "Of DDIM: 0 is deterministic, 1 as noisy as DDPM.", lower_bound=0
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
 _BATCH = flags.DEFINE_integer("per_device_batch_size", 64, "Samples at a time.", lower_bound=1)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")

@@ -2,8 +2,8 @@
 
   python -m experiments.train --config=demo --input=PICTURES --workdir=runs/train
 
-Writes workdir/model in diffusers' layout (`DDPMPipeline.from_pretrained` opens it), metrics.jsonl and
-checkpoints. The same command goes on where a killed one stopped.
+Writes workdir/model in diffusers' layout (`DDPMPipeline.from_pretrained` opens it), metrics.jsonl
+and checkpoints. The same command goes on where a killed one stopped.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Protects pictures with UDP and its controls, and judges what a diffusion model learns from them.
 
-  python -m experiments.udp --config=demo --workdir=runs/udp
+python -m experiments.udp --config=demo --workdir=runs/udp
 """
 
 from experiments import _study

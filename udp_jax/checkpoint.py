@@ -42,7 +42,7 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def restore(self, template: Any) -> Any:
-    """The newest state, with the structure, dtypes and shardings of `template` (arrays or shapes)."""
+    """The newest state, with the structure, dtypes and shardings of `template`."""
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     args = ocp.args.StandardRestore(abstract)
     return self._manager.restore(self._manager.latest_step(), args=args)

@@ -18,7 +18,7 @@ class ConfigError(UserError):
 
 
 class MissingDataError(UserError):
-  """Data or weights that are not there: which file, where it was looked for, how to get it. Exit code 2."""
+  """Data or weights that are not there: which, where they were looked for, how to get them."""
 
 
 class BadDataError(UserError):

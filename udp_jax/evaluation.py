@@ -31,7 +31,7 @@ def picture_metrics(clean: np.ndarray, protected: np.ndarray, radius_255: float)
     radius_255: the budget in levels.
 
   Returns:
-    `psnr` (dB, mean over the pictures that differ; NaN when none does), `ssim` (NaN below 11 pixels),
+    `psnr` (dB, mean over the pictures that differ; NaN when none does), `ssim` (NaN below 11 px),
     `rms_ratio`: root mean square of protected - clean over the budget, `max_abs_255`: levels.
   """
   difference = protected.astype(np.int16) - clean.astype(np.int16)
@@ -102,16 +102,16 @@ def denoising_loss(
   objective = objectives.denoising(model, timesteps.uniform(len(model.schedule.alphas_cumprod)))
 
   @jax.jit
-  def batch_loss(params: Params, images: jax.Array, index: jax.Array, used: jax.Array):
+  def batch_loss(params: Params, images: jax.Array, ids: jax.Array, used: jax.Array):
     def draw(total: jax.Array, step: jax.Array):
-      losses, _ = objective(params, to_float(images), None, example_keys(key, step, index))
+      losses, _ = objective(params, to_float(images), None, example_keys(key, step, ids))
       return total + jnp.sum(losses * used), None
 
-    return jax.lax.scan(draw, 0.0, jnp.arange(draws))[0]
+    return jax.lax.scan(draw, jnp.zeros(()), jnp.arange(draws))[0]
 
   def loss(params: Params, images: np.ndarray) -> float:
     batches = training.make_batches(images, per_device_batch_size)
-    rows = zip(batches.images, batches.index, batches.weight, strict=True)
+    rows = zip(batches.images, batches.ids, batches.weight, strict=True)
     return sum(float(batch_loss(params, *row)) for row in rows) / (len(images) * draws)
 
   return loss

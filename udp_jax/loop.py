@@ -8,18 +8,20 @@ depends on the state alone, so a run that was interrupted ends like one that was
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import logging
 from tqdm import tqdm
 
 from udp_jax.checkpoint import Checkpoints
 from udp_jax.errors import DivergedError
 from udp_jax.metrics_writer import MetricsWriter
+
+_log = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
@@ -75,7 +77,7 @@ def run(
   position = 0
   if checkpoints is not None and (latest := checkpoints.latest()) is not None:
     state, position = checkpoints.restore(state), latest
-    logging.info("%s: going on from %s %d of %d", label, unit, position, total)
+    _log.info("%s: going on from %s %d of %d", label, unit, position, total)
   if writer is not None:
     writer.rewind(position)
   bar = tqdm(
@@ -90,8 +92,8 @@ def run(
       for name in must_be_finite:
         if name in metrics and not np.isfinite(metrics[name]):
           raise DivergedError(
-            f"{label}: {name} is {metrics[name]} at {unit} {position} of {total}; lower the learning "
-            "rate or the step size, or use float32. The last good checkpoint is kept"
+            f"{label}: {name} is {metrics[name]} at {unit} {position} of {total}; lower the "
+            "learning rate or the step size, or use float32. The last good checkpoint is kept"
           )
       if writer is not None:
         writer.write(position, **metrics)
@@ -117,7 +119,7 @@ def _stop_requests() -> Iterator[list[int]]:
     del frame
     received.append(number)
     signal.signal(number, previous[number])
-    logging.warning("received %s: stopping after this call", signal.Signals(number).name)
+    _log.warning("received %s: stopping after this call", signal.Signals(number).name)
 
   previous: dict[int, Any] = {}
   try:
@@ -129,5 +131,5 @@ def _stop_requests() -> Iterator[list[int]]:
   try:
     yield received
   finally:
-    for number, handler in previous.items():
-      signal.signal(number, handler)
+    for stopped, handler in previous.items():
+      signal.signal(stopped, handler)

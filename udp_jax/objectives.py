@@ -80,7 +80,8 @@ def weighted(*terms: tuple[float, Objective]) -> Objective:
   """Sum of weight * objective. Each term draws with keys of its own; aux is the terms' merged."""
 
   def objective(params: Params, images: jax.Array, cond: Cond, keys: jax.Array):
-    total, merged = jnp.zeros(images.shape[0]), {}
+    total = jnp.zeros(images.shape[0])
+    merged: Aux = {}
     split = (keys,) if len(terms) == 1 else split_each(keys, len(terms))
     for (weight, term), term_keys in zip(terms, split, strict=True):
       losses, aux = term(params, images, cond, term_keys)

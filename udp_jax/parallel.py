@@ -1,7 +1,7 @@
 """Meshes and shardings: one program from one CPU to a pod.
 
-The mesh has two axes, ('data', 'fsdp'). Pictures, perturbations and per-picture state are split over
-both along the batch axis; parameters are replicated here (splitting them over 'fsdp' is a
+The mesh has two axes, ('data', 'fsdp'). Pictures, perturbations and per-picture state are split
+over both along the batch axis; parameters are replicated here (splitting them over 'fsdp' is a
 performance matter of large models). `jit` with `NamedSharding` is the successor of `pmap`.
 """
 

@@ -1,6 +1,6 @@
 """Named streams of randomness: one root key, and draws that depend on nothing but names and counts.
 
-A picture's draws come from a key folded from (stream, step, index of the picture). They are the
+A picture's draws come from a key folded from (stream, step, id of the picture). They are the
 same whatever the batch around it, the order of the batches and the number of devices, so that an
 interrupted run goes on as if nothing had happened.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 
@@ -18,10 +19,10 @@ def stream(key: jax.Array, name: str) -> jax.Array:
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def example_keys(key: jax.Array, step: ArrayLike, index: jax.Array) -> jax.Array:
-  """Keys (B,), one for each picture of `index` (B,) at `step` ()."""
+def example_keys(key: jax.Array, step: ArrayLike, ids: ArrayLike) -> jax.Array:
+  """Keys (B,), one for each picture of `ids` (B,) at `step` ()."""
   at_step = jax.random.fold_in(key, step)
-  return jax.vmap(lambda i: jax.random.fold_in(at_step, i))(index)
+  return jax.vmap(lambda i: jax.random.fold_in(at_step, i))(jnp.asarray(ids))
 
 
 def split_each(keys: jax.Array, num: int) -> tuple[jax.Array, ...]:

@@ -87,10 +87,9 @@ def protect_stage(
   data = parallel.place_batches(batches, mesh)
   params = None if params is None else parallel.replicate(params, mesh)
   state = jax.jit(protection.init)(key, data, params)
-  update = jax.jit(protection.update, donate_argnums=1)
-  whole = jnp.int32(WHOLE)
+  jitted = jax.jit(protection.update, donate_argnums=1)
   started = time.monotonic()
-  update = update.lower(key, state, data, params, whole).compile()
+  update = jitted.lower(key, state, data, params, jnp.int32(WHOLE)).compile()
   compile_seconds = time.monotonic() - started
 
   def advance(state: Any, position: int) -> loop.Advance:
@@ -104,7 +103,7 @@ def protect_stage(
       numbers |= {k: v for k, v in measured.items() if timed is False or np.isfinite(v)}
       seconds = time.monotonic() - start
       if timed and "train_loss" in measured and np.isfinite(measured["train_loss"]):
-        numbers["min_images_per_s"] = info.train_loss.size * data.index.shape[1] / seconds
+        numbers["min_images_per_s"] = info.train_loss.size * data.ids.shape[1] / seconds
       elif timed and np.isfinite(measured["max_loss"]):
         numbers["max_images_per_s"] = protection.perturb_steps * count / seconds
       elif not timed:
@@ -126,7 +125,7 @@ def protect_stage(
     progress=progress,
   )
   writer.close()
-  delta = training.unbatch(state.delta, count)
+  delta = jnp.asarray(training.unbatch(state.delta, count))
   protected = np.asarray(quantise_within(clean.images, delta, radius_255))
   manifest.write_folder(
     folder,
@@ -172,7 +171,7 @@ def train_stage(
   """
   data = parallel.place_batches(training.make_batches(images, global_batch_size), mesh)
   state = parallel.replicate(threat.init(key, params), mesh)
-  batch = data.index.shape[1]
+  batch = data.ids.shape[1]
   norm = jax.jit(optax.tree.norm)
 
   def advance(state: Any, position: int) -> loop.Advance:
@@ -226,8 +225,8 @@ def sample_stage(
   chunks: list[np.ndarray] = []
   starts = range(0, num_samples, size)
   for i, _ in enumerate(tqdm(starts, desc=label, unit="batch", disable=not progress)):
-    images = threat.sample(jax.random.fold_in(key, i), params, size)
-    chunks.append(np.asarray(quantise(images)))
+    chunk = threat.sample(jax.random.fold_in(key, i), params, size)
+    chunks.append(np.asarray(quantise(chunk)))
   images = np.concatenate(chunks)[:num_samples]
   names = [f"{i:05d}" for i in range(num_samples)]
   manifest.write_folder(folder, images, names, record=record, overwrite=overwrite)

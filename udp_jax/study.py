@@ -1,4 +1,4 @@
-"""A study: several training sets made from one set of pictures, one model trained on each, one table.
+"""A study: training sets made from one set of pictures, a model trained on each, one table.
 
   workdir/config.json            what is run; a second run with another config is refused
   workdir/clean/ holdout/        the 8-bit reference, and pictures nobody trains on
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 from udp_jax import evaluation, lookup, parallel, protections, stages, threats
 from udp_jax.data import files, manifest, sources
@@ -28,6 +28,8 @@ from udp_jax.models import factory, features
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.ddpm_unet import UNet2DConfig
 from udp_jax.randomness import stream
+
+_log = logging.getLogger(__name__)
 
 CLEAN = "clean"
 
@@ -72,9 +74,7 @@ def row_settings(config: Any, row: str) -> tuple[str, int, str | None, dict[str,
   return method, rounds, of, settings
 
 
-def write_clean(
-  config: Any, workdir: Path, *, holdout: bool = True
-) -> tuple[ImageSet, ImageSet]:
+def write_clean(config: Any, workdir: Path, *, holdout: bool = True) -> tuple[ImageSet, ImageSet]:
   """Loads the data and writes the 8-bit reference; returns the pictures to protect and held out.
 
   A finished folder is kept, so that a run goes on with the pictures that it began with.
@@ -241,7 +241,7 @@ def run_study(
     if row != CLEAN:
       row_settings(config, row)
   clean, holdout = write_clean(config, workdir)
-  logging.info("%d pictures to protect, %d held out", len(clean.images), len(holdout.images))
+  _log.info("%d pictures to protect, %d held out", len(clean.images), len(holdout.images))
   model, unet, params = factory.build(config.model, config.performance)
   training_sets = {}
   for row in config.rows:
@@ -280,9 +280,7 @@ def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
 class Judge:
   """Measures one training set, its model and its samples against the held-out clean pictures."""
 
-  def __init__(
-    self, config: Any, clean: np.ndarray, holdout: np.ndarray, model: DiffusionModel
-  ):
+  def __init__(self, config: Any, clean: np.ndarray, holdout: np.ndarray, model: DiffusionModel):
     """Loads the feature network. Raises MissingDataError when its weights are not there."""
     weights = config.evaluation.weights or None
     self.extractor = features.load(config.evaluation.features, weights=weights)

@@ -27,18 +27,18 @@ class Batch(NamedTuple):
 
   Attributes:
     images: (..., H, W, C) uint8, the clean 8-bit pictures.
-    index: (...,) int32, a picture's number in the data set: its identity for randomness.
+    ids: (...,) int32, a picture's number in the data set: its identity for randomness.
     weight: (...,) float32, 1, or 0 for the padding of the last batch.
     cond: conditioning of the model, or None.
     reference: (..., H, W, C) uint8, the same pictures protected by another method, for the controls
       that imitate it; otherwise None.
   """
 
-  images: jax.Array
-  index: jax.Array
-  weight: jax.Array
+  images: jax.Array | np.ndarray
+  ids: jax.Array | np.ndarray
+  weight: jax.Array | np.ndarray
   cond: Any = None
-  reference: jax.Array | None = None
+  reference: jax.Array | np.ndarray | None = None
 
 
 class TrainState(NamedTuple):
@@ -64,11 +64,12 @@ def make_batches(images: np.ndarray, global_batch_size: int, **extra: np.ndarray
   def arrange(leaf: np.ndarray | None) -> np.ndarray | None:
     return None if leaf is None else leaf[order].reshape(num_batches, size, *leaf.shape[1:])
 
+  arranged: dict[str, Any] = {name: arrange(leaf) for name, leaf in extra.items()}
   return Batch(
     images=images[order].reshape(num_batches, size, *images.shape[1:]),
-    index=padded.astype(np.int32).reshape(num_batches, size),
+    ids=padded.astype(np.int32).reshape(num_batches, size),
     weight=(padded < count).astype(np.float32).reshape(num_batches, size),
-    **{name: arrange(leaf) for name, leaf in extra.items()},
+    **arranged,
   )
 
 
@@ -120,7 +121,7 @@ def make_update(
   """
 
   def update(key: jax.Array, state: TrainState, batch: Batch, delta: jax.Array | None):
-    keys = example_keys(key, state.step, batch.index)
+    keys = example_keys(key, state.step, batch.ids)
     images = to_float(batch.images)
     images = images if delta is None else images + delta
 

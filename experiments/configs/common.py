@@ -65,7 +65,9 @@ def study(title: str) -> ConfigDict:
     config.protections[f"{method}_matched_noise"] = ConfigDict(
       {"method": "matched_noise", "of": method}
     )
-    config.protections[f"{method}_shuffled"] = ConfigDict({"method": "shuffled_delta", "of": method})
+    config.protections[f"{method}_shuffled"] = ConfigDict(
+      {"method": "shuffled_delta", "of": method}
+    )
 
   config.threat = ConfigDict()
   config.threat.name = "scratch"

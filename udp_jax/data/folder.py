@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 from PIL import Image
 
 from udp_jax.data import image_set, images
 from udp_jax.data.image_set import ImageSet, Metadata
 from udp_jax.data.output import INCOMPLETE
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError, UserError
+
+_log = logging.getLogger(__name__)
 
 _OURS = frozenset({"manifest.json", "metadata.jsonl", "metadata.csv"})
 # Images that we cannot read: reported like a damaged file, not passed over like a text file.
@@ -154,9 +156,9 @@ def load_folder(
       continue
     good[index] = picture if image_size is None else images.resize_picture(picture, image_size)
   for _, reason in skipped:
-    logging.warning("skipped %s", reason)
+    _log.warning("skipped %s", reason)
   if skipped:
-    logging.warning("%s: skipped %d unusable files", folder, len(skipped))
+    _log.warning("%s: skipped %d unusable files", folder, len(skipped))
   if not good:
     raise BadDataError(f"{folder}: none of {len(skipped)} image files is usable; {skipped[0][1]}")
 

@@ -60,7 +60,8 @@ def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
     del cond  # Unconditional.
     dropout = key is not None and unet.config.dropout > 0
     rngs = {"dropout": key} if dropout else None
-    return unet.apply({"params": params}, x_t, timesteps, train=dropout, rngs=rngs)
+    prediction = unet.apply({"params": params}, x_t, timesteps, train=dropout, rngs=rngs)
+    return jnp.asarray(prediction)
 
   def decode(params: Params, x0: jax.Array) -> jax.Array:
     del params

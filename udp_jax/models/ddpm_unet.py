@@ -79,8 +79,8 @@ class UNet2DConfig:
         raise ConfigError(f"UNet2DModel config: {name}={config[name]!r} is not supported")
     known = {field.name for field in dataclasses.fields(cls)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
-    # Where diffusers' own default differs from ours, a config that leaves the field out means theirs.
-    theirs = {"attention_head_dim": 8, "norm_eps": 1e-5, "downsample_padding": 1}
+    # A config that leaves a field out means diffusers' own default, where it differs from ours.
+    theirs: dict[str, Any] = {"attention_head_dim": 8, "norm_eps": 1e-5, "downsample_padding": 1}
     theirs |= {"flip_sin_to_cos": True, "freq_shift": 0}
     return cls(**(theirs | values))
 
@@ -117,6 +117,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Features (B, H, W, C) -> (B, H', W', features)."""
     init = nn.initializers.zeros if self.zero else _uniform
     kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -134,6 +135,7 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Features (B, H, W, C) -> the same shape."""
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
     options: dict[str, Any] = {"num_groups": self.num_groups, "epsilon": self.epsilon}
@@ -149,6 +151,7 @@ class ResnetBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> jax.Array:
+    """Features (B, H, W, C) and the activated time embedding (B, D) -> (B, H, W, features)."""
     c = self.config
     h = Norm(c.norm_num_groups, c.norm_eps, name="norm1")(x)
     h = Conv(self.features, method=self.method, name="conv1")(h)
@@ -169,6 +172,7 @@ class AttentionBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Features (B, H, W, C) -> the same shape."""
     b, h, w, c = x.shape
     heads = 1 if self.config.attention_head_dim is None else c // self.config.attention_head_dim
     normed = Norm(self.config.norm_num_groups, self.config.norm_eps, "none", name="group_norm")(x)
@@ -204,6 +208,7 @@ class Resample(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Features (B, H, W, C) -> half or twice the resolution."""
     if self.up:
       b, h, w, c = x.shape
       x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
@@ -263,6 +268,7 @@ class UNet2D(nn.Module):
 
   @nn.compact
   def __call__(self, x_t: jax.Array, timesteps: jax.Array, *, train: bool = False) -> jax.Array:
+    """Predicts the noise (or what the schedule says) in x_t; `train` turns dropout on."""
     c, dtype = self.config, self.dtype
     channels = c.block_out_channels
     temb = timestep_embedding(
@@ -305,6 +311,7 @@ class TimeEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, temb: jax.Array) -> jax.Array:
+    """Sinusoids (B, C) -> the activated embedding (B, features)."""
     temb = nn.Dense(self.features, dtype=self.dtype, kernel_init=_uniform, name="linear_1")(temb)
     temb = nn.Dense(self.features, dtype=self.dtype, kernel_init=_uniform, name="linear_2")(
       nn.silu(temb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from udp_jax.models.base import DiffusionModel, Params, pixel_diffusion
 from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
 from udp_jax.ops import schedules
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
   "linear": schedules.linear,
   "scaled_linear": schedules.scaled_linear,
   "cosine": schedules.cosine,
@@ -54,9 +55,7 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
   return pixel_diffusion(UNet2D(unet_config, **options), schedule), unet_config, None
 
 
-def load(
-  folder: str | os.PathLike, **options: Any
-) -> tuple[DiffusionModel, UNet2DConfig, Params]:
+def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNet2DConfig, Params]:
   """A model from a diffusers `UNet2DModel` or `DDPMPipeline` folder; `options` go to `UNet2D`.
 
   A folder without a scheduler gets the linear schedule of Ho et al.

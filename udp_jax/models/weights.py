@@ -17,6 +17,7 @@ Only safetensors files are read: a PyTorch `.bin` is a pickle, which can run cod
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -27,10 +28,11 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
-from absl import logging
 
 from udp_jax.errors import BadDataError, MissingDataError, OutputError
 from udp_jax.ops import schedules
+
+_log = logging.getLogger(__name__)
 
 PyTree = Any
 
@@ -336,7 +338,7 @@ def _find_weights(home: Path, variant: str | None) -> Path:
       for name in (f"{stem}{infix}.safetensors", f"{stem}.safetensors.index{infix}.json"):
         if (home / name).is_file():
           if variant is None and infix:
-            logging.info("%s holds no full-precision weights; taking %s", home, name)
+            _log.info("%s holds no full-precision weights; taking %s", home, name)
           return home / name
   wanted = f"{_STEMS[0]}{infixes[0]}.safetensors"
   if pickles := sorted(home.glob("*.bin")):

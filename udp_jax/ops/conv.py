@@ -49,9 +49,7 @@ _G = np.array(
     [0, 0, 1],
   ]
 )
-_AT = np.array(
-  [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-)
+_AT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 _FILTER_TRANSFORM = np.kron(_G, _G)  # (36, 9)
 _OUTPUT_TRANSFORM = np.kron(_AT, _AT)  # (16, 36)
 
@@ -119,8 +117,7 @@ def _strided(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> 
   kh, kw, c, d = kernel.shape
   blocks = [-(-k // stride) for k in (kh, kw)]
   outs = [
-    (n + sum(p) - k) // stride + 1
-    for n, p, k in zip(x.shape[1:3], padding, (kh, kw), strict=True)
+    (n + sum(p) - k) // stride + 1 for n, p, k in zip(x.shape[1:3], padding, (kh, kw), strict=True)
   ]
   # Pad (or crop) so that the input is a whole number of blocks.
   needs = [stride * (o + b - 1) for o, b in zip(outs, blocks, strict=True)]

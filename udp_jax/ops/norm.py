@@ -56,10 +56,11 @@ def _group_mean(per_channel: jax.Array, num_groups: int, size: int) -> jax.Array
 
 
 def _statistics(x: jax.Array, num_groups: int, epsilon: float) -> tuple[jax.Array, jax.Array]:
+  # Two passes: E[x^2] - E[x]^2 would lose every digit where the mean is far above the spread.
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   mean = _group_mean(wide.sum(1), num_groups, x.shape[1])
-  second = _group_mean(jnp.square(wide).sum(1), num_groups, x.shape[1])
-  return mean, jax.lax.rsqrt(jnp.maximum(second - jnp.square(mean), 0.0) + epsilon)
+  variance = _group_mean(jnp.square(wide - mean[:, None]).sum(1), num_groups, x.shape[1])
+  return mean, jax.lax.rsqrt(variance + epsilon)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -67,10 +68,13 @@ def _group_norm(x, scale, bias, num_groups, epsilon, activation):
   return _forward(x, scale, bias, num_groups, epsilon, activation)[0]
 
 
+def _affine(x, scale, bias, mean, rstd):
+  return (x - mean[:, None]) * (rstd * scale)[:, None] + bias
+
+
 def _forward(x, scale, bias, num_groups, epsilon, activation):
   mean, rstd = _statistics(x, num_groups, epsilon)
-  slope = rstd * scale
-  y = x * slope[:, None] + (bias - mean * slope)[:, None]
+  y = _affine(x, scale, bias, mean, rstd)
   if activation == "silu":
     y = y * jax.nn.sigmoid(y)
   return y.astype(x.dtype), (x, scale, bias, mean, rstd)
@@ -79,20 +83,20 @@ def _forward(x, scale, bias, num_groups, epsilon, activation):
 def _backward(num_groups, epsilon, activation, saved, g):
   del epsilon  # Already in rstd.
   x, scale, bias, mean, rstd = saved
-  slope = rstd * scale
   dy = g.astype(mean.dtype)
   if activation == "silu":
-    y = x * slope[:, None] + (bias - mean * slope)[:, None]
+    y = _affine(x, scale, bias, mean, rstd)
     gate = jax.nn.sigmoid(y)
     dy = dy * gate * (1 + y * (1 - gate))
+  centred = x - mean[:, None]
   sum_dy = dy.sum(1)
-  sum_dy_xhat = rstd * ((dy * x).sum(1) - mean * sum_dy)
+  sum_dy_xhat = rstd * (dy * centred).sum(1)
   mean_d = _group_mean(sum_dy * scale, num_groups, x.shape[1])
   mean_d_xhat = _group_mean(sum_dy_xhat * scale, num_groups, x.shape[1])
-  # dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) with d = dy * scale: affine in dy and x.
-  x_slope = -jnp.square(rstd) * mean_d_xhat
-  offset = -rstd * mean_d - mean * x_slope
-  dx = dy * slope[:, None] + x * x_slope[:, None] + offset[:, None]
+  # dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) with d = dy * scale.
+  slope, offset = rstd * scale, rstd * mean_d
+  curve = jnp.square(rstd) * mean_d_xhat
+  dx = dy * slope[:, None] - centred * curve[:, None] - offset[:, None]
   dscale, dbias = sum_dy_xhat.sum(0), sum_dy.sum(0)
   return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 

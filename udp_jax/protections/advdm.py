@@ -1,7 +1,7 @@
 """AdvDM in pixel space: the max step alone, against a model that is trained already.
 
 Liang et al. 2023 (arXiv:2302.04578) maximise the denoising loss of a fixed model; on a pixel model
-this is the setting of "Pixel is a Barrier" (Xue and Chen 2024), whose authors find it hard to attack.
+this is the setting of "Pixel is a Barrier" (Xue and Chen 2024), who find it hard to attack.
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ from udp_jax.ops.image import to_float
 from udp_jax.randomness import example_keys, stream
 from udp_jax.training import Batch, TrainState
 
-
 # Values of `phase`; None is WHOLE, decided at trace time.
 WHOLE, TRAIN, PERTURB = 0, 1, 2
 
@@ -55,10 +54,10 @@ class Protection(NamedTuple):
   """An (init, update) pair.
 
   Attributes:
-    init: (key, data, params) -> state. `params` of the model that is attacked; None is allowed where
-      the method trains a surrogate of its own or uses no model.
-    update: (key, state, data, params, phase=None) -> (state, info), one round. Draws depend on `key`
-      and on counters in the state, so the same key is passed every round.
+    init: (key, data, params) -> state. `params` of the model that is attacked; None is allowed
+      where the method trains a surrogate of its own or uses no model.
+    update: (key, state, data, params, phase=None) -> (state, info), one round. Draws depend on
+      `key` and on counters in the state, so the same key is passed every round.
     needs_params: whether the method attacks a model that must be trained already.
     needs_reference: whether the data must hold another method's pictures (`Batch.reference`).
     phases: parts that a round may be split into, in order: passing each of them (traced) as `phase`
@@ -100,8 +99,8 @@ def pgd(
 ) -> Protection:
   """Projected gradient descent of `objective` over delta, for one batch (leaves (B, ...)).
 
-  Lift it to a data set with `over_batches`. The losses are summed before the gradient is taken, so a
-  picture's perturbation depends neither on the batch around it nor on sharding, and only delta is
+  Lift it to a data set with `over_batches`. The losses are summed before the gradient is taken, so
+  a picture's perturbation depends neither on the batch around it nor on sharding, and only delta is
   differentiated: no gradient of the weights is computed.
 
   Args:
@@ -112,13 +111,13 @@ def pgd(
 
   def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState:
     del params
-    delta = constraint.init(example_keys(key, 0, batch.index), to_float(batch.images))
+    delta = constraint.init(example_keys(key, 0, batch.ids), to_float(batch.images))
     return PGDState(delta, tx.init(delta), jnp.zeros((), jnp.int32))
 
   def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None, phase=None):
     del phase  # One step has no parts.
     images = to_float(batch.images)
-    keys = example_keys(key, state.step, batch.index)
+    keys = example_keys(key, state.step, batch.ids)
 
     def total(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
       losses, _ = objective(params, images + delta, batch.cond, keys)
@@ -133,12 +132,12 @@ def pgd(
 
 
 def sign_descent(step_size: float | optax.Schedule) -> optax.GradientTransformation:
-  """delta <- delta - step_size * sign(gradient): the step of I-FGSM and of L-inf PGD."""
+  """Delta <- delta - step_size * sign(gradient): the step of I-FGSM and of L-inf PGD."""
   return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(step_size))
 
 
 def over_batches(inner: Protection, *, num_steps: int = 1) -> Protection:
-  """Lifts a protection of one batch to a data set: each round, `num_steps` updates of each batch."""
+  """Lifts a protection of one batch to a data set: `num_steps` updates of each batch a round."""
 
   def init(key: jax.Array, data: Batch, params: Params | None) -> Any:
     return jax.lax.map(lambda batch: inner.init(key, batch, params), data)
@@ -217,7 +216,7 @@ def bilevel(
   def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None, phase=None):
     del params  # The surrogate's own are in the state.
     surrogate, inner_state = state.surrogate, state.inner
-    no_loss = jnp.full((train_steps,), jnp.nan), jnp.full(data.index.shape, jnp.nan)
+    no_loss = jnp.full((train_steps,), jnp.nan), jnp.full(data.ids.shape, jnp.nan)
     surrogate, train_loss = _if(
       None if phase is None else phase != PERTURB,
       lambda: trained(key, state, data),
@@ -250,17 +249,17 @@ class FixedState(NamedTuple):
 
 def _stay(key: jax.Array, state: FixedState, data: Batch, params: Params | None, phase=None):
   del key, params, phase
-  return state, Info(jnp.zeros(data.index.shape), jnp.zeros((0,)))
+  return state, Info(jnp.zeros(data.ids.shape), jnp.zeros((0,)))
 
 
 def fixed(draw: Callable[[jax.Array, jax.Array], jax.Array]) -> Protection:
-  """A control drawn once: `draw(keys (B,), images (B, H, W, C)) -> delta`, a constraint's `init`."""
+  """A control drawn once: `draw(keys (B,), images (B, H, W, C)) -> delta`, as `Constraint.init`."""
 
   def init(key: jax.Array, data: Batch, params: Params | None) -> FixedState:
     del params
 
     def one_batch(batch: Batch) -> jax.Array:
-      return draw(example_keys(key, 0, batch.index), to_float(batch.images))
+      return draw(example_keys(key, 0, batch.ids), to_float(batch.images))
 
     return FixedState(jax.lax.map(one_batch, data))
 
@@ -278,8 +277,10 @@ def fixed_from_reference(
   def init(key: jax.Array, data: Batch, params: Params | None) -> FixedState:
     del params
     if data.reference is None:
-      raise ValueError("this control needs `reference` pictures, protected by the method it imitates")
-    keys = jax.vmap(lambda index: example_keys(key, 0, index))(data.index)
+      raise ValueError(
+        "this control needs `reference` pictures, protected by the method it imitates"
+      )
+    keys = jax.vmap(lambda ids: example_keys(key, 0, ids))(data.ids)
     return FixedState(make(keys, data, to_float(data.reference) - to_float(data.images)))
 
   return Protection(init, _stay, needs_reference=True)

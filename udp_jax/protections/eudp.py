@@ -1,7 +1,7 @@
 """EUDP: UDP with timesteps drawn from a distribution derived from the noise schedule.
 
-delta reaches the network as sqrt(abar_t) delta and is drowned by sqrt(1 - abar_t) noise, so a draw of
-t at which nothing of it is left is a wasted step. The family `ops.timesteps.schedule_power` is a
+delta reaches the network as sqrt(abar_t) delta and is drowned by sqrt(1 - abar_t) noise, so a draw
+of t at which nothing of it is left is a wasted step. The family `ops.timesteps.schedule_power` is a
 reconstruction from the paper's abstract (arXiv:2306.01902), not the authors' formula; the default
 (a, b) is the one that measured best in this project's ablation.
 """

@@ -29,6 +29,8 @@ def build(name: str, model: DiffusionModel, options: dict[str, Any]) -> Protecti
     ConfigError: an unknown protection, or an unknown, missing or unusable option.
   """
   function = lookup.constructor(_PACKAGE, name)
-  scaled = {k.removesuffix("_255"): v / 255 if k.endswith("_255") else v for k, v in options.items()}
+  scaled = {
+    k.removesuffix("_255"): v / 255 if k.endswith("_255") else v for k, v in options.items()
+  }
   lookup.check_options(function, f"protection {name}", scaled)
   return function(model, **scaled)

@@ -43,8 +43,8 @@ def udp(
     clip_norm: global norm at which the surrogate's gradient is clipped.
     warmup_rounds: first rounds that only train.
     restart_every: rounds after which the surrogate starts afresh; 0 for never.
-    probs: (T,) distribution over the timesteps of the perturb steps; None for uniform. The surrogate
-      trains on uniform timesteps, as whoever trains on the pictures will.
+    probs: (T,) distribution over the timesteps of the perturb steps; None for uniform. The
+      surrogate trains on uniform timesteps, as whoever trains on the pictures will.
   """
   uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
   attacked = objectives.denoising(model, uniform if probs is None else probs)

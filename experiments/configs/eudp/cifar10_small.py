@@ -1,6 +1,7 @@
 """The evidence setting: 2,048 pictures of one CIFAR-10 class at 32x32, hours on 2 CPU cores.
 
-python -m experiments.eudp --config=cifar10_small --config.data.source=cifar10:PATH --workdir=runs/small
+python -m experiments.eudp --config=cifar10_small --config.data.source=cifar10:PATH \\
+  --workdir=runs/small
 Expected numbers: the evidence table in WORKSPACE.md, made by this config.
 """
 
@@ -10,9 +11,10 @@ from experiments.configs import common
 def get_config(variant=None):
   """Small models, all controls, two seeds; `variant` "smoke" takes seconds."""
   config = common.study("UDP, EUDP and their controls on CIFAR-10 automobiles")
-  config.rows = (
-    ("clean", "random_noise", "sign_noise", "udp", "eudp")
-    + ("udp_matched_noise", "eudp_matched_noise", "eudp_shuffled")
+  config.rows = ("clean", "random_noise", "sign_noise", "udp", "eudp") + (
+    "udp_matched_noise",
+    "eudp_matched_noise",
+    "eudp_shuffled",
   )
   config.data.source = "cifar10:cifar-10-binary.tar.gz"
   config.data.classes = ("automobile",)

@@ -1,6 +1,6 @@
 """UDP in the evidence setting: as cifar10_small of eudp, without its rows.
 
-python -m experiments.udp --config=cifar10_small --workdir=runs/udp_cifar10_small, and what eudp's config says.
+python -m experiments.udp --config=cifar10_small --workdir=runs/udp, and what eudp's config says.
 """
 
 from experiments.configs.eudp import cifar10_small
