@@ -1,8 +1,8 @@
 """What every entry point shares: --config=NAME[:VARIANT], process start, errors and exit codes.
 
-Exit codes: 0 done, or stopped on request with everything saved; 1 a bug (or, for `verify`, a broken
+Exit codes: 0 done, or stopped by SIGTERM with everything saved; 1 a bug (or, for `verify`, a broken
 budget); 2 bad arguments, config, or missing data or weights; 3 unusable data; 4 unusable output
-place; 5 a loss that is not finite.
+place; 5 a loss that is not finite; 130 stopped by Ctrl-C, saved like after SIGTERM.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,16 +21,35 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from udp_jax.errors import ConfigError, UserError
+from udp_jax.errors import ConfigError, Preempted, UserError
 
 _CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
 VARIANTS = ("smoke",)
+_HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
+# The experiment whose configs --config takes; empty where an entry point takes none.
+_EXPERIMENT: list[str] = []
 
 
 def config_names(experiment: str) -> list[str]:
   """Names of the configs in experiments/configs/<experiment>."""
   package = importlib.import_module(f"experiments.configs.{experiment}")
   return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def get_config(experiment: str, name: str) -> Any:
+  """The config NAME[:VARIANT] of an experiment.
+
+  Raises:
+    ConfigError: no such config or variant.
+  """
+  name, _, variant = name.partition(":")
+  names = config_names(experiment)
+  if name not in names:
+    raise ConfigError(f"unknown config {name!r} of {experiment}; known: {', '.join(names)}")
+  if variant and variant not in VARIANTS:
+    raise ConfigError(f"unknown variant {variant!r} of config {name}; known: {', '.join(VARIANTS)}")
+  module = importlib.import_module(f"experiments.configs.{experiment}.{name}")
+  return module.get_config(variant or None)
 
 
 def describe_configs(experiment: str) -> str:
@@ -43,114 +63,54 @@ def describe_configs(experiment: str) -> str:
 
 def define_config(experiment: str) -> Any:
   """Defines --config=NAME[:VARIANT] and --config.field=value; returns the flag's holder."""
-  holder = config_flags.DEFINE_config_file(
+  _EXPERIMENT[:] = [experiment]
+  return config_flags.DEFINE_config_file(
     "config",
     None,
-    f"NAME[:VARIANT] of a config of `{experiment}`; fields: --config.field=value.",
+    "NAME or NAME:VARIANT of a config, see above. --config.FIELD=VALUE changes a field of it.",
     lock_config=True,
   )
-  main_module = sys.modules["__main__"]
-  main_module.__doc__ = (
-    f"{main_module.__doc__ or ''}\nConfigs (--config=NAME, or NAME:smoke for a run of seconds):\n"
-    f"{describe_configs(experiment)}\n"
+
+
+def workdir_flag() -> flags.FlagHolder:
+  """Defines --workdir."""
+  return flags.DEFINE_string(
+    "workdir", None, "Folder of this run: checkpoints, results; a second call goes on there."
   )
-  _EXPERIMENT.append(experiment)
-  return holder
 
 
-_EXPERIMENT: list[str] = []
-
-
-def _resolve(argv: Sequence[str]) -> list[str]:
-  """Turns --config=NAME[:VARIANT] into the path that ml_collections wants.
-
-  Raises:
-    ConfigError: no such config or variant.
-  """
-  resolved = []
-  expected = False
-  for word in argv:
-    name = word
-    prefix = ""
-    if word in ("--config", "-config"):
-      expected = True
-      resolved.append(word)
-      continue
-    if word.startswith(("--config=", "-config=")):
-      prefix, name = word.split("=", 1)
-      prefix += "="
-    elif not expected:
-      resolved.append(word)
-      continue
-    expected = False
-    resolved.append(prefix + _config_path(name))
-  return resolved
-
-
-def _config_path(name: str) -> str:
-  name, _, variant = name.partition(":")
-  experiment = _EXPERIMENT[-1]
-  names = config_names(experiment)
-  if name not in names:
-    raise ConfigError(f"unknown config {name!r} of {experiment}; known: {', '.join(names)}")
-  if variant and variant not in VARIANTS:
-    raise ConfigError(f"unknown variant {variant!r} of config {name}; known: {', '.join(VARIANTS)}")
-  path = Path(__file__).parent / "configs" / experiment / f"{name}.py"
-  return f"{path}:{variant}" if variant else str(path)
-
-
-def _parse(argv: Sequence[str]) -> list[str]:
-  try:
-    return flags.FLAGS(_resolve(argv) if _EXPERIMENT else list(argv))
-  except UserError as error:
-    _fail(error)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    # What ml_collections raises for an unknown field or a value of the wrong type.
-    text = " ".join(str(error).split())
-    _fail(ConfigError(f"{text} (see --help)"))
-  raise AssertionError("unreachable")
-
-
-def _fail(error: UserError) -> None:
-  print(f"error: {error}", file=sys.stderr, flush=True)
-  sys.exit(error.exit_code)
-
-
-def run(main: Callable[[Sequence[str]], int | None]) -> None:
+def run(main: Callable[[Sequence[str]], int | None], *, uses_jax: bool = True) -> None:
   """Parses flags, starts the process, runs `main` and turns what it raises into an exit code."""
-  argv = sys.argv
-  if any(word in ("--help", "-h", "-help") for word in argv[1:]):
-    print(sys.modules["__main__"].__doc__)
-    print(flags.FLAGS.main_module_help())
+  asked = [word for word in sys.argv[1:] if word in _HELP]
+  if asked:
+    print(_help(full="helpfull" in asked[0]))
     sys.exit(0)
-  app.run(_guarded(main), argv=argv, flags_parser=_parse)
 
-
-def _guarded(main: Callable[[Sequence[str]], int | None]) -> Callable[[Sequence[str]], int]:
   def guarded(argv: Sequence[str]) -> int:
-    if len(argv) > 1:
-      _fail(ConfigError(f"unexpected argument {argv[1]!r} (flags start with --; see --help)"))
-    start_process()
-    from udp_jax.loop import Preempted  # After the process start, because it imports jax.
-
     try:
+      if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r} (flags start with --; see --help)")
+      start_process(uses_jax=uses_jax)
       return main(argv) or 0
     except Preempted as stop:
       print(stop, file=sys.stderr, flush=True)
-      return 0
+      return 0 if stop.signal == signal.SIGTERM else 128 + stop.signal
     except UserError as error:
-      _fail(error)
-    raise AssertionError("unreachable")
+      return _report(error)
 
-  return guarded
+  app.run(guarded, flags_parser=_parse)
 
 
-def start_process() -> None:
-  """Logging, compiler flags and the persistent compilation cache, before jax is used."""
+def start_process(*, uses_jax: bool = True) -> None:
+  """Signals, logging, and, before jax is used, compiler flags and the compilation cache."""
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, _stop)
   logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
   logging.getLogger("udp_jax").setLevel(logging.INFO)
-  # Orbax reports every step of every save through absl.
-  absl_logging.set_verbosity(absl_logging.WARNING)
+  # Orbax reports every save, and every wait for one, through absl.
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  if not uses_jax:
+    return
   # XLA's CPU backend sends convolutions and products to a slower library by default (jaxlib 0.10).
   given = os.environ.get("XLA_FLAGS", "")
   if "ynn_fusion_type" not in given:
@@ -160,11 +120,101 @@ def start_process() -> None:
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "udp_jax" / "xla"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def workdir_flag(default: str | None = None) -> flags.FlagHolder:
-  """Defines --workdir."""
-  return flags.DEFINE_string(
-    "workdir", default, "Folder of this run: checkpoints, results; a second call goes on there."
+def _stop(number: int, frame: Any) -> None:
+  """Ends the process where no loop has anything to save: each part is on disk, or not at all."""
+  del frame
+  raise Preempted(
+    f"stopped by {signal.Signals(number).name}; what is finished is saved: run the same command to "
+    "go on",
+    number,
   )
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    return flags.FLAGS(_resolve(argv) if _EXPERIMENT else list(argv))
+  except UserError as error:
+    sys.exit(_report(error))
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    # What absl and ml_collections raise for an unknown flag or a value of the wrong type.
+    sys.exit(_report(ConfigError(f"{' '.join(str(error).split())} (see --help)")))
+
+
+def _resolve(argv: Sequence[str]) -> list[str]:
+  """Turns --config=NAME[:VARIANT] into the path that ml_collections wants, and puts it first.
+
+  Raises:
+    ConfigError: no such config, variant or field.
+  """
+  experiment = _EXPERIMENT[0]
+  name = None
+  rest: list[str] = []
+  words = list(argv[1:])
+  while words:
+    word = words.pop(0)
+    flag, equals, value = word.partition("=")
+    if flag.lstrip("-") != "config" or not word.startswith("-"):
+      rest.append(word)
+    elif equals:
+      name = value
+    elif words:
+      name = words.pop(0)
+    else:
+      raise ConfigError("--config needs a name; see --help for the list")
+  if name is None:
+    if fields := [word for word in rest if word.startswith(("--config.", "-config."))]:
+      raise ConfigError(f"{fields[0]} needs --config=NAME; see --help for the list")
+    return [*argv[:1], *rest]
+  config = get_config(experiment, name)
+  for word in rest:
+    if word.startswith(("--config.", "-config.")):
+      _check_field(config, word.partition("=")[0].partition(".")[2])
+  stem, _, variant = name.partition(":")
+  path = Path(__file__).parent / "configs" / experiment / f"{stem}.py"
+  return [*argv[:1], f"--config={path}:{variant}" if variant else f"--config={path}", *rest]
+
+
+def _check_field(config: Any, field: str) -> None:
+  """Raises ConfigError unless `field` ("data.limit") is in `config`."""
+  place = "config"
+  for part in field.split("."):
+    if not hasattr(config, "keys"):
+      raise ConfigError(f"unknown field config.{field}: {place} is a value")
+    if part not in config:
+      raise ConfigError(
+        f"unknown field config.{field}; fields of {place}: {', '.join(sorted(config.keys()))}"
+      )
+    config, place = config[part], f"{place}.{part}"
+  if hasattr(config, "keys"):
+    raise ConfigError(f"{place} is a group of fields: {', '.join(sorted(config.keys()))}")
+
+
+def _report(error: UserError) -> int:
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+  return error.exit_code
+
+
+def _help(*, full: bool) -> str:
+  """What the entry point does, its configs and its flags; with `full`, those of libraries too."""
+  parts = [(sys.modules["__main__"].__doc__ or "").strip()]
+  if _EXPERIMENT:
+    parts.append("configs (--config=NAME, or --config=NAME:smoke for a run of seconds):")
+    parts[-1] += f"\n{describe_configs(_EXPERIMENT[0])}"
+  own = [
+    flag
+    for module, found in flags.FLAGS.flags_by_module_dict().items()
+    if module == sys.argv[0] or module.startswith("experiments.")
+    for flag in found
+  ]
+  lines = []
+  for flag in sorted(own, key=lambda flag: flag.name):
+    default = "" if flag.default in (None, "") else f" Default: {flag.default_as_str}."
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+    lines.append(f"  {name:24} {' '.join((flag.help or '').split())}{default}")
+  parts.append("\n".join(["flags:", *lines, f"  {'--help, --helpfull':24} This, or all flags."]))
+  if full:
+    parts.append(flags.FLAGS.get_help())
+  return "\n\n".join(parts)

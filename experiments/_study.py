@@ -19,29 +19,27 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 def main(config: Any, workdir: str | None) -> int:
   """Runs a study in `workdir` and prints its table and where the report is."""
   from udp_jax import study
-  from udp_jax.models import factory, features
   from udp_jax.report import build, html, text
 
   if config is None:
     raise ConfigError("--config is needed: see --help for the list")
-  if workdir is None:
+  if not workdir:
     raise ConfigError("--workdir is needed: the folder for checkpoints and results")
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
   folder = Path(workdir)
-  rows = study.run_study(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
-  if not rows:
-    print(f"protected pictures: {folder / 'protected'}")
+  found = study.run_study(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
+  if not _EVALUATE.value:
+    print(f"protected pictures, a folder a row: {(folder / 'protected').absolute()}")
     return 0
-  model, _, _ = factory.build(config.model, config.performance)
-  label = features.load(config.evaluation.features, weights=config.evaluation.weights or None).label
-  report, assets = build.build(config, rows, folder, model, label)
+  report, assets = build.build(config, found.rows, folder, found.model, found.feature_label)
   text.write_json(folder / "report.json", report)
   html.write_report(folder / "report.html", report, assets)
   print(text.format_table(report))
   if config.notice:
     print(f"\n{config.notice}")
-  print(f"\nreport: {(folder / 'report.html').absolute()}")
+  print(f"\nprotected pictures: {(folder / 'protected').absolute()}")
+  print(f"report: {(folder / 'report.html').absolute()}")
   return 0
 
 

@@ -6,6 +6,8 @@ raised is a bug and keeps its traceback (exit code 1).
 
 from __future__ import annotations
 
+import signal
+
 
 class UserError(Exception):
   """A problem in the user's input or surroundings. The message says what, where and what to do."""
@@ -37,3 +39,15 @@ class DivergedError(UserError):
   """A loss or parameter became NaN or infinite. Exit code 5."""
 
   exit_code = 5
+
+
+class Preempted(Exception):
+  """The process was asked to stop, and everything is saved. Not an error.
+
+  Attributes:
+    signal: the number of the signal that asked: SIGTERM, or SIGINT for Ctrl-C.
+  """
+
+  def __init__(self, message: str, number: int = signal.SIGTERM):
+    super().__init__(message)
+    self.signal = number

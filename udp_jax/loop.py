@@ -18,14 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from udp_jax.checkpoint import Checkpoints
-from udp_jax.errors import DivergedError
+from udp_jax.errors import DivergedError, Preempted
 from udp_jax.metrics_writer import MetricsWriter
 
 _log = logging.getLogger(__name__)
-
-
-class Preempted(Exception):
-  """The process was asked to stop (SIGTERM or Ctrl-C); everything is saved."""
 
 
 class Advance(NamedTuple):
@@ -75,6 +71,7 @@ def run(
     Preempted: the process was asked to stop; the state is saved.
   """
   position = 0
+  seen: dict[str, float] = {}
   if checkpoints is not None and (latest := checkpoints.latest()) is not None:
     state, position = checkpoints.restore(state), latest
     _log.info("%s: going on from %s %d of %d", label, unit, position, total)
@@ -98,13 +95,14 @@ def run(
       if writer is not None:
         writer.write(position, **metrics)
       bar.update(position - before)
-      bar.set_postfix({n: f"{metrics[n]:.4g}" for n in shown if n in metrics}, refresh=False)
+      seen |= metrics  # Not every call measures everything.
+      bar.set_postfix({n: f"{seen[n]:.4g}" for n in shown if n in seen}, refresh=False)
       ended = position >= total
       if checkpoints is not None and (ended or stop or checkpoints.due(before, position)):
         checkpoints.save(position, state, wait=bool(stop))
       if stop and not ended:
         saved = "" if checkpoints is None else " and saved; run the same command to go on"
-        raise Preempted(f"{label}: stopped at {unit} {position} of {total}{saved}")
+        raise Preempted(f"{label}: stopped at {unit} {position} of {total}{saved}", stop[0])
   if checkpoints is not None:
     checkpoints.close()
   return state

@@ -206,7 +206,7 @@ def train_row(
 def check_config(config: Any, workdir: Path) -> None:
   """Writes workdir/config.json, or refuses to mix two different studies in one folder.
 
-  Rows may be added later, and settings that change only speed may change.
+  Rows and seeds may be added later, and settings that change only speed may change.
 
   Raises:
     ConfigError: what stands there differs in something that changes results.
@@ -215,8 +215,10 @@ def check_config(config: Any, workdir: Path) -> None:
   new = json.loads(files.to_json(config.to_dict()))
   if path.exists():
     old = json.loads(path.read_text())
-    free = ("performance", "rows", "checkpoint", "protections")
+    free = ("performance", "rows", "checkpoint", "protections", "threat", "title", "notice")
     changed = [k for k in new if k not in free and old.get(k) != new[k]]
+    if old["threat"] | {"seeds": []} != new["threat"] | {"seeds": []}:
+      changed.append("threat")
     for row in set(old.get("protections", {})) & set(new["protections"]):
       if old["protections"][row] != new["protections"][row]:
         changed.append(f"protections.{row}")

@@ -1,0 +1,81 @@
+"""Fixtures that tests of several modules share: two small diffusion models and some pictures."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from udp_jax.models.base import DiffusionModel, pixel_diffusion
+from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
+from udp_jax.ops import schedules
+
+# A cache on the user's disk must not decide what is compiled here.
+jax.config.update("jax_enable_compilation_cache", False)
+
+
+class TinyUNet(NamedTuple):
+  model: DiffusionModel
+  config: UNet2DConfig
+  params: dict
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> TinyUNet:
+  """A real U-Net of one level of 8 channels on 8x8 pictures, and parameters without zeros."""
+  config = UNet2DConfig(
+    sample_size=8,
+    block_out_channels=(8,),
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    layers_per_block=1,
+    norm_num_groups=4,
+    add_attention=False,
+  )
+  model = pixel_diffusion(UNet2D(config), schedules.linear(50, beta_end=0.2))
+  generator = np.random.default_rng(0)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  params = jax.tree.map(lambda s: generator.normal(size=s.shape).astype(s.dtype) * 0.2, shapes)
+  return TinyUNet(model, config, params)
+
+
+@pytest.fixture(scope="session")
+def gaussian_model() -> DiffusionModel:
+  """The best denoiser of normally distributed pictures, whose mean and spread are its parameters.
+
+  noise_pred = sigma_t (x_t - signal_t mean) / (signal_t^2 spread^2 + sigma_t^2): a few operations,
+  learns in a hundred steps, and what it should do can be worked out by hand.
+  """
+  schedule = schedules.linear(50, beta_end=0.2)
+  shape = (8, 8, 3)
+
+  def init(key):
+    return {"mean": 0.1 * jax.random.normal(key, shape), "log_spread": jnp.zeros((3,))}
+
+  def encode(params, images, keys):
+    del params, keys
+    return 2.0 * images - 1.0
+
+  def apply(params, x_t, timesteps, cond=None, key=None):
+    del cond, key
+    abar = schedules.gather(schedule.alphas_cumprod, timesteps, x_t.ndim)
+    variance = abar * jnp.exp(2.0 * params["log_spread"]) + 1.0 - abar
+    return jnp.sqrt(1.0 - abar) * (x_t - jnp.sqrt(abar) * params["mean"]) / variance
+
+  def decode(params, x0):
+    del params
+    return jnp.clip(0.5 * (x0 + 1.0), 0.0, 1.0)
+
+  return DiffusionModel(init, encode, apply, decode, None, schedule, shape)
+
+
+@pytest.fixture(scope="session")
+def pictures() -> np.ndarray:
+  """uint8 (20, 8, 8, 3): noisy copies of one smooth picture that reaches black and white."""
+  y, x, c = np.mgrid[:8, :8, :3]
+  smooth = 127.5 + 127.5 * np.sin(0.7 * x + 0.4 * y + c)
+  noise = np.random.default_rng(1).normal(scale=12.0, size=(20, 8, 8, 3))
+  return np.clip(np.round(smooth + noise), 0, 255).astype(np.uint8)

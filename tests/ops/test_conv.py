@@ -1,0 +1,234 @@
+"""Convolutions and their gradients against `lax.conv_general_dilated` with JAX's own derivative."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from udp_jax.ops import conv
+from udp_jax.ops.conv import conv2d
+
+
+class Case(NamedTuple):
+  images: tuple[int, int, int, int]
+  kernel: tuple[int, int, int]
+  stride: int = 1
+  padding: int | tuple[tuple[int, int], tuple[int, int]] = 1
+
+
+CASES = {
+  "winograd_odd": Case((2, 17, 18, 16), (3, 3, 17)),
+  "winograd_wide": Case((1, 16, 23, 19), (3, 3, 16)),
+  "winograd_whole_tiles": Case((2, 16, 20, 16), (3, 3, 16)),
+  "small_map": Case((2, 5, 7, 3), (3, 3, 4)),
+  "no_padding": Case((2, 6, 5, 3), (3, 3, 4), padding=0),
+  "uneven_padding": Case((2, 6, 5, 3), (3, 3, 4), padding=((0, 2), (1, 0))),
+  "5x5": Case((2, 9, 6, 3), (5, 5, 4), padding=2),
+  "3x1": Case((2, 6, 5, 3), (3, 1, 4), padding=((1, 1), (0, 0))),
+  "1x1": Case((2, 5, 3, 3), (1, 1, 4), padding=0),
+  "1x1_padded": Case((2, 5, 3, 3), (1, 1, 4)),
+  "downsample": Case((2, 8, 6, 3), (3, 3, 4), 2, ((0, 1), (0, 1))),
+  "downsample_odd": Case((2, 7, 9, 3), (3, 3, 4), 2, ((0, 1), (0, 1))),
+  "strided_padded": Case((2, 8, 7, 3), (3, 3, 4), 2),
+  "strided_2x2": Case((2, 9, 6, 3), (2, 2, 4), 2, 0),
+  "strided_1x1": Case((2, 7, 6, 3), (1, 1, 4), 2, 0),
+  "stride_3_5x5": Case((2, 11, 10, 3), (5, 5, 4), 3, 2),
+}
+WINOGRAD = [name for name in CASES if name.startswith("winograd")]
+NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+
+def reference(x, kernel, *, stride: int, padding):
+  """XLA's convolution, in a few words of our own."""
+  if isinstance(padding, int):
+    padding = [(padding, padding)] * 2
+  layout = ("NHWC", "HWIO", "NHWC")
+  return lax.conv_general_dilated(x, kernel, (stride,) * 2, padding, dimension_numbers=layout)
+
+
+def functions(case: Case, methods=conv.METHODS) -> dict:
+  """The reference and every method, as functions of (x, kernel)."""
+  options = {"stride": case.stride, "padding": case.padding}
+  ours = {method: partial(conv2d, method=method, **options) for method in methods}
+  return {"reference": partial(reference, **options)} | ours
+
+
+def draw(case: Case, dtype=np.float64):
+  """Images, a kernel of gain about 1, and a cotangent of the output."""
+  generator = np.random.default_rng(sum(case.images))
+  kh, kw, features = case.kernel
+  kernel = (kh, kw, case.images[3], features)
+  out = jax.eval_shape(
+    functions(case)["reference"],
+    *(jax.ShapeDtypeStruct(shape, np.float32) for shape in (case.images, kernel)),
+  )
+  x, cotangent = generator.normal(size=case.images), generator.normal(size=out.shape)
+  weights = generator.normal(size=kernel) / np.sqrt(np.prod(kernel[:3]))
+  return x.astype(dtype), weights.astype(dtype), cotangent.astype(dtype)
+
+
+def with_gradients(function, x, kernel, cotangent):
+  out, pullback = jax.vjp(function, x, kernel)
+  return out, *pullback(cotangent)
+
+
+def relative_error(actual, expected) -> float:
+  actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape
+  return np.max(np.abs(actual - expected)) / np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_and_gradients_in_double_precision(name):
+  case = CASES[name]
+  with jax.enable_x64(True):
+
+    @jax.jit
+    def run(*values):
+      return {k: with_gradients(f, *values) for k, f in functions(case).items()}
+
+    results = run(*draw(case))
+  expected = results.pop("reference")
+  assert expected[0].dtype == np.float64
+  for method, actual in results.items():
+    for what, got, want in zip(("output", "d_images", "d_kernel"), actual, expected, strict=True):
+      assert relative_error(got, want) < 1e-12, (method, what)
+
+
+@pytest.mark.parametrize("name", ["winograd_odd", "downsample_odd", "5x5", "1x1"])
+def test_single_precision_alone_and_inside_a_scan(name):
+  case = CASES[name]
+  values = draw(case, np.float32)
+  methods = functions(case, ("direct", "winograd"))
+  exact = methods.pop("reference")
+
+  @jax.jit
+  def run(x, kernel, cotangent):
+    def in_scan(function):
+      def body(carry, scale):
+        return carry, with_gradients(function, x, carry * scale, cotangent)
+
+      return lax.scan(body, kernel, jnp.ones(2))[1]
+
+    alone = {k: with_gradients(f, x, kernel, cotangent) for k, f in methods.items()}
+    return alone, {k: in_scan(f) for k, f in methods.items()}
+
+  with jax.enable_x64(True):
+    expected = with_gradients(exact, *(jnp.asarray(v, jnp.float64) for v in values))
+  alone, scanned = run(*values)
+  for method in methods:
+    for got, inside, want in zip(alone[method], scanned[method], expected, strict=True):
+      assert got.dtype == inside.dtype == np.float32
+      assert relative_error(got, want) < 2e-5, method
+      assert relative_error(inside[0], got) < 2e-6, method
+      assert relative_error(inside[1], got) < 2e-6, method
+
+
+def test_numerical_derivatives_agree():
+  with jax.enable_x64(True):
+    for name in ("winograd_odd", "downsample_odd"):
+      x, kernel, _ = draw(CASES[name])
+      function = jax.jit(functions(CASES[name])["winograd"])
+      check_grads(function, (x, kernel), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def convolutions(jaxpr, inside: bool = False):
+  """All convolutions within scans of a jaxpr, however deep."""
+  for equation in jaxpr.eqns:
+    if inside and equation.primitive.name == "conv_general_dilated":
+      yield equation.params
+    for value in equation.params.values():
+      for part in value if isinstance(value, tuple | list) else (value,):
+        inner = getattr(part, "jaxpr", part)
+        if hasattr(inner, "eqns"):
+          yield from convolutions(inner, inside or equation.primitive.name == "scan")
+
+
+def scanned_gradient_convolutions(case: Case, method: str) -> list[dict]:
+  values = [v.astype(np.float32) for v in draw(case)]
+  function = functions(case)[method]
+
+  def scanned(x, kernel, cotangent):
+    def body(carry, _):
+      return carry, with_gradients(function, x, carry, cotangent)
+
+    return lax.scan(body, kernel, None, length=2)
+
+  return list(convolutions(jax.make_jaxpr(scanned)(*values).jaxpr))
+
+
+def is_forward_shaped(params: dict) -> bool:
+  """What XLA's CPU backend runs fast inside a `while`: the layout of an inference pass."""
+  dilation = (params["lhs_dilation"], params["rhs_dilation"])
+  groups = (params["feature_group_count"], params["batch_group_count"])
+  plain = params["window_strides"] == (1, 1) and dilation == ((1, 1), (1, 1)) and groups == (1, 1)
+  return plain and params["dimension_numbers"] == NHWC
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("method", ["direct", "winograd"])
+def test_gradients_inside_a_scan_keep_off_the_slow_path(name, method):
+  found = scanned_gradient_convolutions(CASES[name], method)
+  products_only = name == "1x1" or (method == "winograd" and name in WINOGRAD)
+  assert len(found) == (0 if products_only else 3)
+  assert all(is_forward_shaped(params) for params in found)
+
+
+@pytest.mark.parametrize("name", ["small_map", "downsample"])
+def test_the_guard_sees_the_slow_path_of_plain_autodiff(name):
+  found = scanned_gradient_convolutions(CASES[name], "xla")
+  assert len(found) == 3
+  assert not all(is_forward_shaped(params) for params in found)
+
+
+@pytest.mark.parametrize("name", ["winograd_odd", "downsample", "1x1"])
+def test_vmap_is_a_loop(name):
+  case = CASES[name]
+  stacked = [np.stack([v, 2 * v[::-1]]) for v in draw(case, np.float32)]
+  function = partial(with_gradients, functions(case)["winograd"])
+  mapped = jax.jit(jax.vmap(function))(*stacked)
+  compiled = jax.jit(function)
+  for i in range(2):
+    for got, want in zip(mapped, compiled(*(v[i] for v in stacked)), strict=True):
+      assert relative_error(got[i], want) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["winograd_odd", "downsample", "1x1", "small_map"])
+def test_bfloat16_stays_bfloat16(name):
+  case = CASES[name]
+  values = [jnp.asarray(v, jnp.bfloat16) for v in draw(case)]
+  run = jax.jit(lambda *v: {k: with_gradients(f, *v) for k, f in functions(case).items()})
+  exact = jax.jit(partial(with_gradients, functions(case)["reference"]))(
+    *(v.astype(jnp.float32) for v in values)
+  )
+  for method, results in run(*values).items():
+    for got, want in zip(results, exact, strict=True):
+      assert got.dtype == jnp.bfloat16
+      # Bfloat16 has eight bits. Winograd's transforms would lose most of them, so they are not used.
+      assert relative_error(got, want) < 5e-3, method
+
+
+def test_bias_and_default_method():
+  x, kernel, _ = draw(CASES["small_map"], np.float32)
+  bias = np.arange(4, dtype=np.float32)
+  with_bias, without = jax.jit(lambda: (conv2d(x, kernel, bias), conv2d(x, kernel)))()
+  np.testing.assert_allclose(with_bias, without + bias, rtol=1e-5, atol=1e-5)
+  assert conv.default_method("cpu") == "winograd"
+  assert conv.default_method("tpu") == conv.default_method("gpu") == "xla"
+
+
+def test_errors():
+  x, kernel = jnp.zeros((1, 4, 4, 3)), jnp.zeros((3, 3, 3, 2))
+  with pytest.raises(ValueError, match="unknown convolution method 'fft'; known: xla, direct"):
+    conv2d(x, kernel, method="fft")
+  with pytest.raises(ValueError, match=r"got \(1, 4, 4, 3\), \(3, 3, 2, 2\)"):
+    conv2d(x, kernel[:, :, :2])
+  with pytest.raises(ValueError, match="conv2d needs"):
+    conv2d(x[0], kernel)
