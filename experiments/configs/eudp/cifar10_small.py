@@ -11,14 +11,15 @@ from experiments.configs import common
 def get_config(variant=None):
   """Small models, all controls, two seeds; `variant` "smoke" takes seconds."""
   config = common.study("UDP, EUDP and their controls on CIFAR-10 automobiles")
-  config.rows = ("clean", "random_noise", "sign_noise", "udp", "eudp") + (
-    "udp_matched_noise",
-    "eudp_matched_noise",
-    "eudp_shuffled",
-  )
+  config.rows = ("clean", "random_noise", "sign_noise", "udp", "eudp")
+  config.rows += ("udp_matched_noise", "eudp_matched_noise", "eudp_shuffled")
   config.data.source = "cifar10:cifar-10-binary.tar.gz"
   config.data.classes = ("automobile",)
   config.data.limit = 4096
   config.data.holdout = 0.5
+  config.num_rounds = 10
+  for row in ("udp", "eudp"):
+    config.protections[row].update({"train_steps": 60, "perturb_steps": 4, "start": "zero"})
   config.threat.seeds = (0, 1)
+  config.threat.options.update({"train_steps": 1000, "sample_steps": 25})
   return common.finish(config, variant)
