@@ -23,7 +23,6 @@ from ml_collections import config_flags
 
 from udp_jax.errors import ConfigError, Preempted, UserError
 
-_CPU_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
 VARIANTS = ("smoke",)
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
 # The experiment whose configs --config takes; empty where an entry point takes none.
@@ -111,10 +110,6 @@ def start_process(*, uses_jax: bool = True) -> None:
   absl_logging.set_verbosity(absl_logging.ERROR)
   if not uses_jax:
     return
-  # XLA's CPU backend sends convolutions and products to a slower library by default (jaxlib 0.10).
-  given = os.environ.get("XLA_FLAGS", "")
-  if "ynn_fusion_type" not in given:
-    os.environ["XLA_FLAGS"] = f"{given} {_CPU_FLAGS}".strip()
   import jax
 
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
