@@ -2,7 +2,8 @@
 
 Exit codes: 0 done, or stopped by SIGTERM with everything saved; 1 a bug (or, for `verify`, a broken
 budget); 2 bad arguments, config, or missing data or weights; 3 unusable data; 4 unusable output
-place; 5 a loss that is not finite; 130 stopped by Ctrl-C, saved like after SIGTERM.
+place; 5 a loss that is not finite; 130 stopped by Ctrl-C, saved like after SIGTERM; 143 SIGTERM
+where there is nothing to go on with (`sample`, `evaluate`, `verify`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import pkgutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,8 +80,13 @@ def workdir_flag() -> flags.FlagHolder:
   )
 
 
-def run(main: Callable[[Sequence[str]], int | None], *, uses_jax: bool = True) -> None:
-  """Parses flags, starts the process, runs `main` and turns what it raises into an exit code."""
+def run(main: Callable[[Sequence[str]], int | None], *, resumable: bool = False) -> None:
+  """Parses flags, starts the process, runs `main` and turns what it raises into an exit code.
+
+  Args:
+    main: takes the words that are no flags.
+    resumable: the same command goes on where a stopped one was.
+  """
   asked = [word for word in sys.argv[1:] if word in _HELP]
   if asked:
     print(_help(full="helpfull" in asked[0]))
@@ -89,7 +96,7 @@ def run(main: Callable[[Sequence[str]], int | None], *, uses_jax: bool = True) -
     try:
       if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r} (flags start with --; see --help)")
-      start_process(uses_jax=uses_jax)
+      start_process(resumable=resumable)
       return main(argv) or 0
     except Preempted as stop:
       print(stop, file=sys.stderr, flush=True)
@@ -100,42 +107,53 @@ def run(main: Callable[[Sequence[str]], int | None], *, uses_jax: bool = True) -
   app.run(guarded, flags_parser=_parse)
 
 
-def start_process(*, uses_jax: bool = True) -> None:
-  """Signals, logging, and, before jax is used, compiler flags and the compilation cache."""
+def start_process(*, resumable: bool = False) -> None:
+  """Signals, logging, and jax's compilation cache (read when jax is imported, later)."""
   for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, _stop)
+    signal.signal(number, lambda number, frame: _stop_at_once(number, resumable))
   logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
   logging.getLogger("udp_jax").setLevel(logging.INFO)
-  # Orbax reports every save, and every wait for one, through absl.
-  absl_logging.set_verbosity(absl_logging.ERROR)
-  if not uses_jax:
-    return
-  import jax
+  # Orbax reports every save, every wait for one, and errors that it raises as well, through absl.
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  # What fails in a thread of orbax's is raised again where its result is asked for.
+  report_thread = threading.excepthook
 
+  def quietly(failed: Any) -> None:
+    if not type(failed.thread).__module__.startswith("orbax."):
+      report_thread(failed)
+
+  threading.excepthook = quietly
+  home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(home / "udp_jax" / "xla"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(home / "udp_jax" / "xla")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
-def _stop(number: int, frame: Any) -> None:
-  """Ends the process where no loop has anything to save: each part is on disk, or not at all."""
-  del frame
-  raise Preempted(
-    f"stopped by {signal.Signals(number).name}; what is finished is saved: run the same command to "
-    "go on",
-    number,
-  )
+def _stop_at_once(number: int, resumable: bool) -> None:
+  """Ends the process where no loop has anything to save: each part is on disk, or not at all.
+
+  Not by an exception: one that comes up in the middle of a compilation crashes the compiler.
+  """
+  text = f"stopped by {signal.Signals(number).name}"
+  if resumable:
+    text += "; what is finished is saved: run the same command to go on"
+  os.write(2, f"\n{text}\n".encode())
+  os._exit(0 if resumable and number == signal.SIGTERM else 128 + number)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+  given = sys.argv
   try:
-    return flags.FLAGS(_resolve(argv) if _EXPERIMENT else list(argv))
+    # ml_collections looks for overrides in sys.argv; reports quote the command as it was given.
+    sys.argv = _resolve(argv) if _EXPERIMENT else list(argv)
+    return flags.FLAGS(sys.argv)
   except UserError as error:
     sys.exit(_report(error))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
     # What absl and ml_collections raise for an unknown flag or a value of the wrong type.
     sys.exit(_report(ConfigError(f"{' '.join(str(error).split())} (see --help)")))
+  finally:
+    sys.argv = given
 
 
 def _resolve(argv: Sequence[str]) -> list[str]:

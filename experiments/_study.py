@@ -18,15 +18,15 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 def main(config: Any, workdir: str | None) -> int:
   """Runs a study in `workdir` and prints its table and where the report is."""
-  from udp_jax import study
-  from udp_jax.report import build, html, text
-
   if config is None:
     raise ConfigError("--config is needed: see --help for the list")
   if not workdir:
     raise ConfigError("--workdir is needed: the folder for checkpoints and results")
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
+  from udp_jax import study
+  from udp_jax.report import build, html, text
+
   folder = Path(workdir)
   found = study.run_study(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
   if not _EVALUATE.value:
@@ -47,4 +47,4 @@ def start(experiment: str) -> None:
   """Defines the flags of a study and runs it."""
   config = _cli.define_config(experiment)
   workdir = _cli.workdir_flag()
-  _cli.run(lambda argv: main(config.value, workdir.value))
+  _cli.run(lambda argv: main(config.value, workdir.value), resumable=True)

@@ -28,13 +28,16 @@ _JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file."
 def main(argv: Sequence[str]) -> int:
   """Runs the flags' request."""
   del argv
+  pairs = (_REAL.value, _SAMPLES.value), (_CLEAN.value, _PROTECTED.value)
+  if not any(all(pair) for pair in pairs) or any(any(pair) and not all(pair) for pair in pairs):
+    raise ConfigError("give --real and --samples, or --clean and --protected, or all; see --help")
+  radius_255 = _RADIUS.value
+  if _CLEAN.value and radius_255 is None:
+    raise ConfigError("--radius_255 is needed with --clean and --protected")
   from udp_jax import evaluation
   from udp_jax.data import files, manifest
   from udp_jax.models import features
 
-  pairs = (_REAL.value, _SAMPLES.value), (_CLEAN.value, _PROTECTED.value)
-  if not any(all(pair) for pair in pairs) or any(any(pair) and not all(pair) for pair in pairs):
-    raise ConfigError("give --real and --samples, or --clean and --protected, or all; see --help")
   found: dict[str, dict] = {}
   if _REAL.value and _SAMPLES.value:
     extractor = features.load(_FEATURES.value, weights=_WEIGHTS.value)
@@ -43,15 +46,13 @@ def main(argv: Sequence[str]) -> int:
       for f in (_REAL.value, _SAMPLES.value)
     )
     found[extractor.label] = evaluation.distribution_metrics(real, samples)
-  if _CLEAN.value and _PROTECTED.value:
-    if _RADIUS.value is None:
-      raise ConfigError("--radius_255 is needed with --clean and --protected")
+  if _CLEAN.value and _PROTECTED.value and radius_255 is not None:
     clean, protected = (manifest.read_folder(f)[0] for f in (_CLEAN.value, _PROTECTED.value))
     if clean.names != protected.names or clean.images.shape != protected.images.shape:
       raise BadDataError(
         f"{_CLEAN.value} and {_PROTECTED.value} differ in names or sizes: see experiments.verify"
       )
-    found["pictures"] = evaluation.picture_metrics(clean.images, protected.images, _RADIUS.value)
+    found["pictures"] = evaluation.picture_metrics(clean.images, protected.images, radius_255)
   for group, metrics in found.items():
     print(group)
     for name, value in metrics.items():

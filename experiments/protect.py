@@ -5,7 +5,8 @@
 Pictures are centre-cropped and resized once to the model's size; that 8-bit reference is kept in
 PROTECTED.work/clean, so that
   python -m experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED --radius_255=16
-checks the budget. The same command goes on where a killed one stopped.
+checks the budget. The config is `folder` unless told otherwise. The same command goes on
+where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from udp_jax.errors import ConfigError
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures (or any data source).")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the protected pictures.")
 _METHOD = flags.DEFINE_string(
-  "method", "eudp", "A row of config.protections: eudp, udp, advdm, ..."
+  "method", "eudp", "A row of config.protections (eudp, udp, random_noise, ...) or any method."
 )
 _MODEL = flags.DEFINE_string(
   "model", "", "Diffusers folder of the attacked model, where one is needed."
@@ -36,27 +37,30 @@ _WORKDIR = _cli.workdir_flag()
 def main(argv: Sequence[str]) -> int:
   """Runs the flags' request."""
   del argv
-  from experiments.configs.eudp import folder as default
-  from udp_jax import study
+  if not _INPUT.value or not _OUTPUT.value:
+    raise ConfigError("--input and --output are needed; see --help")
+  from udp_jax import run_config, study
   from udp_jax.data import manifest
   from udp_jax.models import factory
 
-  if not _INPUT.value or not _OUTPUT.value:
-    raise ConfigError("--input and --output are needed; see --help")
-  config = _CONFIG.value or default.get_config()
+  config = _CONFIG.value or _cli.get_config("eudp", "folder")
+  output = Path(_OUTPUT.value)
+  workdir = Path(_WORKDIR.value or f"{output}.work")
   with config.unlocked():
     config.data.source = _INPUT.value
-    config.data.holdout = 0
-    config.data.strict = _STRICT.value
+    config.data.holdout = 0.0
+    config.data.strict = _STRICT.value or config.data.strict
     config.rows = (_METHOD.value,)
     config.model.path = _MODEL.value or config.model.path
-  output = Path(_OUTPUT.value)
+  run_config.check_values(config)
   manifest.check_output(output, overwrite=_OVERWRITE.value)
-  workdir = Path(_WORKDIR.value or f"{output}.work")
-  study.check_config(config, workdir)
-  study.row_settings(config, _METHOD.value)
-  clean = study.write_clean(config, workdir, holdout=False)[0]
   model, _, params = factory.build(config.model, config.performance)
+  study.build_protection(config, _METHOD.value, model, params)
+  with config.unlocked():
+    config.data.image_size = model.shape[0]
+  clean = study.load_data(config)[0]
+  run_config.check(config, workdir, clean, replace=_OVERWRITE.value)
+  study.write_pictures(clean, workdir / "clean")
   study.protect_row(
     config,
     _METHOD.value,
@@ -81,4 +85,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-  _cli.run(main)
+  _cli.run(main, resumable=True)

@@ -29,13 +29,15 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 def main(argv: Sequence[str]) -> int:
   """Runs the flags' request."""
   del argv
+  if not _MODEL.value or not _OUTPUT.value:
+    raise ConfigError("--model and --output are needed; see --help")
   import jax
 
   from udp_jax import stages, threats
+  from udp_jax.data import manifest
   from udp_jax.models import factory
 
-  if not _MODEL.value or not _OUTPUT.value:
-    raise ConfigError("--model and --output are needed; see --help")
+  manifest.check_output(Path(_OUTPUT.value), overwrite=_OVERWRITE.value)
   model, _, params = factory.load(_MODEL.value)
   options = {"train_steps": 0, "sample_steps": _STEPS.value, "eta": _ETA.value}
   try:

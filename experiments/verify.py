@@ -9,14 +9,14 @@ a folder is not there or holds no images, or a flag is missing.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from experiments import _cli
 from udp_jax.data import files
 from udp_jax.data.verify import FileReport, VerifyReport, verify
-from udp_jax.errors import ConfigError, UserError
+from udp_jax.errors import ConfigError
 
 _CLEAN = flags.DEFINE_string("clean", None, "Folder of the clean images.")
 _PROTECTED = flags.DEFINE_string("protected", None, "Folder of the protected ones.")
@@ -33,22 +33,17 @@ _ROWS = 20
 
 def main(argv: Sequence[str]) -> int:
   """Prints the report of the folders named by the flags and returns the exit code."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  try:
-    clean, protected, radius_255 = _CLEAN.value, _PROTECTED.value, _RADIUS.value
-    if clean is None or protected is None or radius_255 is None:
-      raise ConfigError("--clean, --protected and --radius_255 are all needed; see --help")
-    report = verify(clean, protected, radius_255)
-    if _JSON.value == "-":
-      print(files.to_json(as_dict(report)))
-    else:
-      print(table(report))
-      if _JSON.value:
-        files.write_json(_JSON.value, as_dict(report))
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return error.exit_code
+  del argv
+  clean, protected, radius_255 = _CLEAN.value, _PROTECTED.value, _RADIUS.value
+  if clean is None or protected is None or radius_255 is None:
+    raise ConfigError("--clean, --protected and --radius_255 are all needed; see --help")
+  report = verify(clean, protected, radius_255)
+  if _JSON.value == "-":
+    print(files.to_json(as_dict(report)))
+  else:
+    print(table(report))
+    if _JSON.value:
+      files.write_json(_JSON.value, as_dict(report))
   return 0 if report.ok else 1
 
 
@@ -96,4 +91,4 @@ def _row(entry: FileReport) -> str:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _cli.run(main)

@@ -1,7 +1,12 @@
-"""Fixtures that tests of several modules share: two small diffusion models and some pictures."""
+"""Fixtures that tests of several modules share: small models, pictures, and processes."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -15,6 +20,13 @@ from udp_jax.ops import schedules
 
 # A cache on the user's disk must not decide what is compiled here.
 jax.config.update("jax_enable_compilation_cache", False)
+
+# Most of a test's time goes to LLVM, which polishes programs that then run for a millisecond. XLA
+# reads its flags once, at the first compilation; processes that tests start get none of this.
+if "XLA_FLAGS" not in os.environ:
+  os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+  jax.jit(lambda: 0)()
+  del os.environ["XLA_FLAGS"]
 
 
 class TinyUNet(NamedTuple):
@@ -79,3 +91,54 @@ def pictures() -> np.ndarray:
   smooth = 127.5 + 127.5 * np.sin(0.7 * x + 0.4 * y + c)
   noise = np.random.default_rng(1).normal(scale=12.0, size=(20, 8, 8, 3))
   return np.clip(np.round(smooth + noise), 0, 255).astype(np.uint8)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def process_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+  """For processes that tests start: they compile in a hurry, and the same thing only once."""
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+  }
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def entry_point(process_environment: dict[str, str]) -> Run:
+  """`entry_point("eudp", "--config=demo:smoke", ...)`: runs it as a user does, to its end."""
+
+  def run(name: str, *words: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+      [sys.executable, "-m", f"experiments.{name}", *words],
+      cwd=ROOT,
+      env=process_environment,
+      capture_output=True,
+      text=True,
+      timeout=600,
+      check=False,
+      **options,
+    )
+
+  return run
+
+
+class Finished(NamedTuple):
+  workdir: Path
+  stdout: str
+  stderr: str
+
+
+@pytest.fixture(scope="session")
+def smoke(entry_point: Run, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+  """A finished smoke run of `experiments.eudp`. Copy its workdir before changing anything."""
+  workdir = tmp_path_factory.mktemp("smoke") / "run"
+  done = entry_point("eudp", "--config", "demo:smoke", f"--workdir={workdir}")
+  assert done.returncode == 0, done.stderr
+  return Finished(workdir, done.stdout, done.stderr)

@@ -72,7 +72,9 @@ def test_a_half_written_checkpoint_is_not_seen(tmp_path):
   again.close()
 
 
-@pytest.mark.parametrize("before, after, due", [(0, 1, 0), (2, 3, 1), (3, 5, 0), (2, 9, 1), (5, 6, 1)])
+@pytest.mark.parametrize(
+  "before, after, due", [(0, 1, 0), (2, 3, 1), (3, 5, 0), (2, 9, 1), (5, 6, 1)]
+)
 def test_due(tmp_path, before, after, due):
   checkpoints = Checkpoints(tmp_path, every=3)
   assert checkpoints.due(before, after) == bool(due)

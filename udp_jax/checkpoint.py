@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,19 @@ import jax
 import orbax.checkpoint as ocp
 
 from udp_jax.data.files import output_errors
+
+
+@contextlib.contextmanager
+def _write_errors(folder: Any) -> Iterator[None]:
+  """`output_errors`, also for what orbax's storage library makes of a failed write."""
+  with output_errors(folder):
+    try:
+      yield
+    except ValueError as error:
+      if not (found := re.search(r"os_error_code='(\d+)'", str(error))):
+        raise
+      code = int(found[1])
+      raise OSError(code, os.strerror(code)) from error
 
 
 class Checkpoints:
@@ -53,7 +69,7 @@ class Checkpoints:
     Raises:
       OutputError: the disk is full or read-only.
     """
-    with output_errors(self._manager.directory):
+    with _write_errors(self._manager.directory):
       if position != self._manager.latest_step():
         self._manager.save(position, args=ocp.args.StandardSave(state))
       if wait:
@@ -65,6 +81,6 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits for what is being written."""
-    with output_errors(self._manager.directory):
+    with _write_errors(self._manager.directory):
       self._manager.wait_until_finished()
       self._manager.close()

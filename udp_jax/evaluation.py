@@ -36,14 +36,10 @@ def picture_metrics(clean: np.ndarray, protected: np.ndarray, radius_255: float)
   """
   difference = protected.astype(np.int16) - clean.astype(np.int16)
   changed = np.abs(difference).max(axis=(1, 2, 3)) > 0
-  psnr = np.concatenate(
-    [similarity.psnr(to_float(c), to_float(p)) for c, p in _chunks(clean, protected)]
-  )
+  psnr = np.concatenate([_psnr(c, p) for c, p in _chunks(clean, protected)])
   ssim = np.array([np.nan])
   if min(clean.shape[1:3]) >= 11:
-    ssim = np.concatenate(
-      [similarity.ssim(to_float(c), to_float(p)) for c, p in _chunks(clean, protected)]
-    )
+    ssim = np.concatenate([_ssim(c, p) for c, p in _chunks(clean, protected)])
   rms = np.sqrt(np.mean(np.square(difference.astype(np.float64))))
   return {
     "psnr": float(psnr[changed].mean()) if changed.any() else float("nan"),
@@ -51,6 +47,16 @@ def picture_metrics(clean: np.ndarray, protected: np.ndarray, radius_255: float)
     "rms_ratio": float(rms / radius_255),
     "max_abs_255": float(np.abs(difference).max()),
   }
+
+
+@jax.jit
+def _psnr(clean: jax.Array, protected: jax.Array) -> jax.Array:
+  return similarity.psnr(to_float(clean), to_float(protected))
+
+
+@jax.jit
+def _ssim(clean: jax.Array, protected: jax.Array) -> jax.Array:
+  return similarity.ssim(to_float(clean), to_float(protected))
 
 
 def _chunks(*arrays: np.ndarray, size: int = 512) -> list[tuple[np.ndarray, ...]]:

@@ -80,8 +80,10 @@ def run(
   bar = tqdm(
     total=total, initial=position, desc=label, unit=unit, disable=not progress, mininterval=0.5
   )
-  with bar, _stop_requests() as stop:
-    while position < total:
+  # Closed whatever happens: what is being saved when a later call fails must still become whole.
+  saving = contextlib.nullcontext() if checkpoints is None else contextlib.closing(checkpoints)
+  with bar, _stop_requests() as stop, saving:
+    while position < total and not stop:
       start = time.monotonic()
       before = position
       state, position, metrics = advance(state, before)
@@ -100,11 +102,9 @@ def run(
       ended = position >= total
       if checkpoints is not None and (ended or stop or checkpoints.due(before, position)):
         checkpoints.save(position, state, wait=bool(stop))
-      if stop and not ended:
-        saved = "" if checkpoints is None else " and saved; run the same command to go on"
-        raise Preempted(f"{label}: stopped at {unit} {position} of {total}{saved}", stop[0])
-  if checkpoints is not None:
-    checkpoints.close()
+  if stop:
+    saved = "" if checkpoints is None else " and saved; run the same command to go on"
+    raise Preempted(f"{label}: stopped at {unit} {position} of {total}{saved}", stop[0])
   return state
 
 

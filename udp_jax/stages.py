@@ -8,8 +8,9 @@ A folder whose manifest is there is done and is not made again.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ from udp_jax.ops.image import quantise, quantise_within
 from udp_jax.protections.base import WHOLE, Protection
 from udp_jax.threats.base import Threat
 
+_log = logging.getLogger(__name__)
+
 # Rounds between two that are dispatched in parts, so that the min and max steps are timed apart.
 _TIMED_EVERY = 5
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def protect_stage(
@@ -86,9 +90,10 @@ def protect_stage(
   batches = training.make_batches(clean.images, global_batch_size, reference=reference)
   data = parallel.place_batches(batches, mesh)
   params = None if params is None else parallel.replicate(params, mesh)
-  state = jax.jit(protection.init)(key, data, params)
-  jitted = jax.jit(protection.update, donate_argnums=1)
+  _log.info("%s: compiling for %d pictures", label, count)
   started = time.monotonic()
+  state = run_once(protection.init)(key, data, params)
+  jitted = jax.jit(protection.update, donate_argnums=1)
   update = jitted.lower(key, state, data, params, jnp.int32(WHOLE)).compile()
   compile_seconds = time.monotonic() - started
 
@@ -140,6 +145,16 @@ def protect_stage(
   return manifest.read_folder(folder)[0].images
 
 
+def run_once(function: Callable) -> Callable:
+  """`jax.jit` for what runs a single time, like drawing parameters: hardly optimised.
+
+  XLA's CPU backend takes longer to optimise the draws of a U-Net's parameters than its training
+  step.
+  """
+  on_cpu = jax.default_backend() == "cpu"
+  return jax.jit(function, compiler_options=_QUICK if on_cpu else None)
+
+
 def _round_metrics(info: Any, weight: jax.Array) -> dict[str, float]:
   """Host numbers of one round; blocks until it is done."""
   losses = -np.asarray(info.loss, np.float64)
@@ -170,7 +185,7 @@ def train_stage(
     DivergedError, OutputError, loop.Preempted: see `loop.run`.
   """
   data = parallel.place_batches(training.make_batches(images, global_batch_size), mesh)
-  state = parallel.replicate(threat.init(key, params), mesh)
+  state = parallel.replicate(run_once(threat.init)(key, params), mesh)
   batch = data.ids.shape[1]
   norm = jax.jit(optax.tree.norm)
 

@@ -15,12 +15,12 @@ import inspect
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from udp_jax import evaluation, lookup, parallel, protections, stages, threats
+from udp_jax import evaluation, lookup, parallel, protections, run_config, stages, threats
 from udp_jax.data import files, manifest, sources
 from udp_jax.data.image_set import ImageSet, split
 from udp_jax.errors import ConfigError
@@ -32,6 +32,8 @@ from udp_jax.randomness import stream
 _log = logging.getLogger(__name__)
 
 CLEAN = "clean"
+# Precision and recall look at the third nearest neighbour.
+_MIN_HOLDOUT = 5
 
 
 def load_data(config: Any) -> tuple[ImageSet, ImageSet]:
@@ -49,21 +51,33 @@ def load_data(config: Any) -> tuple[ImageSet, ImageSet]:
     strict=data.strict,
     classes=tuple(data.classes) or None,
   )
-  if not data.holdout:
-    return pictures, pictures
-  return split(pictures, holdout=data.holdout, seed=config.seed)
+  # A number of pictures arrives as a float too: the field holds a fraction by default.
+  holdout = data.holdout if data.holdout < 1 else int(data.holdout)
+  return split(pictures, holdout=holdout, seed=config.seed)
+
+
+def check_sizes(config: Any, pictures: ImageSet, model: DiffusionModel) -> None:
+  """Raises ConfigError unless pictures and model are of one size."""
+  height, width = pictures.images.shape[1:3]
+  if (height, width) != model.shape[:2]:
+    size = model.shape[0]
+    raise ConfigError(
+      f"the pictures are {width}x{height}, the model is for {size}x{size}: set "
+      f"--config.data.image_size={size}"
+      + ("" if config.model.path else f" (or --config.model.unet.sample_size={height})")
+    )
 
 
 def row_settings(config: Any, row: str) -> tuple[str, int, str | None, dict[str, Any]]:
   """(method, num_rounds, row that it imitates, constructor options) of one row of the study.
 
   Raises:
-    ConfigError: the row is not described by `config.protections`.
+    ConfigError: neither `config.protections` nor `udp_jax.protections` knows the row.
   """
-  if row not in config.protections:
-    known = ", ".join(sorted(config.protections))
-    raise ConfigError(f"row {row!r} is not in config.protections; known: {CLEAN}, {known}")
-  settings = dict(config.protections[row])
+  if row not in config.protections and row not in protections.available():
+    known = ", ".join(sorted({*config.protections, *protections.available()}))
+    raise ConfigError(f"unknown method or row {row!r}; known: {known}")
+  settings = dict(config.protections.get(row, {}))
   method = settings.pop("method", row)
   rounds = settings.pop("num_rounds", config.num_rounds)
   of = settings.pop("of", None)
@@ -74,26 +88,39 @@ def row_settings(config: Any, row: str) -> tuple[str, int, str | None, dict[str,
   return method, rounds, of, settings
 
 
-def write_clean(config: Any, workdir: Path, *, holdout: bool = True) -> tuple[ImageSet, ImageSet]:
-  """Loads the data and writes the 8-bit reference; returns the pictures to protect and held out.
+def build_protection(
+  config: Any, row: str, model: DiffusionModel, params: Params | None
+) -> protections.Protection:
+  """The protection of a row.
 
-  A finished folder is kept, so that a run goes on with the pictures that it began with.
+  Raises:
+    ConfigError: the row, its method or its options do not fit, or a trained model is needed.
   """
-  clean, held_out = load_data(config)
-  wanted = {"clean": clean, "holdout": held_out} if holdout else {"clean": clean}
-  for name, pictures in wanted.items():
-    folder = workdir / name
-    record = {"method": CLEAN, "origin": pictures.origin}
-    if not manifest.is_complete(folder):
-      manifest.write_folder(
-        folder,
-        pictures.images,
-        pictures.names,
-        alphas=pictures.alphas,
-        metadata=pictures.metadata,
-        record=record,
-      )
-  return clean, held_out
+  method, _, of, options = row_settings(config, row)
+  protection = protections.build(method, model, options)
+  if protection.needs_params and params is None:
+    raise ConfigError(
+      f"{method} attacks a trained model: give --model=FOLDER (or --config.model.path=FOLDER) in "
+      "diffusers' layout; `python -m experiments.train` makes one"
+    )
+  if protection.needs_reference:
+    if of is None:
+      raise ConfigError(f"{row} imitates another row: set config.protections.{row}.of")
+    build_protection(config, of, model, params)
+  return protection
+
+
+def write_pictures(pictures: ImageSet, folder: Path) -> None:
+  """Writes pictures as they are: the 8-bit reference. A finished folder is kept."""
+  if not manifest.is_complete(folder):
+    manifest.write_folder(
+      folder,
+      pictures.images,
+      pictures.names,
+      alphas=pictures.alphas,
+      metadata=pictures.metadata,
+      record={"method": CLEAN, "origin": pictures.origin},
+    )
 
 
 def protect_row(
@@ -124,17 +151,11 @@ def protect_row(
   Raises:
     ConfigError: the row, its method or its options do not fit.
   """
-  method, rounds, of, options = row_settings(config, row)
-  protection = protections.build(method, model, options)
-  if protection.needs_params and params is None:
-    raise ConfigError(
-      f"{method} attacks a trained model: give --config.model.path=FOLDER (diffusers layout; "
-      "`python -m experiments.train` makes one)"
-    )
+  protection = build_protection(config, row, model, params)
+  method, rounds, of, _ = row_settings(config, row)
   reference = None
   if protection.needs_reference:
-    if of is None:
-      raise ConfigError(f"{row} imitates another row: set config.protections.{row}.of")
+    assert of is not None  # Checked when it was built.
     reference = protect_row(config, of, clean, workdir, model, params, progress=progress)
   return stages.protect_stage(
     protection,
@@ -156,120 +177,146 @@ def protect_row(
   )
 
 
-def train_row(
+def train_model(
   config: Any,
-  row: str,
-  seed: int,
   images: np.ndarray,
-  workdir: Path,
+  folder: Path,
   threat: threats.Threat,
   model: DiffusionModel,
   unet: UNet2DConfig,
   *,
+  key: jax.Array,
+  label: str,
+  params: Params | None = None,
   progress: bool = True,
-) -> tuple[Params, np.ndarray]:
-  """Trains and samples one model; returns its parameters and its samples, made now or before."""
-  folder = workdir / "threats" / row / f"seed{seed}"
-  # The same key for every row: the victims differ in their training set and in nothing else.
-  key = stream(jax.random.key(config.seed), f"threat/{seed}")
-  if (folder / "model" / "model_index.json").exists():
-    params = factory.load(folder / "model")[2]
-  else:
-    params = stages.train_stage(
-      threat,
-      images,
-      key=key,
-      params=None,
-      mesh=parallel.make_mesh(),
-      global_batch_size=config.global_batch_size,
-      scratch_folder=folder,
-      checkpoint_every=config.checkpoint.every_steps,
-      steps_per_call=config.performance.steps_per_call,
-      label=f"train {row} seed {seed}",
-      progress=progress,
-    )
-    factory.save(folder / "model", model, unet, params)
-  samples = stages.sample_stage(
-    threat,
-    params,
-    folder / "samples",
-    key=stream(key, "sample"),
-    num_samples=config.num_samples,
-    per_device_batch_size=config.performance.sample_batch_size,
-    record={"method": "samples", "row": row, "seed": seed},
-    label=f"sample {row} seed {seed}",
-    progress=progress,
-  )
-  return params, samples
+) -> Params:
+  """Trains on pictures and writes folder/model; returns the parameters, made now or before.
 
-
-def check_config(config: Any, workdir: Path) -> None:
-  """Writes workdir/config.json, or refuses to mix two different studies in one folder.
-
-  Rows and seeds may be added later, and settings that change only speed may change.
+  Args:
+    config: of the study.
+    images: uint8 (N, H, W, 3).
+    folder: for checkpoints, metrics and the model.
+    threat: how to train.
+    model: what is trained.
+    unet: its description, for the saved folder.
+    key: root of every draw.
+    label: for the progress bar.
+    params: to start from; None starts afresh.
+    progress: show a bar.
 
   Raises:
-    ConfigError: what stands there differs in something that changes results.
+    DivergedError, OutputError, loop.Preempted: see `stages.train_stage`.
   """
-  path = workdir / "config.json"
-  new = json.loads(files.to_json(config.to_dict()))
-  if path.exists():
-    old = json.loads(path.read_text())
-    free = ("performance", "rows", "checkpoint", "protections", "threat", "title", "notice")
-    changed = [k for k in new if k not in free and old.get(k) != new[k]]
-    if old["threat"] | {"seeds": []} != new["threat"] | {"seeds": []}:
-      changed.append("threat")
-    for row in set(old.get("protections", {})) & set(new["protections"]):
-      if old["protections"][row] != new["protections"][row]:
-        changed.append(f"protections.{row}")
-    if changed:
-      raise ConfigError(
-        f"{workdir} holds a run with another config ({', '.join(changed)} differ): choose another "
-        "--workdir, or delete that folder"
-      )
-  files.write_json(path, new)
+  if (folder / "model" / "model_index.json").exists():
+    return factory.load(folder / "model")[2]
+  trained = stages.train_stage(
+    threat,
+    images,
+    key=key,
+    params=params,
+    mesh=parallel.make_mesh(),
+    global_batch_size=config.global_batch_size,
+    scratch_folder=folder,
+    checkpoint_every=config.checkpoint.every_steps,
+    steps_per_call=config.performance.steps_per_call,
+    label=label,
+    progress=progress,
+  )
+  factory.save(folder / "model", model, unet, trained)
+  return trained
+
+
+class Results(NamedTuple):
+  """What a study found.
+
+  Attributes:
+    rows: one for each training set, {"name", "metrics"}, as in the report; empty without
+      evaluation.
+    model: what was attacked.
+    feature_label: what a Frechet distance is called; "" without evaluation.
+  """
+
+  rows: list[dict[str, Any]]
+  model: DiffusionModel
+  feature_label: str
 
 
 def run_study(
   config: Any, workdir: Path, *, evaluate: bool = True, progress: bool = True
-) -> list[dict[str, Any]]:
-  """Runs every row of `config.rows`; returns the report's rows (empty without `evaluate`).
+) -> Results:
+  """Protects, and with `evaluate` trains, samples and measures, every row of `config.rows`.
 
   Raises:
     UserError, loop.Preempted: see the stages.
   """
-  check_config(config, workdir)
-  for row in config.rows:
-    if row != CLEAN:
-      row_settings(config, row)
-  clean, holdout = write_clean(config, workdir)
-  _log.info("%d pictures to protect, %d held out", len(clean.images), len(holdout.images))
+  run_config.check_values(config)
+  rows = list(dict.fromkeys(config.rows))
   model, unet, params = factory.build(config.model, config.performance)
-  training_sets = {}
-  for row in config.rows:
-    training_sets[row] = (
-      clean.images
-      if row == CLEAN
-      else protect_row(config, row, clean, workdir, model, params, progress=progress)
-    )
-  if not evaluate:
-    return []
+  for row in rows:
+    if row != CLEAN:  # Before hours of work for the rows above it.
+      build_protection(config, row, model, params)
   threat = threats.build(config.threat.name, model, dict(config.threat.options))
-  judge = Judge(config, clean.images, holdout.images, model)
-  results = []
+  if config.threat.options.get("sample_steps", 1) > len(model.schedule.alphas_cumprod):
+    raise ConfigError("config.threat.options.sample_steps: more than the schedule has")
+  extractor = None
+  if evaluate:  # Before hours of work: the weights may be missing.
+    weights = config.evaluation.weights or None
+    extractor = features.load(config.evaluation.features, weights=weights)
+  clean, holdout = load_data(config)
+  check_sizes(config, clean, model)
+  if evaluate and len(holdout.images) < _MIN_HOLDOUT:
+    raise ConfigError(
+      f"{len(holdout.images)} of {len(clean.images) + len(holdout.images)} pictures are held out, "
+      f"judging needs {_MIN_HOLDOUT} or more: set --config.data.holdout, or give --noevaluate"
+    )
+  run_config.check(config, workdir, clean)
+  write_pictures(clean, workdir / "clean")
+  if len(holdout.images):
+    write_pictures(holdout, workdir / "holdout")
+  _log.info("%d pictures to protect, %d held out", len(clean.images), len(holdout.images))
+  training_sets = {
+    row: clean.images
+    if row == CLEAN
+    else protect_row(config, row, clean, workdir, model, params, progress=progress)
+    for row in rows
+  }
+  if extractor is None:
+    return Results([], model, "")
+  judge = Judge(config, clean.images, holdout.images, model, extractor, progress=progress)
+  results: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
   for seed in config.threat.seeds:
     for row, images in training_sets.items():
-      path = workdir / "threats" / row / f"seed{seed}" / "evaluation.json"
-      if not path.exists():
-        trained, samples = train_row(
-          config, row, seed, images, workdir, threat, model, unet, progress=progress
+      folder = workdir / "threats" / row / f"seed{seed}"
+      if not (folder / "evaluation.json").exists():
+        # The same key for every row: the victims differ in their training set and nothing else.
+        key = stream(jax.random.key(config.seed), f"threat/{seed}")
+        name = f"{row} seed {seed}"
+        trained = train_model(
+          config,
+          images,
+          folder,
+          threat,
+          model,
+          unet,
+          key=key,
+          label=f"train {name}",
+          progress=progress,
         )
-        files.write_json(path, judge(images, trained, samples))
-      results.append((row, json.loads(path.read_text())))
-  return [
-    {"name": row, "metrics": _spread([found for name, found in results if name == row])}
-    for row in config.rows
-  ]
+        samples = stages.sample_stage(
+          threat,
+          trained,
+          folder / "samples",
+          key=stream(key, "sample"),
+          num_samples=config.num_samples,
+          per_device_batch_size=config.performance.sample_batch_size,
+          record={"method": "samples", "row": row, "seed": seed},
+          label=f"sample {name}",
+          progress=progress,
+        )
+        files.write_json(folder / "evaluation.json", judge(images, trained, samples, name))
+      results[row].append(json.loads((folder / "evaluation.json").read_text()))
+  table = [{"name": row, "metrics": _spread(found)} for row, found in results.items()]
+  return Results(table, model, extractor.label)
 
 
 def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -282,24 +329,35 @@ def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
 class Judge:
   """Measures one training set, its model and its samples against the held-out clean pictures."""
 
-  def __init__(self, config: Any, clean: np.ndarray, holdout: np.ndarray, model: DiffusionModel):
-    """Loads the feature network. Raises MissingDataError when its weights are not there."""
-    weights = config.evaluation.weights or None
-    self.extractor = features.load(config.evaluation.features, weights=weights)
+  def __init__(
+    self,
+    config: Any,
+    clean: np.ndarray,
+    holdout: np.ndarray,
+    model: DiffusionModel,
+    extractor: features.FeatureExtractor,
+    *,
+    progress: bool = True,
+  ):
+    """Computes nothing yet: a finished study needs nothing of it."""
+    self._extractor, self._progress = extractor, progress
     self._clean, self._holdout = clean, holdout
     self._radius_255 = config.radius_255
-    self._real = features.extract(self.extractor, holdout)
+    self._batch = config.performance.sample_batch_size
     self._loss = evaluation.denoising_loss(model)
     self._limit = config.evaluation.loss_images
+    self._real: np.ndarray | None = None
 
   def __call__(
-    self, images: np.ndarray, params: Params, samples: np.ndarray
+    self, images: np.ndarray, params: Params, samples: np.ndarray, name: str
   ) -> dict[str, float | None]:
     """The numbers of one row and seed; None where one has no meaning."""
+    if self._real is None:
+      self._real = self._features(self._holdout, "held-out")
     generated = evaluation.distribution_metrics(
-      self._real, features.extract(self.extractor, samples)
+      self._real, self._features(samples, f"samples {name}")
     )
-    own = features.extract(self.extractor, images)
+    own = self._features(images, f"training set {name}")
     metrics = {
       "fd_samples": generated["fd"],
       "fd_training_set": evaluation.distribution_metrics(self._real, own)["fd"],
@@ -312,3 +370,9 @@ class Judge:
     }
     metrics |= evaluation.picture_metrics(self._clean, images, self._radius_255)
     return {name: float(v) if np.isfinite(v) else None for name, v in metrics.items()}
+
+  def _features(self, images: np.ndarray, what: str) -> np.ndarray:
+    extractor = self._extractor._replace(label=f"features {what}")
+    return features.extract(
+      extractor, images, per_device_batch_size=self._batch, progress=self._progress
+    )

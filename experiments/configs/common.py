@@ -23,6 +23,27 @@ DDPM_SMALL = {
   "layers_per_block": 1,
   "norm_num_groups": 8,
 }
+# Half of that in every direction, for comparing settings at 16x16: 0.2 M parameters.
+DDPM_16PX = {
+  "sample_size": 16,
+  "block_out_channels": (16, 32),
+  "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+  "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+  "layers_per_block": 1,
+  "norm_num_groups": 8,
+}
+# The smallest of the class, for smoke runs: what costs there is compilation.
+TINY = {
+  "sample_size": 16,
+  "block_out_channels": (8,),
+  "down_block_types": ("DownBlock2D",),
+  "up_block_types": ("UpBlock2D",),
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+  "dropout": 0.0,
+}
+# A round of the max-min game; the ablation in WORKSPACE.md says why.
+GAME = {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3}
 ROWS = ("clean", "random_noise", "udp", "eudp")
 
 
@@ -44,6 +65,7 @@ def study(title: str) -> ConfigDict:
   config.data.source = "builtin"
   config.data.image_size = 32
   config.data.limit = 0
+  # A fraction, or 1 and more for a number of pictures.
   config.data.holdout = 0.25
   config.data.classes = ()
   config.data.strict = False
@@ -54,12 +76,11 @@ def study(title: str) -> ConfigDict:
   config.model.schedule = "linear"
   config.model.num_train_timesteps = 1000
 
-  loop = {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 1e-3}
   config.protections = ConfigDict()
   config.protections.random_noise = ConfigDict({"distribution": "uniform"})
   config.protections.sign_noise = ConfigDict({"method": "random_noise", "distribution": "sign"})
-  config.protections.udp = ConfigDict(loop)
-  config.protections.eudp = ConfigDict(loop | {"a": 0.5, "b": 0.0})
+  config.protections.udp = ConfigDict(GAME)
+  config.protections.eudp = ConfigDict(GAME | {"a": 2.0, "b": 0.0})
   config.protections.advdm = ConfigDict({"num_rounds": 100})
   for method in ("udp", "eudp"):
     config.protections[f"{method}_matched_noise"] = ConfigDict(
@@ -108,22 +129,28 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
   """Applies the `:smoke` variant: every part of the run in seconds, the numbers without meaning."""
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
-    config.data.limit = 24
+    # Needs no other files. A source on the command line is taken instead.
+    config.data.update({"source": "builtin", "classes": (), "limit": 24, "holdout": 8.0})
     config.data.image_size = 16
-    # Spread out, so that a real path's source stays.
-    config.model.path = ""
-    config.model.unet.update(DDPM_SMALL | {"sample_size": 16, "block_out_channels": (8, 8, 16)})
-    config.model.unet.dropout = 0.0
-    config.num_rounds = 2
+    config.model.unet.update(TINY)
+    config.num_rounds = 6
     config.global_batch_size = 8
-    config.num_samples = 16
-    for row in ("udp", "eudp"):
-      config.protections[row].update({"train_steps": 3, "perturb_steps": 1})
+    config.num_samples = 8
+    for options in config.protections.values():
+      if "train_steps" in options:
+        options.update({"train_steps": 3, "perturb_steps": 1})
+    config.protections.advdm.num_rounds = 6
     config.threat.seeds = (0,)
-    config.threat.options.train_steps = 6
-    config.threat.options.warmup_steps = 2
-    config.threat.options.sample_steps = 3
-    config.evaluation.loss_images = 16
-    config.checkpoint.update({"every_rounds": 1, "every_steps": 2})
-    config.performance.update({"steps_per_call": 2, "sample_batch_size": 16})
+    config.threat.options.update({"train_steps": 6, "warmup_steps": 2, "sample_steps": 3})
+    config.evaluation.loss_images = 8
+    config.checkpoint.update({"every_rounds": 3, "every_steps": 4})
+    config.performance.update({"steps_per_call": 2, "sample_batch_size": 8})
+  return config
+
+
+def without_eudp(config: ConfigDict) -> ConfigDict:
+  """The same study without the rows of EUDP."""
+  config.rows = tuple(row for row in config.rows if "eudp" not in row)
+  config.title = config.title.replace("UDP, EUDP", "UDP").replace("UDP and EUDP", "UDP")
+  config.title = config.title.replace("EUDP", "UDP")
   return config

@@ -211,7 +211,7 @@ def test_bfloat16_stays_bfloat16(name):
   for method, results in run(*values).items():
     for got, want in zip(results, exact, strict=True):
       assert got.dtype == jnp.bfloat16
-      # Bfloat16 has eight bits. Winograd's transforms would lose most of them, so they are not used.
+      # Winograd's transforms would lose most of the eight bits, so they are not used.
       assert relative_error(got, want) < 5e-3, method
 
 

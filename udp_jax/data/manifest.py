@@ -260,17 +260,20 @@ def _add_similarity(
 ) -> None:
   """Adds "psnr" and "ssim" of the pixels, which were re-read and found equal to the arrays."""
   # Imported here: jax starts only when something is measured.
+  import jax
   import jax.numpy as jnp
 
   from udp_jax.ops import similarity
 
+  # Compiled whole: one by one, their operations take seconds to compile in every process.
+  psnr_of, ssim_of = jax.jit(similarity.psnr), jax.jit(similarity.ssim)
   small = min(images_uint8.shape[1:3]) < 11  # the side of SSIM's window
   for start in range(0, len(entries), chunk):
     # The last chunk is filled up with its own last image, so that one shape is compiled.
     rows = np.minimum(np.arange(start, start + chunk), len(entries) - 1)
     pair = [jnp.asarray(array[rows], jnp.float32) / 255 for array in (images_uint8, clean)]
-    psnr = np.asarray(similarity.psnr(*pair))
-    ssim = None if small else np.asarray(similarity.ssim(*pair))
+    psnr = np.asarray(psnr_of(*pair))
+    ssim = None if small else np.asarray(ssim_of(*pair))
     for offset, entry in enumerate(entries[start : start + chunk]):
       entry["psnr"] = round(float(psnr[offset]), 4) if np.isfinite(psnr[offset]) else None
       entry["ssim"] = None if ssim is None else round(float(ssim[offset]), 6)

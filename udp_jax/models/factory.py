@@ -13,7 +13,7 @@ from udp_jax.errors import ConfigError
 from udp_jax.models import weights
 from udp_jax.models.base import DiffusionModel, Params, pixel_diffusion
 from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
-from udp_jax.ops import schedules
+from udp_jax.ops import conv, schedules
 
 SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
   "linear": schedules.linear,
@@ -32,12 +32,15 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
     performance: `config.performance`: `dtype`, `conv_method`, `remat`.
 
   Raises:
-    ConfigError: an unknown schedule or dtype.
+    ConfigError: an unknown schedule, dtype, convolution method or U-Net field.
     MissingDataError: the folder or a file of it is not there.
     BadDataError: tensors that do not fit.
   """
   if performance.dtype not in DTYPES:
     raise ConfigError(f"unknown dtype {performance.dtype!r}; known: {', '.join(DTYPES)}")
+  if performance.conv_method and performance.conv_method not in conv.METHODS:
+    known = ", ".join(conv.METHODS)
+    raise ConfigError(f"unknown conv_method {performance.conv_method!r}; known: {known}")
   options = {
     "dtype": DTYPES[performance.dtype],
     "conv_method": performance.conv_method or None,

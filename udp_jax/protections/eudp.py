@@ -21,7 +21,7 @@ def eudp(
   *,
   radius: float,
   step_size: float,
-  a: float = 0.5,
+  a: float = 2.0,
   b: float = 0.0,
   train_steps: int = 30,
   perturb_steps: int = 2,

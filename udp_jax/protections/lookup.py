@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from udp_jax import lookup
+from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel
 from udp_jax.protections.base import Protection
 
@@ -29,6 +30,9 @@ def build(name: str, model: DiffusionModel, options: dict[str, Any]) -> Protecti
     ConfigError: an unknown protection, or an unknown, missing or unusable option.
   """
   function = lookup.constructor(_PACKAGE, name)
+  for option, value in options.items():
+    if option.endswith("_255") and not isinstance(value, int | float):
+      raise ConfigError(f"protection {name}: {option} must be a number, got {value!r}")
   scaled = {
     k.removesuffix("_255"): v / 255 if k.endswith("_255") else v for k, v in options.items()
   }

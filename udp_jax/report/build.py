@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from udp_jax import provenance
+from udp_jax import lookup, provenance
 from udp_jax.data import manifest
 from udp_jax.metrics_writer import read_metrics
 from udp_jax.models.base import DiffusionModel
@@ -26,6 +27,20 @@ _LABELS = {
   "eudp": "EUDP",
   "advdm": "AdvDM",
 }
+# Of rows that imitate another one, by method.
+_IMITATIONS = {"matched_noise": "matched noise", "shuffled_delta": "shuffled"}
+# Methods with options `a` and `b` of `schedule_power`; UDP's are fixed to 0, uniform.
+_DRAW_TIMESTEPS = ("udp", "eudp", "advdm")
+
+
+def label(config: Any, row: str) -> str:
+  """What a row of the study is called in tables: "EUDP, matched noise" for eudp_matched_noise."""
+  if row in _LABELS:
+    return _LABELS[row]
+  method, _, of, _ = row_settings(config, row)
+  if of is not None and method in _IMITATIONS:
+    return f"{label(config, of)}, {_IMITATIONS[method]}"
+  return row.replace("_", " ")
 
 
 def _column(key: str, label: str, help_text: str, better: str | None, digits: int) -> dict:
@@ -89,7 +104,7 @@ def build(
   holdout = manifest.read_folder(workdir / "holdout")[0]
   origin = (record or {}).get("origin") or {}
   table = [
-    row | {"label": _LABELS.get(row["name"], row["name"]), "control": _is_control(config, row)}
+    row | {"label": label(config, row["name"]), "control": _is_control(config, row["name"])}
     for row in rows
   ]
   notes = [str(origin[name]) for name in ("note", "notes") if origin.get(name)]
@@ -149,11 +164,8 @@ def summary(config: Any, rows: list[dict[str, Any]], count: int) -> str:
   return text
 
 
-def _is_control(config: Any, row: dict[str, Any]) -> bool:
-  if row["name"] == CLEAN:
-    return True
-  method = row_settings(config, row["name"])[0]
-  return method in ("random_noise", "matched_noise", "shuffled_delta")
+def _is_control(config: Any, row: str) -> bool:
+  return row == CLEAN or row_settings(config, row)[0] in ("random_noise", *_IMITATIONS)
 
 
 def _victims(config: Any, workdir: Path) -> dict[str, Any]:
@@ -165,9 +177,12 @@ def _victims(config: Any, workdir: Path) -> dict[str, Any]:
     ]
     if not all(runs):
       continue
-    losses = np.array([[record["loss"] for record in run] for run in runs], float)
+    # Seeds that were added later may have been logged at other steps.
+    by_step = [{record["position"]: record["loss"] for record in run} for run in runs]
+    steps = sorted(set.intersection(*(set(losses) for losses in by_step)))
+    losses = np.array([[losses[step] for step in steps] for losses in by_step], float)
     curves[row] = {
-      "steps": [record["position"] for record in runs[0]],
+      "steps": steps,
       "mean": losses.mean(0).tolist(),
       "low": losses.min(0).tolist(),
       "high": losses.max(0).tolist(),
@@ -191,8 +206,11 @@ def _rounds(config: Any, workdir: Path) -> dict[str, Any]:
 def _timesteps(config: Any, model: DiffusionModel) -> dict[str, list[float]]:
   shown = {}
   for row in config.rows:
-    if row in ("udp", "eudp"):
-      options = row_settings(config, row)[3]
-      probs = timesteps.schedule_power(model.schedule, options.get("a", 0.0), options.get("b", 0.0))
-      shown[row] = [float(p) for p in probs]
+    method, _, _, options = (CLEAN, 0, None, {}) if row == CLEAN else row_settings(config, row)
+    if method in _DRAW_TIMESTEPS:
+      defaults = inspect.signature(lookup.constructor("udp_jax.protections", method)).parameters
+      a, b = (
+        options.get(name, defaults[name].default if name in defaults else 0.0) for name in "ab"
+      )
+      shown[row] = [float(p) for p in timesteps.schedule_power(model.schedule, a, b)]
   return shown

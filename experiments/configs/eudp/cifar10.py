@@ -9,7 +9,7 @@ from experiments.configs import common
 
 
 def get_config(variant=None):
-  """CIFAR-10 at full size; `variant` "smoke" takes seconds (and any source of pictures)."""
+  """CIFAR-10 at full size; `variant` "smoke" takes seconds."""
   config = common.study("UDP and EUDP on CIFAR-10 against a DDPM")
   config.data.source = "cifar10:cifar-10-binary.tar.gz"
   config.data.holdout = 0.1

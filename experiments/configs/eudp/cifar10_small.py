@@ -18,8 +18,6 @@ def get_config(variant=None):
   config.data.limit = 4096
   config.data.holdout = 0.5
   config.num_rounds = 10
-  for row in ("udp", "eudp"):
-    config.protections[row].update({"train_steps": 60, "perturb_steps": 4, "start": "zero"})
   config.threat.seeds = (0, 1)
-  config.threat.options.update({"train_steps": 1000, "sample_steps": 25})
+  config.threat.options.update({"train_steps": 800, "sample_steps": 25})
   return common.finish(config, variant)

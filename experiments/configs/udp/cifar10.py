@@ -3,12 +3,10 @@
 python -m experiments.udp --config=cifar10 --workdir=runs/udp_cifar10, and what eudp's config says.
 """
 
+from experiments.configs import common
 from experiments.configs.eudp import cifar10
 
 
 def get_config(variant=None):
   """See `experiments.configs.eudp.cifar10`."""
-  config = cifar10.get_config(variant)
-  config.rows = tuple(row for row in config.rows if "eudp" not in row)
-  config.title = config.title.replace("UDP, EUDP", "UDP").replace("EUDP", "UDP")
-  return config
+  return common.without_eudp(cifar10.get_config(variant))

@@ -3,12 +3,10 @@
 python -m experiments.udp --config=cifar10_small --workdir=runs/udp, and what eudp's config says.
 """
 
+from experiments.configs import common
 from experiments.configs.eudp import cifar10_small
 
 
 def get_config(variant=None):
   """See `experiments.configs.eudp.cifar10_small`."""
-  config = cifar10_small.get_config(variant)
-  config.rows = tuple(row for row in config.rows if "eudp" not in row)
-  config.title = config.title.replace("UDP, EUDP", "UDP").replace("EUDP", "UDP")
-  return config
+  return common.without_eudp(cifar10_small.get_config(variant))

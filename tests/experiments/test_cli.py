@@ -1,0 +1,146 @@
+"""Flags of every entry point: help, configs, overrides, and one line for every mistake."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import _cli
+from udp_jax.errors import ConfigError
+
+FOLDER = Path(_cli.__file__).parent
+ENTRY_POINTS = sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
+# The entry points that take --config, and whose configs.
+TAKES_CONFIG = {"eudp": "eudp", "udp": "udp", "protect": "eudp", "train": "eudp"}
+
+
+def _error(done) -> str:
+  """The one line on stderr."""
+  assert done.stderr.startswith("error: "), done.stderr
+  assert done.stderr.count("\n") == 1, done.stderr
+  assert done.stdout == ""
+  return done.stderr
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_help_lists_flags_and_configs(name: str, entry_point) -> None:
+  done = entry_point(name, "--help")
+  assert (done.returncode, done.stderr) == (0, "")
+  assert f"python -m experiments.{name} --" in done.stdout
+  source = (FOLDER / f"{name}.py").read_text()
+  defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
+  if name in TAKES_CONFIG:
+    defined |= {"config", "workdir"}
+    for config in _cli.config_names(TAKES_CONFIG[name]):
+      assert re.search(rf"^  {config} +\S+ \S+", done.stdout, re.MULTILINE)
+  if name in ("eudp", "udp"):
+    defined |= {"evaluate", "progress"}
+  listed = dict(re.findall(r"^  --(?:\[no\])?(\w+) +(\S.*)$", done.stdout, re.MULTILINE))
+  assert defined <= set(listed)
+  assert all(len(text) > 5 for text in listed.values())
+
+
+@pytest.mark.parametrize("flag", ["-h", "--helpshort", "--helpfull"])
+def test_other_words_for_help(flag: str, entry_point) -> None:
+  done = entry_point("eudp", flag)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert "--[no]evaluate" in done.stdout
+  assert ("--verbosity" in done.stdout) == (flag == "--helpfull")
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_unknown_flag_and_stray_word(name: str, entry_point) -> None:
+  done = entry_point(name, "--nope=1")
+  assert done.returncode == 2
+  assert "Unknown command line flag 'nope'" in _error(done)
+  done = entry_point(name, "stray")
+  assert done.returncode == 2
+  assert "unexpected argument 'stray'" in _error(done)
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_without_flags_says_what_is_needed(name: str, entry_point) -> None:
+  done = entry_point(name)
+  assert done.returncode == 2
+  assert re.search(r"needed|give --", _error(done))
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--config=nope"], "unknown config 'nope' of eudp; known: cifar10, cifar10_small, demo"),
+    (["--config", "nope"], "unknown config 'nope' of eudp"),
+    (["--config="], "unknown config '' of eudp"),
+    (["--config"], "--config needs a name"),
+    (["--config=demo:nope"], "unknown variant 'nope' of config demo; known: smoke"),
+    (["--config=demo", "--config.nope=1"], "unknown field config.nope; fields of config: .*rows"),
+    (
+      ["--config.data.nope=1", "--config=demo"],
+      "unknown field config.data.nope; fields of config.data: classes,",
+    ),
+    (["--config=demo", "--config.data=1"], "config.data is a group of fields: classes"),
+    (["--config=demo", "--config.seed.x=1"], "config.seed is a value"),
+    (["--config.seed=1"], "--config.seed=1 needs --config=NAME"),
+    (["--config=demo", "--config.num_rounds=abc"], "--config.num_rounds=abc: invalid literal"),
+    (["--config=demo", "--config.num_rounds=1.5"], "num_rounds"),
+    (["--config=demo", "--evaluate=perhaps"], "evaluate=perhaps"),
+    (["--config=demo"], "--workdir is needed"),
+    (["--workdir=x"], "--config is needed"),
+    (["--config=folder", "--workdir=x"], "--config.data.source is needed"),
+  ],
+)
+def test_mistakes_are_one_line_and_exit_2(words: list[str], message: str, entry_point) -> None:
+  done = entry_point("eudp", *words)
+  assert done.returncode == 2
+  assert re.search(message, _error(done))
+
+
+def _parsed(words: list[str], monkeypatch: pytest.MonkeyPatch):
+  """The config that words lead to, through the flags' own parser."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file("config", None, "", values, lock_config=True)
+  monkeypatch.setattr(_cli, "_EXPERIMENT", ["eudp"])
+  monkeypatch.setattr(_cli.flags, "FLAGS", values)
+  monkeypatch.setattr("sys.argv", ["program", *words])
+  _cli._parse(["program", *words])
+  return holder.value
+
+
+def test_overrides_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
+  config = _parsed(
+    [
+      "--config.rows=('clean', 'eudp')",
+      "--config",
+      "demo:smoke",
+      "--config.threat.seeds=(0,1)",
+      "--config.protections.eudp.a=0.25",
+      "--config.data.source=some/folder",
+      "--config.data.strict=true",
+      "--config.data.holdout=6",
+    ],
+    monkeypatch,
+  )
+  assert config.rows == ("clean", "eudp")
+  assert config.threat.seeds == (0, 1)
+  assert config.protections.eudp.a == 0.25
+  assert config.data.source == "some/folder"
+  assert config.data.strict is True
+  assert config.data.holdout == 6
+  assert config.data.image_size == 16  # Of the variant.
+  assert _parsed(["--config=demo"], monkeypatch).data.image_size == 32
+  with pytest.raises(AttributeError):
+    config.nope = 1
+
+
+def test_rows_may_be_a_single_name(monkeypatch: pytest.MonkeyPatch) -> None:
+  assert _parsed(["--config=demo", "--config.rows=clean"], monkeypatch).rows == ("clean",)
+
+
+def test_configs_of_another_experiment_are_unknown() -> None:
+  with pytest.raises(ConfigError, match="known: cifar10, cifar10_small, demo, folder"):
+    _cli.get_config("udp", "eudp")

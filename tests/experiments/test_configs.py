@@ -1,0 +1,102 @@
+"""Every config of every experiment, found by looking: it explains itself and everything builds."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import _cli
+from udp_jax import protections, run_config, study, threats, training
+from udp_jax.models import factory
+
+CONFIGS = Path(_cli.__file__).parent / "configs"
+NAMES = [
+  (path.parent.name, path.stem)
+  for path in sorted(CONFIGS.glob("*/*.py"))
+  if path.stem != "__init__"
+]
+
+
+def test_configs_are_found() -> None:
+  assert {("eudp", "demo"), ("udp", "cifar10"), ("eudp", "cifar10_small")} <= set(NAMES)
+  for experiment in {experiment for experiment, _ in NAMES}:
+    assert _cli.config_names(experiment) == sorted(n for e, n in NAMES if e == experiment)
+
+
+@pytest.mark.parametrize(("experiment", "name"), NAMES)
+def test_config_is_short_and_says_how_to_run_it(experiment: str, name: str) -> None:
+  module = importlib.import_module(f"experiments.configs.{experiment}.{name}")
+  text = (CONFIGS / experiment / f"{name}.py").read_text()
+  assert len(text.splitlines()) <= 40
+  first, *rest = (module.__doc__ or "").strip().splitlines()
+  assert len(first) > 20 and first.endswith(".")
+  assert f"python -m experiments.{experiment} --config={name}" in "".join(rest)
+  assert f"  {name} " in _cli.describe_configs(experiment)
+
+
+@pytest.mark.parametrize("variant", ["", *_cli.VARIANTS])
+@pytest.mark.parametrize(("experiment", "name"), NAMES)
+def test_everything_builds_from_the_config(experiment: str, name: str, variant: str) -> None:
+  config = _cli.get_config(experiment, f"{name}:{variant}")
+  run_config.check_values(config)
+  assert config.rows[0] == study.CLEAN and experiment in config.rows
+  assert (experiment == "eudp") == any("eudp" in row for row in config.rows)
+  model, unet, params = factory.build(config.model, config.performance)
+  assert params is None
+  assert model.shape[0] == config.data.image_size == unet.sample_size
+  for row in config.rows:
+    if row != study.CLEAN:
+      method, rounds, of, options = study.row_settings(config, row)
+      protection = protections.build(method, model, options)
+      assert rounds >= 1
+      assert not protection.needs_params
+      # A row that imitates another needs that one described too.
+      assert protection.needs_reference == (of in config.protections)
+  threat = threats.build(config.threat.name, model, dict(config.threat.options))
+  assert threat.train_steps == config.threat.options.train_steps
+  assert config.threat.options.sample_steps <= config.model.num_train_timesteps
+  if variant == "smoke":
+    assert config.data.source == "builtin" and "smoke" in config.notice
+
+
+def test_paper_setting_traces_without_allocating() -> None:
+  config = _cli.get_config("eudp", "cifar10")
+  model, _, _ = factory.build(config.model, config.performance)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  params = jax.eval_shape(model.init, key)
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307
+  batch = config.global_batch_size
+  shape = (3, batch, *model.shape)
+  data = training.Batch(
+    images=jax.ShapeDtypeStruct(shape, jnp.uint8),
+    ids=jax.ShapeDtypeStruct(shape[:2], jnp.int32),
+    weight=jax.ShapeDtypeStruct(shape[:2], jnp.float32),
+  )
+  method, _, _, options = study.row_settings(config, "eudp")
+  protection = protections.build(method, model, options)
+  state = jax.eval_shape(protection.init, key, data, None)
+  state, info = jax.eval_shape(protection.update, key, state, data, None)
+  assert state.delta.shape == shape and state.delta.dtype == jnp.float32
+  assert info.train_loss.shape == (config.protections.eudp.train_steps,)
+  threat = threats.build(config.threat.name, model, dict(config.threat.options))
+  trained = jax.eval_shape(threat.init, key, None)
+  trained, losses = jax.eval_shape(
+    functools.partial(threat.update, num_steps=500), key, trained, data
+  )
+  assert losses.shape == (500,)
+  samples = jax.eval_shape(
+    functools.partial(threat.sample, num_samples=4), key, threat.final(trained)
+  )
+  assert samples.shape == (4, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("experiment", "name"), NAMES)
+def test_smoke_changes_no_setting_that_it_need_not(experiment: str, name: str) -> None:
+  full, small = (_cli.get_config(experiment, f"{name}:{v}") for v in ("", "smoke"))
+  assert (small.rows, small.radius_255, small.seed) == (full.rows, full.radius_255, full.seed)
+  assert set(small.to_dict()) == set(full.to_dict())

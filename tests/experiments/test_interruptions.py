@@ -1,0 +1,145 @@
+"""Killed, terminated and interrupted runs end like one that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from udp_jax.metrics_writer import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUNDS, STEPS = 40, 48
+SEED = 20261122
+
+
+def _words(workdir: Path) -> list[str]:
+  return [
+    *("--config=demo:smoke", f"--workdir={workdir}", "--config.rows=('eudp',)"),
+    f"--config.num_rounds={ROUNDS}",
+    f"--config.threat.options.train_steps={STEPS}",
+    # Few enough checkpoints that a kill loses some rounds.
+    *("--config.checkpoint.every_rounds=6", "--config.checkpoint.every_steps=8"),
+  ]
+
+
+def _interrupt(
+  workdir: Path, metrics: Path, position: int, number: int, environment: dict[str, str]
+) -> tuple[int, str, int]:
+  """Runs until `metrics` has passed `position`, sends a signal; (exit code, stderr, position)."""
+  process = subprocess.Popen(
+    [sys.executable, "-m", "experiments.eudp", *_words(workdir)],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    process_group=0,
+  )
+  deadline = time.monotonic() + 300
+  while _last(metrics) < position:
+    assert process.poll() is None, process.stderr.read() if process.stderr else ""
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+  os.killpg(process.pid, number)
+  _, stderr = process.communicate(timeout=120)
+  return process.returncode, stderr, _last(metrics)
+
+
+def _last(metrics: Path) -> int:
+  return max((record["position"] for record in read_metrics(metrics)), default=0)
+
+
+def _results(workdir: Path) -> dict[str, bytes]:
+  """Every picture and every measured number."""
+  return {
+    path.relative_to(workdir).as_posix(): path.read_bytes()
+    for pattern in ("*.png", "evaluation.json", "*.safetensors")
+    for path in workdir.rglob(pattern)
+  }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, entry_point) -> Path:
+  workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+  done = entry_point("eudp", *_words(workdir))
+  assert done.returncode == 0, done.stderr
+  return workdir
+
+
+def test_interrupted_at_random_moments_the_result_is_the_same(
+  undisturbed: Path, tmp_path: Path, entry_point, process_environment: dict[str, str]
+) -> None:
+  workdir = tmp_path / "run"
+  protecting = workdir / "stages" / "protect_eudp" / "metrics.jsonl"
+  training = workdir / "threats" / "eudp" / "seed0" / "metrics.jsonl"
+  # Twice in each stage: a kill, which loses what came after the last checkpoint, then a request.
+  moments = random.Random(SEED)
+  for metrics, label, total, every, request, code in (
+    (protecting, "protect eudp: stopped at round", ROUNDS, 6, signal.SIGTERM, 0),
+    (training, "train eudp seed 0: stopped at step", STEPS, 8, signal.SIGINT, 130),
+  ):
+    moment = moments.randint(18, total // 2 + 2)
+    returned, _, killed = _interrupt(workdir, metrics, moment, signal.SIGKILL, process_environment)
+    assert returned == -signal.SIGKILL
+    assert moment <= killed < total, "the kill came too late to show anything"
+
+    moment = moments.randint(total // 2 + 8, total - 8)
+    returned, said, position = _interrupt(workdir, metrics, moment, request, process_environment)
+    assert returned == code, said
+    assert f"{label} {position} of {total} and saved; run the same command to go on\n" in said
+    assert "Traceback" not in said
+    # Of the killed run, one interval was lost, and a second one if its save was still under way.
+    resumed = re.search(r"going on from \w+ (\d+) of", said)
+    assert resumed and killed - 2 * every <= int(resumed[1]) <= killed
+    assert position < total, "the request came too late to show anything"
+  done = entry_point("eudp", *_words(workdir))
+  assert done.returncode == 0, done.stderr
+  assert "train eudp seed 0: going on from step" in done.stderr
+  assert [r["position"] for r in read_metrics(protecting)] == list(range(1, ROUNDS + 1))
+  first, second = _results(undisturbed), _results(workdir)
+  assert first.keys() == second.keys() and len(first) > 30
+  assert [name for name in first if first[name] != second[name]] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_stopped_where_nothing_is_to_save(
+  number: int, code: int, tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+  """Between the loops: one line, and no half-written folder."""
+  returned, said, _ = _before_the_loop(tmp_path / "run", number, process_environment)
+  assert returned == code, said
+  name = signal.Signals(number).name
+  assert f"stopped by {name}; what is finished is saved: run the same command to go on" in said
+  assert "Traceback" not in said
+  left = {path.parent for path in (tmp_path / "run").rglob("*.png")}
+  assert not any((folder / ".incomplete").exists() for folder in left)
+
+
+def _before_the_loop(
+  workdir: Path, number: int, environment: dict[str, str]
+) -> tuple[int, str, None]:
+  process = subprocess.Popen(
+    [sys.executable, "-m", "experiments.eudp", *_words(workdir)],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    process_group=0,
+  )
+  assert process.stderr is not None
+  said = ""
+  while "compiling" not in said:  # Said before anything is compiled.
+    line = process.stderr.readline()
+    assert line, said
+    said += line
+  os.killpg(process.pid, number)
+  return process.wait(120), said + process.stderr.read(), None

@@ -1,0 +1,209 @@
+"""What every protection must do. New modules of the package are found and tested by themselves."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from udp_jax import evaluation, protections, training
+from udp_jax.errors import ConfigError
+from udp_jax.ops.image import quantise_within
+from udp_jax.protections.base import PERTURB, TRAIN, WHOLE, Protection
+
+KEY = jax.random.key(21)
+RADIUS_255 = 8
+ROUNDS = 6
+# Given to the protections that have them: sizes that suit a model of a few operations.
+OPTIONS: dict[str, Any] = {"radius_255": RADIUS_255, "step_size_255": 2, "learning_rate": 0.05}
+OPTIONS |= {"train_steps": 8, "perturb_steps": 2}
+
+
+def constructor(name: str):
+  return getattr(importlib.import_module(f"udp_jax.protections.{name}"), name)
+
+
+def options(name: str) -> dict[str, Any]:
+  accepted = inspect.signature(constructor(name)).parameters
+  return {k: v for k, v in OPTIONS.items() if k.removesuffix("_255") in accepted}
+
+
+def fit(pictures: np.ndarray) -> dict:
+  """The Gaussian model's best parameters for pictures (N, H, W, C) uint8, in closed form."""
+  x0 = pictures / 127.5 - 1
+  spread = np.sqrt(np.mean(np.square(x0 - x0.mean(0)), axis=(0, 1, 2)))
+  return {"mean": jnp.float32(x0.mean(0)), "log_spread": jnp.float32(np.log(spread))}
+
+
+class Case(NamedTuple):
+  """A protection with its data, and its functions compiled once."""
+
+  name: str
+  protection: Protection
+  data: training.Batch
+  params: Any
+  init: Any
+  update: Any
+
+  def rounds(self, key, num_rounds: int, phases=(WHOLE,), state=None):
+    """The state after some rounds, and the infos of every call."""
+    state = self.init(key, self.data, self.params) if state is None else state
+    infos = []
+    for _ in range(num_rounds):
+      for phase in phases:
+        state, info = self.update(key, state, self.data, self.params, jnp.int32(phase))
+        infos.append(info)
+    return state, infos
+
+
+@pytest.fixture(scope="module", params=protections.available())
+def case(request, gaussian_model, pictures):
+  name = request.param
+  protection = protections.build(name, gaussian_model, options(name))
+  levels = np.random.default_rng(2).integers(-RADIUS_255, RADIUS_255 + 1, pictures.shape)
+  reference = np.clip(pictures + levels, 0, 255).astype(np.uint8)
+  data = training.make_batches(
+    pictures, 6, reference=reference if protection.needs_reference else None
+  )
+  params = fit(pictures) if protection.needs_params else None
+  return Case(name, protection, data, params, jax.jit(protection.init), jax.jit(protection.update))
+
+
+@pytest.fixture(scope="module")
+def outcome(case):
+  """State and infos after `ROUNDS`, and the protected 8-bit pictures."""
+  state, infos = case.rounds(KEY, ROUNDS)
+  count = int(case.data.weight.sum())
+  clean = jnp.asarray(training.unbatch(case.data.images, count))
+  delta = jnp.asarray(training.unbatch(state.delta, count))
+  return state, infos, np.asarray(quantise_within(clean, delta, RADIUS_255))
+
+
+def test_modules_were_found():
+  names = {"advdm", "eudp", "matched_noise", "random_noise", "shuffled_delta", "udp"}
+  assert names <= set(protections.available())
+
+
+@pytest.mark.parametrize("name", protections.available())
+def test_interface(name, gaussian_model):
+  """One function of the module's name: a model, then documented keyword-only options."""
+  function = constructor(name)
+  parameters = list(inspect.signature(function).parameters.values())
+  assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["model"]
+  assert inspect.signature(function).return_annotation in ("Protection", Protection)
+  assert "Args:" in function.__doc__ and inspect.getmodule(function).__doc__
+  for parameter in parameters:
+    assert f"\n    {parameter.name}: " in function.__doc__, f"{parameter.name} is not documented"
+  assert "radius" in inspect.signature(function).parameters
+
+  with pytest.raises(
+    ConfigError, match=f"protection {name} has no option 'strength'; it has: .*radius"
+  ):
+    protections.build(name, gaussian_model, options(name) | {"strength": 1})
+  without = {k: v for k, v in options(name).items() if k != "radius_255"}
+  with pytest.raises(ConfigError, match=rf"protection {name} needs the option\(s\) radius"):
+    protections.build(name, gaussian_model, without)
+  with pytest.raises(ConfigError, match=f"protection {name}: radius_255 must be a number, got 'x'"):
+    protections.build(name, gaussian_model, options(name) | {"radius_255": "x"})
+
+
+def test_unknown_protection(gaussian_model):
+  with pytest.raises(ConfigError, match="unknown protection 'base'; known: advdm, .*udp"):
+    protections.build("base", gaussian_model, {})
+
+
+def test_structure_is_kept(case):
+  """The state is a pytree that goes round, as donation and checkpoints need it."""
+  state = jax.eval_shape(case.protection.init, KEY, case.data, case.params)
+  after, info = jax.eval_shape(case.protection.update, KEY, state, case.data, case.params)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+    assert (new.shape, new.dtype, new.weak_type) == (old.shape, old.dtype, old.weak_type)
+  assert state.delta.shape == case.data.images.shape and state.delta.dtype == jnp.float32
+  assert info.loss.shape == case.data.ids.shape and info.train_loss.ndim == 1
+  assert case.protection.perturb_steps >= 1
+
+
+def test_budget(case, outcome):
+  state, infos, protected = outcome
+  clean = training.unbatch(case.data.images, len(protected))
+  levels = protected.astype(int) - clean.astype(int)
+  assert np.abs(levels).max() <= RADIUS_255
+  assert (np.abs(levels).max((1, 2, 3)) > 0).all()
+  moved = case.data.images / np.float32(255) + np.asarray(state.delta)
+  assert moved.min() >= -1e-6 and moved.max() <= 1 + 1e-6
+  assert np.abs(state.delta).max() <= RADIUS_255 / 255 + 1e-7
+  assert np.isfinite(infos[-1].loss).all()
+
+
+def test_the_key_decides(case, outcome):
+  again, _ = case.rounds(KEY, ROUNDS)
+  jax.tree.map(np.testing.assert_array_equal, again, outcome[0])
+  other, _ = case.rounds(jax.random.key(22), ROUNDS)
+  # Whatever is only moved from another method's pictures need not draw.
+  if not case.protection.needs_reference:
+    different = np.any(np.asarray(other.delta != again.delta), axis=(2, 3, 4))
+    assert different.all()
+
+
+def test_rounds_in_parts(case, outcome):
+  """All phases through one compiled update do bit for bit what a whole round does."""
+  if not case.protection.phases:
+    pytest.skip("rounds have no parts")
+  state, infos = case.rounds(KEY, ROUNDS, case.protection.phases)
+  jax.tree.map(np.testing.assert_array_equal, state, outcome[0])
+  for whole, trained, perturbed in zip(outcome[1], infos[::2], infos[1::2], strict=True):
+    assert case.protection.phases == (TRAIN, PERTURB)
+    np.testing.assert_array_equal(trained.train_loss, whole.train_loss)
+    np.testing.assert_array_equal(perturbed.loss, whole.loss)
+    assert np.isnan(trained.loss).all() and np.isnan(perturbed.train_loss).all()
+
+
+def test_a_run_goes_on_where_it_stopped(case, outcome):
+  state, _ = case.rounds(KEY, 2)
+  fetched = jax.tree.map(np.asarray, state)
+  resumed, _ = case.rounds(KEY, ROUNDS - 2, state=jax.tree.map(jnp.asarray, fetched))
+  jax.tree.map(np.testing.assert_array_equal, resumed, outcome[0])
+
+
+# ---- effects ----
+
+
+@pytest.fixture(scope="module")
+def loss(gaussian_model):
+  """Denoising loss with draws that no protection has seen."""
+  return evaluation.denoising_loss(gaussian_model, seed=99, draws=16)
+
+
+@pytest.fixture(scope="module")
+def sign_noise(pictures):
+  """The control at full strength: every pixel moved by the radius."""
+  levels = np.random.default_rng(4).choice([-RADIUS_255, RADIUS_255], pictures.shape)
+  return np.clip(pictures + levels, 0, 255).astype(np.uint8)
+
+
+def test_a_max_step_hurts_the_attacked_model_more_than_noise(
+  case, outcome, loss, pictures, sign_noise
+):
+  if not case.protection.needs_params:
+    pytest.skip("attacks no given model")
+  clean, noisy, protected = (loss(case.params, p) for p in (pictures, sign_noise, outcome[2]))
+  assert clean < noisy < protected
+  assert protected - clean > 1.5 * (noisy - clean)
+
+
+def test_max_min_leaves_more_loss_than_noise(case, outcome, loss, pictures, sign_noise):
+  state, infos, protected = outcome
+  if not case.protection.phases:
+    pytest.skip("has no surrogate")
+  surrogate = state.surrogate.params
+  assert loss(surrogate, protected) > loss(surrogate, pictures)
+  assert np.mean(infos[-1].train_loss) < np.mean(infos[0].train_loss)
+  # The objective itself: what is left to the model that knows the protected pictures best.
+  clean, noisy, left = (loss(fit(p), p) for p in (pictures, sign_noise, protected))
+  assert clean < noisy < left

@@ -1,0 +1,175 @@
+"""Meshes and placement on one device here, and on eight in a process of its own.
+
+The second part compiles real rounds for eight devices, counts the collectives in the program and
+compares what comes out with one device. It builds its network from the package's own convolutions
+(direct and Winograd), normalisation and attention; a whole U-Net would only compile longer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from udp_jax import parallel, protections
+from udp_jax.errors import ConfigError
+
+DEVICES = 8
+PROGRAM = '''
+import inspect, json, re
+import jax, jax.numpy as jnp, numpy as np
+from udp_jax import lookup, parallel, protections, training
+from udp_jax.errors import ConfigError
+from udp_jax.models.base import DiffusionModel
+from udp_jax.ops import schedules
+from udp_jax.ops.attention import dot_product_attention
+from udp_jax.ops.conv import conv2d
+from udp_jax.ops.norm import group_norm
+
+jax.config.update("jax_enable_compilation_cache", False)
+SIZE, CHANNELS = 16, 16
+SHAPES = {"inside": (3, 3, 3, CHANNELS), "winograd": (3, 3, CHANNELS, CHANNELS),
+          "down": (3, 3, CHANNELS, CHANNELS), "qkv": (CHANNELS, 3 * CHANNELS),
+          "outside": (3, 3, CHANNELS, 3), "scale": (CHANNELS,), "bias": (CHANNELS,)}
+
+
+def init(key):
+  keys = jax.random.split(key, len(SHAPES))
+  return {n: 0.3 * jax.random.normal(k, s) for k, (n, s) in zip(keys, SHAPES.items())}
+
+
+def apply(p, x, timesteps, cond=None, key=None):
+  h = conv2d(x, p["inside"], method="direct")
+  h = h + jnp.sin(timesteps / 10.0)[:, None, None, None]
+  h = group_norm(h, p["scale"], p["bias"], num_groups=4, activation="silu")
+  h = h + conv2d(h, p["winograd"], method="winograd")
+  low = conv2d(h, p["down"], stride=2, padding=((0, 1), (0, 1)), method="direct")
+  tokens = low.reshape(low.shape[0], -1, CHANNELS) @ p["qkv"]
+  q, k, v = (t[:, :, None] for t in jnp.split(tokens, 3, axis=-1))
+  low = low + dot_product_attention(q, k, v).reshape(low.shape)
+  low = jnp.repeat(jnp.repeat(low, 2, axis=1), 2, axis=2)
+  return conv2d(h + low, p["outside"], method="direct")
+
+
+model = DiffusionModel(init, lambda p, x, k: 2 * x - 1, apply, lambda p, x: (x + 1) / 2, None,
+                       schedules.linear(50, beta_end=0.2), (SIZE, SIZE, 3))
+pictures = np.random.default_rng(0).integers(0, 256, (22, SIZE, SIZE, 3), dtype=np.uint8)
+KEY, weights = jax.random.key(1), init(jax.random.key(0))
+KINDS = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+PATTERN = rf"= (.*?) ({KINDS})(?:-start)?\\("
+
+
+def collectives(program):
+  """(kind, number of arrays, element types) of each collective in a compiled program."""
+  ops = re.findall(PATTERN, program.as_text())
+  return [(op, shapes.count("["), re.findall(r"([a-z]+[0-9]+)\\[", shapes)) for shapes, op in ops]
+
+
+def options(function):
+  given = {"radius_255": 8, "step_size_255": 2, "train_steps": 2, "perturb_steps": 1}
+  given["start"] = "zero"  # Draws take long to compile, and the steps draw enough.
+  known = inspect.signature(function).parameters
+  return {k: v for k, v in given.items() if k.removesuffix("_255") in known}
+
+
+found = {"devices": jax.device_count(), "leaves": len(SHAPES), "methods": {}}
+for name in protections.available():
+  function = lookup.constructor("udp_jax.protections", name)
+  protection = protections.build(name, model, options(function))
+  reference = 255 - pictures if protection.needs_reference else None
+  batches = training.make_batches(pictures, 16, reference=reference)
+  deltas, seen = [], {"trains": bool(protection.phases)}
+  for devices in (jax.devices(), jax.devices()[:1]):
+    mesh = parallel.make_mesh(devices, fsdp=min(2, len(devices)))
+    data = parallel.place_batches(batches, mesh)
+    params = parallel.replicate(weights, mesh)
+    state = jax.jit(protection.init)(KEY, data, params)
+    update = jax.jit(protection.update).lower(KEY, state, data, params).compile()
+    for _ in range(2):
+      state, info = update(KEY, state, data, params)
+    deltas.append(np.asarray(state.delta))
+    if len(devices) > 1:
+      seen["collectives"] = collectives(update)
+      seen["shards"] = sorted({str(s.data.shape) for s in state.delta.addressable_shards})
+      seen["devices"] = len({s.device for s in state.delta.addressable_shards})
+  seen["moved"] = float(np.abs(deltas[0]).mean())
+  seen["different"] = float(np.mean(deltas[0] != deltas[1]))
+  found["methods"][name] = seen
+try:
+  parallel.place_batches(training.make_batches(pictures, 12), parallel.make_mesh())
+except ConfigError as error:
+  found["refusal"] = str(error)
+print(json.dumps(found))
+'''
+
+
+def test_mesh_and_placement_on_one_device():
+  mesh = parallel.make_mesh(jax.devices()[:1])
+  assert mesh.axis_names == parallel.AXES and mesh.size == 1
+  data = {"images": np.arange(24.0).reshape(2, 3, 4), "nothing": None}
+  placed = parallel.place_batches(data, mesh)
+  np.testing.assert_array_equal(placed["images"], data["images"])
+  assert placed["nothing"] is None
+  copies = parallel.replicate({"w": np.ones(3)}, mesh)
+  assert copies["w"].sharding.is_fully_replicated
+
+
+def test_fsdp_must_divide_the_devices():
+  with pytest.raises(ConfigError, match="fsdp=2 does not divide 1 devices"):
+    parallel.make_mesh(jax.devices()[:1], fsdp=2)
+
+
+@pytest.fixture(scope="module")
+def eight():
+  """What `PROGRAM` found on eight CPU devices."""
+  # Partitioning happens far above LLVM, whose optimisation would take most of the time.
+  flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+  command = [sys.executable, "-c", PROGRAM]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found["devices"] == DEVICES
+  return found
+
+
+def test_a_batch_that_does_not_divide(eight):
+  message = "a global batch of 12 pictures does not divide over 8 devices; set --config.global_b"
+  assert message in eight["refusal"]
+
+
+@pytest.mark.parametrize("name", protections.available())
+def test_pictures_are_split_over_the_devices(eight, name):
+  assert eight["methods"][name]["devices"] == DEVICES
+  assert eight["methods"][name]["shards"] == ["(2, 2, 16, 16, 3)"]
+
+
+@pytest.mark.parametrize("name", protections.available())
+def test_eight_devices_make_the_delta_of_one(eight, name):
+  seen = eight["methods"][name]
+  if seen["trains"]:
+    # The surrogate's gradient is summed in another order, so its weights may differ in the last
+    # bits, and with them, rarely, the sign of a tiny gradient of delta.
+    assert seen["different"] < 0.01
+  else:
+    # Nothing is summed over pictures: bit for bit.
+    assert seen["different"] == 0
+  assert seen["moved"] > 0.005
+
+
+@pytest.mark.parametrize("name", protections.available())
+def test_collectives_of_a_round(eight, name):
+  """None in the max step. In the min step one reduction of all gradients, and one scalar."""
+  seen = eight["methods"][name]
+  if not seen["trains"]:
+    assert seen["collectives"] == []
+    return
+  assert {op for op, _, _ in seen["collectives"]} == {"all-reduce"}
+  assert {kind for _, _, kinds in seen["collectives"] for kind in kinds} == {"f32"}
+  # The scalar is the sum of the weights; the loss, for the report, travels with the gradients.
+  assert sorted(arrays for _, arrays, _ in seen["collectives"]) == [1, eight["leaves"] + 1]

@@ -1,0 +1,103 @@
+"""The config that a working folder belongs to: one folder, one study."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from udp_jax.data import files
+from udp_jax.data.image_set import ImageSet
+from udp_jax.errors import BadDataError, ConfigError
+
+# Fields that count something, or divide by something, and the least that makes sense.
+_AT_LEAST = {
+  "radius_255": 0.5,
+  "step_size_255": 0.0,
+  "num_rounds": 1,
+  "global_batch_size": 1,
+  "num_samples": 5,
+  "data.image_size": 0,
+  "data.limit": 0,
+  "data.holdout": 0,
+  "model.num_train_timesteps": 1,
+  "threat.options.train_steps": 1,
+  "threat.options.sample_steps": 1,
+  "evaluation.loss_images": 1,
+  "checkpoint.every_rounds": 1,
+  "checkpoint.every_steps": 1,
+  "performance.steps_per_call": 1,
+  "performance.sample_batch_size": 1,
+}
+
+
+def check_values(config: Any) -> None:
+  """Raises ConfigError for a number that no run can work with, before anything is done."""
+  for field, least in _AT_LEAST.items():
+    value = config
+    for part in field.split("."):
+      value = value[part] if part in value else least
+    if not value >= least:  # NaN is refused too.
+      raise ConfigError(f"config.{field} is {value}; it must be at least {least:g}")
+  if not config.rows or not config.threat.seeds:
+    raise ConfigError("config.rows and config.threat.seeds need at least one entry each")
+
+
+def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = False) -> None:
+  """Writes workdir/config.json, or refuses to mix two different studies in one folder.
+
+  Rows and seeds may be added later, and settings that change only speed may change. With `replace`,
+  a different study's pictures and checkpoints are removed instead.
+
+  Raises:
+    ConfigError: what stands there differs in something that changes results, or began with other
+      pictures.
+  """
+  path = workdir / "config.json"
+  new = json.loads(files.to_json(config.to_dict())) | {"pictures": pictures.origin["sha256"]}
+  if path.exists():
+    changed = _changed(_read_config(path), new)
+    if changed and replace:
+      with files.output_errors(workdir):
+        path.unlink()
+        for part in ("clean", "stages", "protected"):
+          shutil.rmtree(workdir / part, ignore_errors=True)
+    elif changed:
+      raise ConfigError(
+        f"{workdir} holds a run with another config ({', '.join(changed)} differ): choose another "
+        "--workdir, or delete that folder"
+      )
+  files.write_json(path, new)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise BadDataError(f"{path} cannot be read ({error}): delete that folder") from error
+  if not isinstance(found, dict):
+    raise BadDataError(f"{path} is not ours: choose another --workdir")
+  return found
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """Dotted names of the fields that differ and change results."""
+  free = ("title", "notice", "performance", "rows", "checkpoint", "threat.seeds")
+  nested = ("data", "protections", "threat", "model", "evaluation")
+  flat_old, flat_new = _flat(old, nested), _flat(new, nested)
+  # A row that only one of them describes was added or dropped, which is no change.
+  common = set(flat_old) & set(flat_new)
+  lost = {n for n in set(flat_old) ^ set(flat_new) if not n.startswith("protections.")}
+  changed = sorted(lost | {name for name in common if flat_old[name] != flat_new[name]})
+  return [name for name in changed if name not in free]
+
+
+def _flat(config: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for name, value in config.items():
+    if name in nested and isinstance(value, dict):
+      flat |= {f"{name}.{inner}": content for inner, content in value.items()}
+    else:
+      flat[name] = value
+  return flat
