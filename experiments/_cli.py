@@ -14,7 +14,6 @@ import os
 import pkgutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,10 @@ def run(main: Callable[[Sequence[str]], int | None], *, resumable: bool = False)
       return main(argv) or 0
     except Preempted as stop:
       print(stop, file=sys.stderr, flush=True)
-      return 0 if stop.signal == signal.SIGTERM else 128 + stop.signal
+      sys.stdout.flush()
+      # Everything is on disk. Leaving at once keeps the compiler's threads, which may be at work
+      # still, from crashing in an interpreter that is being torn down.
+      os._exit(0 if stop.signal == signal.SIGTERM else 128 + stop.signal)
     except UserError as error:
       return _report(error)
 
@@ -115,14 +117,6 @@ def start_process(*, resumable: bool = False) -> None:
   logging.getLogger("udp_jax").setLevel(logging.INFO)
   # Orbax reports every save, every wait for one, and errors that it raises as well, through absl.
   absl_logging.set_verbosity(absl_logging.FATAL)
-  # What fails in a thread of orbax's is raised again where its result is asked for.
-  report_thread = threading.excepthook
-
-  def quietly(failed: Any) -> None:
-    if not type(failed.thread).__module__.startswith("orbax."):
-      report_thread(failed)
-
-  threading.excepthook = quietly
   home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(home / "udp_jax" / "xla")

@@ -9,7 +9,7 @@ from typing import Any
 
 from udp_jax.data import files
 from udp_jax.data.image_set import ImageSet
-from udp_jax.errors import BadDataError, ConfigError
+from udp_jax.errors import ConfigError
 
 # Fields that count something, or divide by something, and the least that makes sense.
 _AT_LEAST = {
@@ -57,7 +57,7 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
   path = workdir / "config.json"
   new = json.loads(files.to_json(config.to_dict())) | {"pictures": pictures.origin["sha256"]}
   if path.exists():
-    changed = _changed(_read_config(path), new)
+    changed = _changed(files.read_json(path), new)
     if changed and replace:
       with files.output_errors(workdir):
         path.unlink()
@@ -69,16 +69,6 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
         "--workdir, or delete that folder"
       )
   files.write_json(path, new)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-  try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise BadDataError(f"{path} cannot be read ({error}): delete that folder") from error
-  if not isinstance(found, dict):
-    raise BadDataError(f"{path} is not ours: choose another --workdir")
-  return found
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -95,6 +95,7 @@ def protect_stage(
   state = run_once(protection.init)(key, data, params)
   jitted = jax.jit(protection.update, donate_argnums=1)
   update = jitted.lower(key, state, data, params, jnp.int32(WHOLE)).compile()
+  rms_255 = jax.jit(lambda delta: 255 * jnp.sqrt(jnp.mean(jnp.square(delta))))
   compile_seconds = time.monotonic() - started
 
   def advance(state: Any, position: int) -> loop.Advance:
@@ -113,6 +114,8 @@ def protect_stage(
         numbers["max_images_per_s"] = protection.perturb_steps * count / seconds
       elif not timed:
         numbers["images_per_s"] = count / seconds
+    # Also the guard of what will be saved: a delta that is not finite shows here.
+    numbers["delta_rms_255"] = float(rms_255(state.delta))
     return loop.Advance(state, position + 1, numbers)
 
   shown = ("train_loss", "max_loss", "min_images_per_s", "max_images_per_s")
@@ -125,7 +128,7 @@ def protect_stage(
     unit="round",
     checkpoints=Checkpoints(scratch_folder / "checkpoints", every=checkpoint_every),
     writer=writer,
-    must_be_finite=("train_loss",),
+    must_be_finite=("train_loss", "delta_rms_255"),
     shown=shown,
     progress=progress,
   )

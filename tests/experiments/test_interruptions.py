@@ -16,7 +16,7 @@ import pytest
 from udp_jax.metrics_writer import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-ROUNDS, STEPS = 40, 48
+ROUNDS, STEPS = 30, 40
 SEED = 20261122
 
 
@@ -86,12 +86,12 @@ def test_interrupted_at_random_moments_the_result_is_the_same(
     (protecting, "protect eudp: stopped at round", ROUNDS, 6, signal.SIGTERM, 0),
     (training, "train eudp seed 0: stopped at step", STEPS, 8, signal.SIGINT, 130),
   ):
-    moment = moments.randint(18, total // 2 + 2)
+    moment = moments.randint(2 * every + 1, total // 2 + 3)
     returned, _, killed = _interrupt(workdir, metrics, moment, signal.SIGKILL, process_environment)
     assert returned == -signal.SIGKILL
     assert moment <= killed < total, "the kill came too late to show anything"
 
-    moment = moments.randint(total // 2 + 8, total - 8)
+    moment = moments.randint(total - 10, total - 6)
     returned, said, position = _interrupt(workdir, metrics, moment, request, process_environment)
     assert returned == code, said
     assert f"{label} {position} of {total} and saved; run the same command to go on\n" in said

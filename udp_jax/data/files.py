@@ -7,13 +7,13 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from udp_jax.errors import OutputError
+from udp_jax.errors import BadDataError, OutputError
 
 TEMPORARY_SUFFIX = ".udp-tmp"
 
@@ -63,6 +63,49 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
       with contextlib.suppress(OSError):
         os.unlink(temporary)
       raise
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+  """Writes files that belong together; the last one marks the set as complete.
+
+  All are written and flushed under temporary names first. Only then is the old mark removed and are
+  the new files renamed, the mark last.
+
+  Args:
+    writers: path -> function that writes the file at the path it is given.
+
+  Raises:
+    OutputError: as `write_bytes`; older files stay as they were.
+  """
+  staged = {path: path.with_name(f".{path.name}{TEMPORARY_SUFFIX}") for path in writers}
+  try:
+    for path, write in writers.items():
+      with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(staged[path])
+        # Some writers make private files, and an output file follows the user's umask.
+        staged[path].chmod(0o666 & ~_UMASK)
+        with open(staged[path], "rb") as file:
+          os.fsync(file.fileno())
+    with output_errors(path):
+      path.unlink(missing_ok=True)
+      for path, temporary in staged.items():
+        os.replace(temporary, path)
+  finally:
+    for temporary in staged.values():
+      with contextlib.suppress(OSError):
+        temporary.unlink()
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+  """Reads a JSON file that holds an object. Raises BadDataError when it is none, or damaged."""
+  try:
+    content = json.loads(Path(path).read_text("utf-8"))
+  except (OSError, ValueError) as error:
+    raise BadDataError(f"{os.fspath(path)} is not readable JSON: {error}") from error
+  if not isinstance(content, dict):
+    raise BadDataError(f"{path} holds {type(content).__name__}, not an object of fields")
+  return content
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

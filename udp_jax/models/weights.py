@@ -29,8 +29,25 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from udp_jax.data import files
 from udp_jax.errors import BadDataError, MissingDataError, OutputError
-from udp_jax.ops import schedules
+from udp_jax.models.noise_scheduler import (
+  load_scheduler_config,
+  schedule_from_config,
+  scheduler_config,
+)
+
+__all__ = [
+  "from_torch_names",
+  "load_pretrained",
+  "load_scheduler_config",
+  "save_pipeline",
+  "save_pretrained",
+  "schedule_from_config",
+  "scheduler_config",
+  "to_torch_names",
+  "torch_name",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -152,12 +169,13 @@ def save_pretrained(
   """
   folder = Path(folder)
   tensors = to_torch_names(params)
-  try:
+  with files.output_errors(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    if stale := sorted(folder.glob("*.safetensors.index*.json")):
-      raise OutputError(f"{folder} holds a sharded model ({stale[0].name}): choose another folder")
-    metadata = {"format": "pt"}  # PyTorch's readers insist on it.
-    _write_all(
+  if stale := sorted(folder.glob("*.safetensors.index*.json")):
+    raise OutputError(f"{folder} holds a sharded model ({stale[0].name}): choose another folder")
+  metadata = {"format": "pt"}  # PyTorch's readers insist on it.
+  try:
+    files.write_together(
       {
         folder / f"{_STEMS[0]}.safetensors": lambda path: safetensors.numpy.save_file(
           tensors, path, metadata=metadata
@@ -165,7 +183,7 @@ def save_pretrained(
         folder / "config.json": _as_json({"_class_name": class_name, **config}),
       }
     )
-  except (OSError, safetensors.SafetensorError) as error:
+  except safetensors.SafetensorError as error:
     raise OutputError(f"cannot write the model to {folder}: {error}") from error
 
 
@@ -191,23 +209,19 @@ def save_pipeline(
   """
   folder = Path(folder)
   save_pretrained(folder / "unet", config, params, class_name=class_name)
-  try:
-    (folder / "scheduler").mkdir(exist_ok=True)
-    index = {
-      "_class_name": "DDPMPipeline",
-      "scheduler": ["diffusers", "DDPMScheduler"],
-      "unet": ["diffusers", class_name],
+  index = {
+    "_class_name": "DDPMPipeline",
+    "scheduler": ["diffusers", "DDPMScheduler"],
+    "unet": ["diffusers", class_name],
+  }
+  files.write_together(
+    {
+      folder / "scheduler" / "scheduler_config.json": _as_json(
+        {"_class_name": "DDPMScheduler", **scheduler}
+      ),
+      folder / "model_index.json": _as_json(index),
     }
-    _write_all(
-      {
-        folder / "scheduler" / "scheduler_config.json": _as_json(
-          {"_class_name": "DDPMScheduler", **scheduler}
-        ),
-        folder / "model_index.json": _as_json(index),
-      }
-    )
-  except OSError as error:
-    raise OutputError(f"cannot write the pipeline to {folder}: {error}") from error
+  )
 
 
 def load_pretrained(
@@ -237,7 +251,7 @@ def load_pretrained(
   home = folder if (folder / "config.json").is_file() else folder / subfolder
   if not (home / "config.json").is_file():
     raise MissingDataError(f"no config.json in {folder} or {folder / subfolder}. {_HOW_TO_GET}")
-  config = _read_json(home / "config.json")
+  config = files.read_json(home / "config.json")
   if class_name is not None and config.get("_class_name", class_name) != class_name:
     raise BadDataError(
       f"{home / 'config.json'} describes a {config['_class_name']}, not a {class_name}"
@@ -245,7 +259,7 @@ def load_pretrained(
   source = _find_weights(home, variant)
   if source.suffix == ".safetensors":
     return config, _read_tensors(source)
-  weight_map = _read_json(source).get("weight_map")
+  weight_map = files.read_json(source).get("weight_map")
   if not isinstance(weight_map, dict):
     raise BadDataError(f"{source} has no weight_map: download it again")
   tensors: dict[str, np.ndarray] = {}
@@ -258,67 +272,6 @@ def load_pretrained(
   if lost := sorted(set(weight_map) - set(tensors)):
     raise BadDataError(f"{source} promises {lost[0]} ({len(lost)} in all), but no shard has it")
   return config, tensors
-
-
-def load_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """The noise scheduler's fields from a model or pipeline folder; None if it holds no such file.
-
-  Looks for scheduler_config.json in `folder`, in `folder`/scheduler and in ../scheduler.
-
-  Raises:
-    BadDataError: if the file is damaged.
-  """
-  folder = Path(folder)
-  for home in (folder, folder / "scheduler", folder.parent / "scheduler"):
-    if (home / "scheduler_config.json").is_file():
-      return _read_json(home / "scheduler_config.json")
-  return None
-
-
-def schedule_from_config(config: Mapping[str, Any]) -> schedules.NoiseSchedule:
-  """The noise schedule that diffusers' scheduler fields describe (absent ones: its defaults).
-
-  Raises:
-    BadDataError: for a schedule that this library does not have.
-  """
-  prediction_type = config.get("prediction_type", "epsilon")
-  kind = config.get("beta_schedule", "linear")
-  num_steps = config.get("num_train_timesteps", 1000)
-  ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
-  if config.get("rescale_betas_zero_snr"):
-    raise BadDataError("scheduler_config.json: rescale_betas_zero_snr is not supported")
-  try:
-    if config.get("trained_betas") is not None:
-      return schedules.from_betas(config["trained_betas"], prediction_type=prediction_type)
-    match kind:
-      case "linear":
-        return schedules.linear(num_steps, **ends, prediction_type=prediction_type)
-      case "scaled_linear":
-        return schedules.scaled_linear(num_steps, **ends, prediction_type=prediction_type)
-      case "squaredcos_cap_v2":
-        return schedules.cosine(num_steps, prediction_type=prediction_type)
-  except (TypeError, ValueError) as error:
-    raise BadDataError(f"scheduler_config.json: {error}") from error
-  raise BadDataError(f"scheduler_config.json: beta_schedule {kind!r} is not supported")
-
-
-def scheduler_config(schedule: schedules.NoiseSchedule, **fields: Any) -> dict[str, Any]:
-  """The `DDPMScheduler` fields for `schedule`, its betas in full, e.g. for `save_pipeline`.
-
-  `fields` are added as they are, e.g. clip_sample=True (which is diffusers' default).
-  """
-  abar = np.asarray(schedule.alphas_cumprod, np.float64)
-  config = {
-    "num_train_timesteps": len(abar),
-    "prediction_type": schedule.prediction_type,
-    **fields,
-  }
-  for kind in ("linear", "squaredcos_cap_v2"):
-    named = {"beta_schedule": kind, "beta_start": 1e-4, "beta_end": 0.02, **config}
-    if np.array_equal(schedule_from_config(named).alphas_cumprod, schedule.alphas_cumprod):
-      return named
-  betas = 1.0 - abar / np.concatenate([[1.0], abar[:-1]])
-  return {"trained_betas": betas.tolist(), **config}
 
 
 def _flatten(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
@@ -356,39 +309,6 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(path)
   except (OSError, TypeError, safetensors.SafetensorError) as error:
     raise BadDataError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-  try:
-    content = json.loads(path.read_text("utf-8"))
-  except (OSError, ValueError) as error:
-    raise BadDataError(f"{path} is not readable JSON: {error}") from error
-  if not isinstance(content, dict):
-    raise BadDataError(f"{path} holds {type(content).__name__}, not an object of fields")
-  return content
-
-
-def _write_all(writers: Mapping[Path, Callable[[Path], object]]) -> None:
-  """Writes files that belong together; the last one marks the set as complete.
-
-  All are written and flushed under temporary names first. Only then is the old mark removed and are
-  the new files renamed, the mark last.
-  """
-  staged = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
-  try:
-    for path, write in writers.items():
-      staged[path].touch()
-      permissions = staged[path].stat().st_mode  # What the umask says; safetensors would say 0600.
-      write(staged[path])
-      staged[path].chmod(permissions)
-      with open(staged[path], "rb") as file:
-        os.fsync(file.fileno())
-    path.unlink(missing_ok=True)
-    for path, temporary in staged.items():
-      os.replace(temporary, path)
-  finally:
-    for temporary in staged.values():
-      temporary.unlink(missing_ok=True)
 
 
 def _as_json(content: Mapping[str, Any]) -> Callable[[Path], object]:

@@ -20,6 +20,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from udp_jax.data import files
 from udp_jax.report import plots, text
 
 _REQUIRED = ("title", "summary", "command", "commit", "date", "seeds", "hardware", "versions",
@@ -45,7 +46,7 @@ def write_report(
     ValueError: if a required key is missing, or images have a wrong dtype or shape.
     OutputError: if the file cannot be written.
   """
-  text.write_atomic(path, render(report, assets))
+  files.write_bytes(path, render(report, assets).encode())
 
 
 def render(report: Mapping[str, Any], assets: Mapping[str, Any]) -> str:

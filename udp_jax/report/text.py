@@ -7,12 +7,11 @@ import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from udp_jax import errors
+from udp_jax.data import files
 
 MISSING = "-"
 
@@ -123,29 +122,4 @@ def write_json(path: str | os.PathLike[str], report: Mapping[str, Any]) -> None:
     TypeError: if the report holds something that JSON cannot.
   """
   text = json.dumps(jsonable(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-  write_atomic(path, text + "\n")
-
-
-def write_atomic(path: str | os.PathLike[str], text: str) -> None:
-  """Writes UTF-8 `text` under a temporary name beside `path`, then renames; makes the folder.
-
-  Raises:
-    OutputError: if the file cannot be written; nothing is left behind.
-  """
-  path = Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
-  except OSError as error:
-    reason = error.strerror or error
-    raise errors.OutputError(
-      f"cannot write {path}: {reason}; choose a folder that is writable and has room"
-    ) from error
+  files.write_bytes(path, f"{text}\n".encode())

@@ -1,0 +1,145 @@
+"""Stages on the Gaussian model: what they write, what they leave alone, where they go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from udp_jax import parallel, protections, stages, threats
+from udp_jax.data import image_set, manifest
+from udp_jax.errors import DivergedError, OutputError
+from udp_jax.metrics_writer import read_metrics
+
+KEY = jax.random.key(3)
+
+
+@pytest.fixture
+def clean(pictures: np.ndarray) -> image_set.ImageSet:
+  return image_set.finish(pictures, [f"p{i:02d}" for i in range(len(pictures))], "a test")
+
+
+def _protect(model, clean, folder: Path, method: str, *, radius_255=12.0, **changes) -> np.ndarray:
+  options = {"radius_255": radius_255}
+  if method == "udp":
+    options |= {"step_size_255": 3.0, "train_steps": 4, "perturb_steps": 2}
+  settings = {
+    "key": KEY,
+    "params": None,
+    "mesh": parallel.make_mesh(),
+    "radius_255": radius_255,
+    "num_rounds": 7,
+    "global_batch_size": 8,
+    "scratch_folder": folder.parent / f"{folder.name}.scratch",
+    "checkpoint_every": 3,
+    "label": f"protect {method}",
+    "record": {"method": method},
+    "progress": False,
+  }
+  protection = protections.build(method, model, options)
+  return stages.protect_stage(protection, clean, folder, **(settings | changes))
+
+
+def test_protecting_writes_what_it_returns_and_keeps_the_budget(
+  gaussian_model, clean, tmp_path: Path
+) -> None:
+  protected = _protect(gaussian_model, clean, tmp_path / "out", "udp")
+  difference = np.abs(protected.astype(int) - clean.images)
+  assert 6 <= difference.max() <= 12
+  assert (difference.max(axis=(1, 2, 3)) > 0).all()
+  read, record = manifest.read_folder(tmp_path / "out")
+  np.testing.assert_array_equal(read.images, protected)
+  assert read.names == clean.names
+  assert record is not None and record["radius_255"] == 12
+  records = read_metrics(tmp_path / "out.scratch" / "metrics.jsonl")
+  assert [r["position"] for r in records] == [1, 2, 3, 4, 5, 6, 7]
+  # Rounds 1 and 6 are timed in parts; every other one as a whole.
+  assert [i for i, r in enumerate(records) if "min_images_per_s" in r] == [0, 5]
+  assert [i for i, r in enumerate(records) if "images_per_s" in r] == [1, 2, 3, 4, 6]
+  assert all(r["train_loss"] > 0 and r["max_loss"] > 0 for r in records)
+
+
+def test_finished_folder_is_read_and_not_made_again(gaussian_model, clean, tmp_path: Path) -> None:
+  first = _protect(gaussian_model, clean, tmp_path / "out", "random_noise")
+  again = _protect(gaussian_model, clean, tmp_path / "out", "random_noise", key=jax.random.key(9))
+  np.testing.assert_array_equal(first, again)
+  (tmp_path / "foreign").mkdir()
+  (tmp_path / "foreign" / "note.txt").touch()
+  with pytest.raises(OutputError, match="not ours"):
+    _protect(gaussian_model, clean, tmp_path / "foreign", "random_noise")
+
+
+def test_noise_does_not_depend_on_the_batches(gaussian_model, clean, tmp_path: Path) -> None:
+  results = [
+    _protect(gaussian_model, clean, tmp_path / str(size), "random_noise", global_batch_size=size)
+    for size in (3, 20)
+  ]
+  np.testing.assert_array_equal(*results)
+
+
+def test_going_on_from_a_checkpoint_gives_the_same(gaussian_model, clean, tmp_path: Path) -> None:
+  whole = _protect(gaussian_model, clean, tmp_path / "whole", "udp")
+  scratch = tmp_path / "scratch"
+  _protect(gaussian_model, clean, tmp_path / "part", "udp", num_rounds=4, scratch_folder=scratch)
+  rest = _protect(gaussian_model, clean, tmp_path / "rest", "udp", scratch_folder=scratch)
+  np.testing.assert_array_equal(rest, whole)
+  positions = [record["position"] for record in read_metrics(scratch / "metrics.jsonl")]
+  assert positions == [1, 2, 3, 4, 5, 6, 7]
+
+
+def _train(model, images, folder: Path, **options):
+  threat = threats.build(
+    "scratch", model, {"train_steps": 7, "learning_rate": 0.01, "sample_steps": 3} | options
+  )
+  params = stages.train_stage(
+    threat,
+    images,
+    key=KEY,
+    params=None,
+    mesh=parallel.make_mesh(),
+    global_batch_size=8,
+    scratch_folder=folder,
+    checkpoint_every=4,
+    steps_per_call=3,
+    label="train",
+    progress=False,
+  )
+  return threat, params
+
+
+def test_training_counts_every_step(gaussian_model, pictures, tmp_path: Path) -> None:
+  _train(gaussian_model, pictures, tmp_path)
+  records = read_metrics(tmp_path / "metrics.jsonl")
+  assert [record["position"] for record in records] == [3, 6, 7]
+  assert all(record["images_per_s"] > 0 for record in records)
+
+
+def test_diverged_training_is_said_in_one_line(gaussian_model, pictures, tmp_path: Path) -> None:
+  with pytest.raises(DivergedError, match=r"^train: \w+ is (nan|inf) at step \d of 7; lower the"):
+    _train(gaussian_model, pictures, tmp_path, learning_rate=float("nan"))
+
+
+def test_samples_are_written_in_order(gaussian_model, pictures, tmp_path: Path) -> None:
+  threat, params = _train(gaussian_model, pictures, tmp_path / "model")
+  sampled = [
+    stages.sample_stage(
+      threat,
+      params,
+      tmp_path / str(count),
+      key=KEY,
+      num_samples=count,
+      per_device_batch_size=4,
+      record={"method": "samples"},
+      label="sample",
+      progress=False,
+    )
+    for count in (6, 9)
+  ]
+  assert [len(images) for images in sampled] == [6, 9]
+  np.testing.assert_array_equal(sampled[0], sampled[1][:6])
+  names = [e["file"] for e in json.loads((tmp_path / "6/manifest.json").read_text())["images"]]
+  assert names == [f"{i:05d}.png" for i in range(6)]
+  np.testing.assert_array_equal(manifest.read_folder(tmp_path / "6")[0].images, sampled[0])

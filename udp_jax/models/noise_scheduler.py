@@ -1,0 +1,75 @@
+"""The noise schedule of a model folder: diffusers' scheduler_config.json to and from ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udp_jax.data import files
+from udp_jax.errors import BadDataError
+from udp_jax.ops import schedules
+
+
+def load_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+  """The noise scheduler's fields from a model or pipeline folder; None if it holds no such file.
+
+  Looks for scheduler_config.json in `folder`, in `folder`/scheduler and in ../scheduler.
+
+  Raises:
+    BadDataError: if the file is damaged.
+  """
+  folder = Path(folder)
+  for home in (folder, folder / "scheduler", folder.parent / "scheduler"):
+    if (home / "scheduler_config.json").is_file():
+      return files.read_json(home / "scheduler_config.json")
+  return None
+
+
+def schedule_from_config(config: Mapping[str, Any]) -> schedules.NoiseSchedule:
+  """The noise schedule that diffusers' scheduler fields describe (absent ones: its defaults).
+
+  Raises:
+    BadDataError: for a schedule that this library does not have.
+  """
+  prediction_type = config.get("prediction_type", "epsilon")
+  kind = config.get("beta_schedule", "linear")
+  num_steps = config.get("num_train_timesteps", 1000)
+  ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
+  if config.get("rescale_betas_zero_snr"):
+    raise BadDataError("scheduler_config.json: rescale_betas_zero_snr is not supported")
+  try:
+    if config.get("trained_betas") is not None:
+      return schedules.from_betas(config["trained_betas"], prediction_type=prediction_type)
+    match kind:
+      case "linear":
+        return schedules.linear(num_steps, **ends, prediction_type=prediction_type)
+      case "scaled_linear":
+        return schedules.scaled_linear(num_steps, **ends, prediction_type=prediction_type)
+      case "squaredcos_cap_v2":
+        return schedules.cosine(num_steps, prediction_type=prediction_type)
+  except (TypeError, ValueError) as error:
+    raise BadDataError(f"scheduler_config.json: {error}") from error
+  raise BadDataError(f"scheduler_config.json: beta_schedule {kind!r} is not supported")
+
+
+def scheduler_config(schedule: schedules.NoiseSchedule, **fields: Any) -> dict[str, Any]:
+  """The `DDPMScheduler` fields for `schedule`, its betas in full, e.g. for `save_pipeline`.
+
+  `fields` are added as they are, e.g. clip_sample=True (which is diffusers' default).
+  """
+  abar = np.asarray(schedule.alphas_cumprod, np.float64)
+  config = {
+    "num_train_timesteps": len(abar),
+    "prediction_type": schedule.prediction_type,
+    **fields,
+  }
+  for kind in ("linear", "squaredcos_cap_v2"):
+    named = {"beta_schedule": kind, "beta_start": 1e-4, "beta_end": 0.02, **config}
+    if np.array_equal(schedule_from_config(named).alphas_cumprod, schedule.alphas_cumprod):
+      return named
+  betas = 1.0 - abar / np.concatenate([[1.0], abar[:-1]])
+  return {"trained_betas": betas.tolist(), **config}
