@@ -15,13 +15,10 @@ def get_config(variant=None):
     "A demonstration, not evidence: a small model trained for a short time with one seed, on crops "
     "of nine photographs. WORKSPACE.md has the measured evidence and its limits."
   )
-  config.data.source = "builtin"
-  config.data.limit = 1024
+  config.data.source, config.data.limit, config.data.image_size = "builtin", 1024, 16
+  config.model.unet.update(common.DDPM_16PX)
+  config.num_rounds = 10
   config.num_samples = 256
-  config.num_rounds = 5
-  for row in ("udp", "eudp"):
-    config.protections[row].update({"train_steps": 40, "perturb_steps": 3})
-  config.threat.options.update({"train_steps": 350, "warmup_steps": 20, "sample_steps": 25})
-  config.threat.options.ema_decay = 0.98
+  config.threat.options.update({"train_steps": 1200, "sample_steps": 25})
   config.evaluation.loss_images = 256
   return common.finish(config, variant)
