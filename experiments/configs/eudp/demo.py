@@ -17,8 +17,8 @@ def get_config(variant=None):
   )
   config.data.source, config.data.limit, config.data.image_size = "builtin", 1024, 16
   config.model.unet.update(common.DDPM_16PX)
-  config.num_rounds = 10
+  config.num_rounds = 8
   config.num_samples = 256
-  config.threat.options.update({"train_steps": 1200, "sample_steps": 25})
+  config.threat.options.update({"train_steps": 900, "sample_steps": 25})
   config.evaluation.loss_images = 256
   return common.finish(config, variant)
