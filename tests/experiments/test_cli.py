@@ -132,7 +132,7 @@ def test_overrides_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
   assert config.data.strict is True
   assert config.data.holdout == 6
   assert config.data.image_size == 16  # Of the variant.
-  assert _parsed(["--config=demo"], monkeypatch).data.image_size == 32
+  assert _parsed(["--config=folder"], monkeypatch).data.image_size == 32
   with pytest.raises(AttributeError):
     config.nope = 1
 
