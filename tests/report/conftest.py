@@ -25,7 +25,7 @@ _FLAGS = (
   "--disable-background-networking",
   "--disable-component-update",
   "--disable-sync",
-  "--virtual-time-budget=5000",
+  "--virtual-time-budget=20000",
   "--dump-dom",
 )
 # First on the page, so that nothing the page itself does goes unseen.
