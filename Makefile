@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARITY := .venv-parity/bin
+PEERS := .venv-peers/bin
 RUN := runs/demo
 
-.PHONY: demo test lint format parity clean
+.PHONY: demo test lint format parity bench clean
 
 demo: .venv/installed  ## protect real photographs, train on them, write a report
 	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
@@ -18,6 +19,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck --external-sources launch/*.sh
 
 format: .venv/installed
 	$(BIN)/ruff format .
@@ -26,8 +28,11 @@ format: .venv/installed
 parity: .venv-parity/installed  ## live comparison with PyTorch diffusers, in its own environment
 	JAX_PLATFORMS=cpu PYTHONPATH=. $(PARITY)/python -m pytest tests/parity
 
-clean:  ## remove both environments and the caches, keep runs/
-	rm -rf .venv .venv-parity .pytest_cache .mypy_cache .ruff_cache *.egg-info build
+bench: .venv/installed .venv-peers/installed  ## race PyTorch on this machine
+	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmark --config=default --workdir=runs/bench
+
+clean:  ## remove all environments and the caches, keep runs/
+	rm -rf .venv .venv-parity .venv-peers .pytest_cache .mypy_cache .ruff_cache *.egg-info build
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -39,9 +44,9 @@ clean:  ## remove both environments and the caches, keep runs/
 	@touch $@
 
 # torch first and alone: with it in place, the others do not ask for a build of several gigabytes.
-.venv-parity/installed: tests/parity/requirements.txt
-	$(PYTHON) -m venv .venv-parity
-	$(PARITY)/python -m pip install -q --upgrade pip
-	$(PARITY)/python -m pip install -q torch==2.13.0
-	$(PARITY)/python -m pip install -q -r tests/parity/requirements.txt
+.venv-parity/installed .venv-peers/installed: tests/parity/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --upgrade pip
+	$(@D)/bin/python -m pip install -q torch==2.13.0
+	$(@D)/bin/python -m pip install -q -r tests/parity/requirements.txt
 	@touch $@

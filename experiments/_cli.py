@@ -2,8 +2,9 @@
 
 Exit codes: 0 done, or stopped by SIGTERM with everything saved; 1 a bug (or, for `verify`, a broken
 budget); 2 bad arguments, config, or missing data or weights; 3 unusable data; 4 unusable output
-place; 5 a loss that is not finite; 130 stopped by Ctrl-C, saved like after SIGTERM; 143 SIGTERM
-where there is nothing to go on with (`sample`, `evaluate`, `verify`).
+place; 5 a loss that is not finite; 6 another process of the run died, failed or never appeared; 130
+stopped by Ctrl-C, saved like after SIGTERM; 143 SIGTERM where there is nothing to go on with
+(`sample`, `evaluate`, `verify`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import pkgutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,33 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from udp_jax import processes
 from udp_jax.errors import ConfigError, Preempted, UserError
+
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
+
+def _ask_for_huge_pages() -> None:
+  """Starts this program again with huge memory pages, where the kernel gives them to who asks.
+
+  XLA's CPU backend takes its scratch memory from malloc anew for every call; faulting it in by
+  pages of 4 KiB costs a quarter of a U-Net's step. glibc reads the setting at the start of a
+  process only. Setting GLIBC_TUNABLES to anything that names the setting leaves it alone.
+  """
+  known = os.environ.get("GLIBC_TUNABLES", "")
+  started = sys.orig_argv[1:3]
+  as_module = len(started) == 2 and started[0] == "-m" and started[1].startswith("experiments.")
+  try:
+    offered = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+  except OSError:
+    return
+  if as_module and offered and "hugetlb" not in known and "CS_GNU_LIBC_VERSION" in os.confstr_names:
+    os.environ["GLIBC_TUNABLES"] = f"{known}:{_HUGE_PAGES}" if known else _HUGE_PAGES
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+# At once: the imports that follow take seconds, and are made again.
+_ask_for_huge_pages()
 
 VARIANTS = ("smoke",)
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
@@ -79,13 +107,46 @@ def workdir_flag() -> flags.FlagHolder:
   )
 
 
-def run(main: Callable[[Sequence[str]], int | None], *, resumable: bool = False) -> None:
+def _define_process_flags() -> None:
+  flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where the run has several processes."
+  )
+  flags.DEFINE_integer("num_processes", None, "How many; found on SLURM and Cloud TPU pods.")
+  flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+  flags.DEFINE_float(
+    "peer_timeout_s", 60.0, "Seconds of silence after which another process counts as lost."
+  )
+
+
+def _join_processes(resumable: bool) -> None:
+  """Finds the other processes of the run, if there are any. Process 0 alone speaks from here on."""
+  given = flags.FLAGS
+  settings = processes.detect(
+    coordinator=given.coordinator, num_processes=given.num_processes, process_id=given.process_id
+  )
+  processes.start(settings, peer_timeout_s=given.peer_timeout_s, resumable=resumable)
+  if not processes.is_main():
+    logging.getLogger("udp_jax").setLevel(logging.WARNING)
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+  elif settings is not None:
+    # Gloo, which carries the collectives of CPUs, prints to stdout: stderr from here on.
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+
+
+def run(
+  main: Callable[[Sequence[str]], int | None], *, resumable: bool = False, several: bool = True
+) -> None:
   """Parses flags, starts the process, runs `main` and turns what it raises into an exit code.
 
   Args:
     main: takes the words that are no flags.
     resumable: the same command goes on where a stopped one was.
+    several: it may be one of several processes, which run `main` together.
   """
+  if several:
+    _define_process_flags()
   asked = [word for word in sys.argv[1:] if word in _HELP]
   if asked:
     print(_help(full="helpfull" in asked[0]))
@@ -96,17 +157,40 @@ def run(main: Callable[[Sequence[str]], int | None], *, resumable: bool = False)
       if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r} (flags start with --; see --help)")
       start_process(resumable=resumable)
-      return main(argv) or 0
+      if several:
+        _join_processes(resumable)
+      code = main(argv) or 0
+      processes.finish()
+      return code
     except Preempted as stop:
+      processes.finish()  # All of them have agreed to stop here.
       print(stop, file=sys.stderr, flush=True)
       sys.stdout.flush()
       # Everything is on disk. Leaving at once keeps the compiler's threads, which may be at work
       # still, from crashing in an interpreter that is being torn down.
       os._exit(0 if stop.signal == signal.SIGTERM else 128 + stop.signal)
     except UserError as error:
-      return _report(error)
+      code = _report(error)
+      if processes.count() > 1:
+        _end_alone(code, str(error))
+      return code
+    except Exception as error:
+      if processes.count() == 1:
+        raise
+      if processes.was_caused_by_another(error):
+        processes.wait_for_the_end()
+      traceback.print_exc()
+      _end_alone(1, f"{type(error).__name__}: {error}")
+      raise
 
   app.run(guarded, flags_parser=_parse)
+
+
+def _end_alone(code: int, text: str) -> None:
+  """Ends this process, and thereby the others, which would wait for it."""
+  processes.leave(code, text)
+  sys.stdout.flush()
+  os._exit(code)  # jax would wait for the others, too.
 
 
 def start_process(*, resumable: bool = False) -> None:
@@ -132,7 +216,10 @@ def _stop_at_once(number: int, resumable: bool) -> None:
   if resumable:
     text += "; what is finished is saved: run the same command to go on"
   os.write(2, f"\n{text}\n".encode())
-  os._exit(0 if resumable and number == signal.SIGTERM else 128 + number)
+  code = 0 if resumable and number == signal.SIGTERM else 128 + number
+  processes.ask_to_stop(number)
+  processes.leave(code, text, stopped=True)
+  os._exit(code)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from experiments import _cli
+from udp_jax import processes
 from udp_jax.errors import ConfigError
 
 _EVALUATE = flags.DEFINE_bool(
@@ -29,6 +30,8 @@ def main(config: Any, workdir: str | None) -> int:
 
   folder = Path(workdir)
   found = study.run_study(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
+  if not processes.is_main():
+    return 0
   if not _EVALUATE.value:
     print(f"protected pictures, a folder a row: {(folder / 'protected').absolute()}")
     return 0

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import _cli
+from udp_jax import processes
 from udp_jax.errors import BadDataError, ConfigError
 
 _REAL = flags.DEFINE_string("real", None, "Folder of real pictures that nobody trained on.")
@@ -34,6 +35,12 @@ def main(argv: Sequence[str]) -> int:
   radius_255 = _RADIUS.value
   if _CLEAN.value and radius_255 is None:
     raise ConfigError("--radius_255 is needed with --clean and --protected")
+  # Folders are read whole, so that one process does it; the others wait.
+  processes.from_main(lambda: _measure(radius_255), "evaluate")
+  return 0
+
+
+def _measure(radius_255: float | None) -> None:
   from udp_jax import evaluation
   from udp_jax.data import files, manifest
   from udp_jax.models import features
@@ -59,7 +66,6 @@ def main(argv: Sequence[str]) -> int:
       print(f"  {name:12} {value:.6g}")
   if _JSON.value:
     files.write_json(_JSON.value, found)
-  return 0
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _cli
+from udp_jax import processes
 from udp_jax.errors import ConfigError
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures (or any data source).")
@@ -53,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
     config.rows = (_METHOD.value,)
     config.model.path = _MODEL.value or config.model.path
   run_config.check_values(config)
-  manifest.check_output(output, overwrite=_OVERWRITE.value)
+  processes.from_main(
+    lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
+  )
   model, _, params = factory.build(config.model, config.performance)
   study.build_protection(config, _METHOD.value, model, params)
   with config.unlocked():

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _cli
+from udp_jax import processes
 from udp_jax.errors import ConfigError
 
 _MODEL = flags.DEFINE_string("model", None, "Diffusers folder of the model.")
@@ -37,7 +38,10 @@ def main(argv: Sequence[str]) -> int:
   from udp_jax.data import manifest
   from udp_jax.models import factory
 
-  manifest.check_output(Path(_OUTPUT.value), overwrite=_OVERWRITE.value)
+  output = Path(_OUTPUT.value)
+  processes.from_main(
+    lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
+  )
   model, _, params = factory.load(_MODEL.value)
   options = {"train_steps": 0, "sample_steps": _STEPS.value, "eta": _ETA.value}
   try:
@@ -45,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     stages.sample_stage(
       threat,
       params,
-      Path(_OUTPUT.value),
+      output,
       key=jax.random.key(_SEED.value),
       num_samples=_NUM_SAMPLES.value,
       per_device_batch_size=_BATCH.value,

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     raise ConfigError("--config and --workdir are needed; see --help")
   import jax
 
-  from udp_jax import run_config, study, threats
+  from udp_jax import run_config, study
   from udp_jax.models import factory
   from udp_jax.randomness import stream
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
   run_config.check_values(config)
   workdir = Path(_WORKDIR.value)
   model, unet, params = factory.build(config.model, config.performance)
-  threat = threats.build(config.threat.name, model, dict(config.threat.options))
+  threat = study.build_trainer(config, model)
   pictures = study.load_data(config)[0]
   study.check_sizes(config, pictures, model)
   run_config.check(config, workdir, pictures)

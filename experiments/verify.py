@@ -91,4 +91,4 @@ def _row(entry: FileReport) -> str:
 
 
 if __name__ == "__main__":
-  _cli.run(main)
+  _cli.run(main, several=False)

@@ -17,16 +17,16 @@ SHAPE = (4, 4, 3)
 
 
 def linear_model(prediction_type: str = "epsilon") -> DiffusionModel:
-  """Prediction = gain * x_t + 0.01 t; a key (dropout) doubles it."""
+  """Prediction = gain * x_t + 0.01 t; keys (dropout) double it."""
 
   def encode(params, images, keys):
     del params, keys
     return 2 * images - 1
 
-  def apply(params, x_t, steps, cond=None, key=None):
+  def apply(params, x_t, steps, cond=None, keys=None):
     out = params["gain"] * x_t + 0.01 * steps[:, None, None, None]
     out = out if cond is None else out + cond[:, None, None, None]
-    return out if key is None else 2 * out
+    return out if keys is None else 2 * out
 
   schedule = schedules.linear(20, beta_end=0.3, prediction_type=prediction_type)
   # Objectives neither make parameters nor decode, so there is nothing to put there.

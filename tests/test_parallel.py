@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -117,6 +118,46 @@ def test_mesh_and_placement_on_one_device():
   assert placed["nothing"] is None
   copies = parallel.replicate({"w": np.ones(3)}, mesh)
   assert copies["w"].sharding.is_fully_replicated
+
+
+class HalfMesh(NamedTuple):
+  """What `own_rows` looks at, of a mesh over two processes with two devices each."""
+
+  devices: np.ndarray
+  size: int = 4
+
+
+class Device:
+  def __init__(self, process_index: int):
+    self.process_index = process_index
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_rows_of_a_process_are_those_of_its_lanes(process, monkeypatch):
+  monkeypatch.setattr(jax, "process_index", lambda: process)
+  mesh = HalfMesh(np.array([[Device(0)], [Device(0)], [Device(1)], [Device(1)]]))
+  # Three batches of eight; the last has five pictures and three repeats.
+  rows = parallel.own_rows(3, 8, 21, mesh).tolist()
+  first, second = [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19], [4, 5, 6, 7, 12, 13, 14, 15, 20]
+  assert rows == (second if process else first)
+
+
+def test_what_is_fetched_belongs_to_the_rows():
+  mesh = parallel.make_mesh(jax.devices()[:1])
+  leaf = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+  rows = parallel.own_rows(2, 3, 5, mesh)
+  fetched = parallel.fetch_own(parallel.place_batches(leaf, mesh), 5)
+  np.testing.assert_array_equal(fetched, leaf.reshape(6, 4)[rows])
+  assert fetched.shape == (5, 4)
+
+
+def test_to_host_and_back():
+  mesh = parallel.make_mesh(jax.devices()[:1])
+  tree = {"a": np.arange(6.0).reshape(2, 3), "b": (np.int32(3), None)}
+  back = parallel.to_host(parallel.replicate(tree, mesh))
+  assert isinstance(back["a"], np.ndarray) and back["b"][1] is None
+  np.testing.assert_array_equal(back["a"], tree["a"])
+  assert back["b"][0] == 3
 
 
 def test_fsdp_must_divide_the_devices():

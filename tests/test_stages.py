@@ -90,6 +90,30 @@ def test_going_on_from_a_checkpoint_gives_the_same(gaussian_model, clean, tmp_pa
   assert positions == [1, 2, 3, 4, 5, 6, 7]
 
 
+def test_streaming_perturbs_like_resident_data(gaussian_model, clean, tmp_path: Path) -> None:
+  resident = _protect(gaussian_model, clean, tmp_path / "a", "random_noise")
+  streamed = _protect(gaussian_model, clean, tmp_path / "b", "random_noise", shard_batches=2)
+  np.testing.assert_array_equal(resident, streamed)
+
+
+def test_streaming_goes_on_from_a_checkpoint(gaussian_model, clean, tmp_path: Path) -> None:
+  visits = {"shard_batches": 2, "train_visits": 2, "num_rounds": 6}
+  whole = _protect(gaussian_model, clean, tmp_path / "whole", "udp", **visits)
+  assert 6 <= np.abs(whole.astype(int) - clean.images).max() <= 12
+  scratch = tmp_path / "scratch"
+  part = visits | {"num_rounds": 4, "scratch_folder": scratch}
+  _protect(gaussian_model, clean, tmp_path / "part", "udp", **part)
+  rest = visits | {"scratch_folder": scratch}
+  np.testing.assert_array_equal(
+    _protect(gaussian_model, clean, tmp_path / "rest", "udp", **rest), whole
+  )
+  records = read_metrics(scratch / "metrics.jsonl")
+  assert [record["position"] for record in records] == [1, 2, 3, 4, 5, 6]
+  for record in records:
+    assert record["train_loss"] > 0 and record["max_loss"] > 0 and record["delta_rms_255"] > 0
+  assert [i for i, r in enumerate(records) if "min_images_per_s" in r] == [0, 5]
+
+
 def _train(model, images, folder: Path, **options):
   threat = threats.build(
     "scratch", model, {"train_steps": 7, "learning_rate": 0.01, "sample_steps": 3} | options

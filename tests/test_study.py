@@ -140,6 +140,17 @@ def test_one_folder_holds_one_study(config, pictures, tmp_path: Path) -> None:
       run_config.check(changed, tmp_path, pictures)
   with pytest.raises(ConfigError, match=r"\(pictures differ\)"):
     run_config.check(config, tmp_path, image_set.take(pictures, [0, 1]))
+  # Of `performance`, but not of speed alone; where they are not set, they are off.
+  for name, off, on in (("joint_gradients", False, True), ("shard_batches", 0, 4)):
+    changed = config.copy_and_resolve_references().unlock()
+    changed.performance[name] = on
+    with pytest.raises(ConfigError, match=rf"another config \(performance.{name} differ\)"):
+      run_config.check(changed, tmp_path, pictures)
+    del changed.performance[name]
+    run_config.check(changed, tmp_path, pictures)
+    changed.performance[name] = off
+    run_config.check(changed, tmp_path, pictures)
+  run_config.check(config, tmp_path, pictures)
   assert (tmp_path / "config.json").read_bytes() == stored
 
 

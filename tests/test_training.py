@@ -48,7 +48,9 @@ def visits():
   num_batches, lanes = 5, 4
   ids = np.arange(num_batches * lanes).reshape(num_batches, lanes)
   data = {"ids": ids, "nothing": None, "pictures": ids[..., None, None] * np.ones((2, 2))}
-  take = jax.jit(lambda step: training.take_step(KEY, step, data, num_batches, lanes))
+  take = jax.jit(
+    lambda step: training.take(data, training.take_rows(KEY, step, num_batches, lanes))
+  )
   steps = [take(jnp.int32(step)) for step in range(3 * num_batches)]
   for step in steps:
     # Every leaf is taken alike.

@@ -29,7 +29,7 @@ def _write_errors(folder: Any) -> Iterator[None]:
 
 
 class Checkpoints:
-  """A folder of checkpoints of one state, newest last.
+  """A folder of checkpoints of one state, newest last; all processes of a run open it together.
 
   Saving runs in the background and becomes visible by a rename, so a process killed at any moment
   leaves only whole checkpoints behind.
@@ -57,11 +57,15 @@ class Checkpoints:
     """Position of the newest checkpoint, None without one."""
     return self._manager.latest_step()
 
-  def restore(self, template: Any) -> Any:
-    """The newest state, with the structure, dtypes and shardings of `template`."""
+  def restore(self, template: Any, position: int | None = None) -> Any:
+    """The state at `position` (default: the newest), with `template`'s structure and shardings.
+
+    It may have been saved by another number of processes or devices.
+    """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
     args = ocp.args.StandardRestore(abstract)
-    return self._manager.restore(self._manager.latest_step(), args=args)
+    position = self._manager.latest_step() if position is None else position
+    return self._manager.restore(position, args=args)
 
   def save(self, position: int, state: Any, *, wait: bool = False) -> None:
     """Saves in the background unless told to wait. Saving a position twice does nothing.

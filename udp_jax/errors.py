@@ -41,6 +41,12 @@ class DivergedError(UserError):
   exit_code = 5
 
 
+class PeerLostError(UserError):
+  """Another process of the run died, failed, or never appeared. Exit code 6."""
+
+  exit_code = 6
+
+
 class Preempted(Exception):
   """The process was asked to stop, and everything is saved. Not an error.
 

@@ -11,7 +11,7 @@ from typing import Any
 from udp_jax.errors import ConfigError
 
 # Modules of a package of methods that are not methods themselves.
-_SHARED = ("base", "lookup")
+_SHARED = ("base", "lookup", "maxmin")
 
 
 def available(package: str) -> list[str]:

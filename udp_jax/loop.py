@@ -2,7 +2,8 @@
 
 One loop serves every long stage (protecting, training). It knows nothing of what it runs: a state,
 a function that advances it, and a position that is part of the state's meaning. What the call draws
-depends on the state alone, so a run that was interrupted ends like one that was not.
+depends on the state alone, so a run that was interrupted ends like one that was not. Several
+processes (`udp_jax.processes`) run it in step: they agree after every call whether to stop.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from udp_jax import processes
 from udp_jax.checkpoint import Checkpoints
 from udp_jax.errors import DivergedError, Preempted
 from udp_jax.metrics_writer import MetricsWriter
@@ -72,8 +74,10 @@ def run(
   """
   position = 0
   seen: dict[str, float] = {}
-  if checkpoints is not None and (latest := checkpoints.latest()) is not None:
-    state, position = checkpoints.restore(state), latest
+  # Whether anything is there is one process's word: a shared disk may show another one less.
+  latest = None if checkpoints is None else processes.from_main(checkpoints.latest, label)
+  if checkpoints is not None and latest is not None:
+    state, position = checkpoints.restore(state, latest), latest
     _log.info("%s: going on from %s %d of %d", label, unit, position, total)
   if writer is not None:
     writer.rewind(position)
@@ -82,7 +86,8 @@ def run(
   )
   # Closed whatever happens: what is being saved when a later call fails must still become whole.
   saving = contextlib.nullcontext() if checkpoints is None else contextlib.closing(checkpoints)
-  with bar, _stop_requests() as stop, saving:
+  stop = 0  # The signal that all processes have agreed to stop for.
+  with bar, _stop_requests() as received, saving:
     while position < total and not stop:
       start = time.monotonic()
       before = position
@@ -99,12 +104,17 @@ def run(
       bar.update(position - before)
       seen |= metrics  # Not every call measures everything.
       bar.set_postfix({n: f"{seen[n]:.4g}" for n in shown if n in seen}, refresh=False)
+      stop = max(processes.gather(received[0] if received else 0, f"{label} {position}"))
       ended = position >= total
       if checkpoints is not None and (ended or stop or checkpoints.due(before, position)):
         checkpoints.save(position, state, wait=bool(stop))
+  if received and not stop:  # After the last agreement.
+    if processes.count() > 1:
+      signal.raise_signal(received[0])  # As between two loops.
+    stop = received[0]
   if stop:
     saved = "" if checkpoints is None else " and saved; run the same command to go on"
-    raise Preempted(f"{label}: stopped at {unit} {position} of {total}{saved}", stop[0])
+    raise Preempted(f"{label}: stopped at {unit} {position} of {total}{saved}", stop)
   return state
 
 
@@ -112,12 +122,20 @@ def run(
 def _stop_requests() -> Iterator[list[int]]:
   """Collects SIGTERM and SIGINT instead of dying of them; a second one is not held back."""
   received: list[int] = []
+  first = 0.0
 
   def note(number: int, frame: Any) -> None:
-    del frame
-    received.append(number)
-    signal.signal(number, previous[number])
-    _log.warning("received %s: stopping after this call", signal.Signals(number).name)
+    nonlocal first
+    if not received:
+      first = time.monotonic()
+      received.append(number)
+      processes.ask_to_stop(number)
+      _log.warning("received %s: stopping after this call", signal.Signals(number).name)
+    elif processes.count() > 1 and time.monotonic() - first < processes.SAME_REQUEST_S:
+      pass  # From the terminal, from whoever started the processes and from another one of them.
+    else:
+      signal.signal(number, previous[number])
+      signal.raise_signal(number)
 
   previous: dict[int, Any] = {}
   try:

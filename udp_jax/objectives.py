@@ -40,13 +40,12 @@ def denoising(model: DiffusionModel, probs: ArrayLike, *, dropout: bool = False)
   probs = jnp.asarray(probs)
 
   def objective(params: Params, images: jax.Array, cond: Cond, keys: jax.Array):
-    key_t, key_noise, key_encode = split_each(keys, 3)
+    key_t, key_noise, key_encode, key_dropout = split_each(keys, 4)
     x0 = model.encode(params, images, key_encode)
     timesteps = jax.vmap(lambda key: timesteps_lib.sample(key, probs))(key_t)
     noise = normal_each(key_noise, x0.shape[1:])
     x_t = schedules.add_noise(model.schedule, x0, noise, timesteps)
-    # Dropout masks are drawn for the batch as a whole, from its first picture's key.
-    prediction = model.apply(params, x_t, timesteps, cond, keys[0] if dropout else None)
+    prediction = model.apply(params, x_t, timesteps, cond, key_dropout if dropout else None)
     target = schedules.training_target(model.schedule, x0, noise, timesteps)
     losses = jnp.mean(jnp.square(prediction - target), axis=tuple(range(1, x0.ndim)))
     return losses, {"timesteps": timesteps}

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from udp_jax import processes
 from udp_jax.data import files
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
@@ -32,6 +33,10 @@ _AT_LEAST = {
 }
 
 
+# Settings of `performance` that change results, and what they are where they are not set.
+_CHANGES_RESULTS = {"performance.joint_gradients": False, "performance.shard_batches": 0}
+
+
 def check_values(config: Any) -> None:
   """Raises ConfigError for a number that no run can work with, before anything is done."""
   for field, least in _AT_LEAST.items():
@@ -47,13 +52,18 @@ def check_values(config: Any) -> None:
 def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = False) -> None:
   """Writes workdir/config.json, or refuses to mix two different studies in one folder.
 
-  Rows and seeds may be added later, and settings that change only speed may change. With `replace`,
-  a different study's pictures and checkpoints are removed instead.
+  Rows and seeds may be added later, and settings that change only speed may change; those of
+  `performance` that change results as well (the joint step, streaming) may not. With `replace`, a
+  different study's pictures and checkpoints are removed instead.
 
   Raises:
     ConfigError: what stands there differs in something that changes results, or began with other
       pictures.
   """
+  processes.from_main(lambda: _check(config, workdir, pictures, replace), "config")
+
+
+def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> None:
   path = workdir / "config.json"
   new = json.loads(files.to_json(config.to_dict())) | {"pictures": pictures.origin["sha256"]}
   if path.exists():
@@ -73,14 +83,20 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """Dotted names of the fields that differ and change results."""
-  free = ("title", "notice", "performance", "rows", "checkpoint", "threat.seeds")
-  nested = ("data", "protections", "threat", "model", "evaluation")
-  flat_old, flat_new = _flat(old, nested), _flat(new, nested)
+  free = ("title", "notice", "rows", "checkpoint", "threat.seeds")
+  nested = ("data", "protections", "threat", "model", "evaluation", "performance")
+  flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))
   # A row that only one of them describes was added or dropped, which is no change.
   common = set(flat_old) & set(flat_new)
   lost = {n for n in set(flat_old) ^ set(flat_new) if not n.startswith("protections.")}
   changed = sorted(lost | {name for name in common if flat_old[name] != flat_new[name]})
   return [name for name in changed if name not in free]
+
+
+def _only_results(flat: dict[str, Any]) -> dict[str, Any]:
+  """Without the settings of speed; what an older version did not have was at its default."""
+  kept = {name: value for name, value in flat.items() if not name.startswith("performance.")}
+  return kept | {name: flat.get(name, default) for name, default in _CHANGES_RESULTS.items()}
 
 
 def _flat(config: dict[str, Any], nested: tuple[str, ...]) -> dict[str, Any]:

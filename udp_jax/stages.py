@@ -3,7 +3,8 @@
   protect_stage   clean pictures            -> folder of protected 8-bit files
   train_stage     folder of pictures        -> model folder (diffusers layout)
   sample_stage    model                     -> folder of generated pictures
-A folder whose manifest is there is done and is not made again.
+A folder whose manifest is there is done and is not made again. In a run of several processes all of
+them call a stage, and each works on, fetches and writes pictures of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +23,17 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from udp_jax import loop, parallel, training
+from udp_jax import loop, parallel, placement, processes, rounds, training
 from udp_jax.checkpoint import Checkpoints
 from udp_jax.data import manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.metrics_writer import MetricsWriter
 from udp_jax.models.base import Params
 from udp_jax.ops.image import quantise, quantise_within
-from udp_jax.protections.base import WHOLE, Protection
+from udp_jax.protections.base import Protection
 from udp_jax.threats.base import Threat
 
 _log = logging.getLogger(__name__)
-
-# Rounds between two that are dispatched in parts, so that the min and max steps are timed apart.
-_TIMED_EVERY = 5
-_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def protect_stage(
@@ -54,6 +52,8 @@ def protect_stage(
   label: str,
   record: Mapping[str, Any],
   reference: np.ndarray | None = None,
+  shard_batches: int = 0,
+  train_visits: int | None = None,
   overwrite: bool = False,
   progress: bool = True,
 ) -> np.ndarray:
@@ -74,6 +74,8 @@ def protect_stage(
     label: for the progress bar.
     record: what the manifest says of the method.
     reference: pictures of another method, for the controls that imitate it.
+    shard_batches: batches that the devices hold at a time, see `udp_jax.streaming`; 0 for all.
+    train_visits: of `streaming.visit_options`, with which `protection` was built then.
     overwrite: replace a finished folder of ours.
     progress: show a bar.
 
@@ -83,46 +85,20 @@ def protect_stage(
   Raises:
     DivergedError, OutputError, loop.Preempted: see `loop.run` and `data.manifest`.
   """
-  if manifest.is_complete(folder) and not overwrite:
+  if _is_done(folder, overwrite):
     return manifest.read_folder(folder)[0].images
-  manifest.check_output(folder, overwrite=overwrite)
   count = len(clean.images)
   batches = training.make_batches(clean.images, global_batch_size, reference=reference)
-  data = parallel.place_batches(batches, mesh)
-  params = None if params is None else parallel.replicate(params, mesh)
   _log.info("%s: compiling for %d pictures", label, count)
-  started = time.monotonic()
-  state = run_once(protection.init)(key, data, params)
-  jitted = jax.jit(protection.update, donate_argnums=1)
-  update = jitted.lower(key, state, data, params, jnp.int32(WHOLE)).compile()
-  rms_255 = jax.jit(lambda delta: 255 * jnp.sqrt(jnp.mean(jnp.square(delta))))
-  compile_seconds = time.monotonic() - started
-
-  def advance(state: Any, position: int) -> loop.Advance:
-    timed = bool(protection.phases) and position % _TIMED_EVERY == 0
-    numbers: dict[str, float] = {"compile_seconds": compile_seconds} if position == 0 else {}
-    for phase in protection.phases if timed else (WHOLE,):
-      start = time.monotonic()
-      state, info = update(key, state, data, params, jnp.int32(phase))
-      measured = _round_metrics(info, data.weight)
-      # A part that does not run reports NaN; it must not hide what the other part measured.
-      numbers |= {k: v for k, v in measured.items() if timed is False or np.isfinite(v)}
-      seconds = time.monotonic() - start
-      if timed and "train_loss" in measured and np.isfinite(measured["train_loss"]):
-        numbers["min_images_per_s"] = info.train_loss.size * data.ids.shape[1] / seconds
-      elif timed and np.isfinite(measured["max_loss"]):
-        numbers["max_images_per_s"] = protection.perturb_steps * count / seconds
-      elif not timed:
-        numbers["images_per_s"] = count / seconds
-    # Also the guard of what will be saved: a delta that is not finite shows here.
-    numbers["delta_rms_255"] = float(rms_255(state.delta))
-    return loop.Advance(state, position + 1, numbers)
-
+  make = rounds.resident
+  if shard_batches:
+    make = partial(rounds.streamed, shard_batches=shard_batches, train_visits=train_visits)
+  made = make(protection, batches, count, key=key, params=params, mesh=mesh)
   shown = ("train_loss", "max_loss", "min_images_per_s", "max_images_per_s")
-  writer = MetricsWriter(scratch_folder / "metrics.jsonl")
+  writer = _writer(scratch_folder)
   state = loop.run(
-    advance,
-    state,
+    made.advance,
+    made.state,
     total=num_rounds,
     label=label,
     unit="round",
@@ -130,15 +106,17 @@ def protect_stage(
     writer=writer,
     must_be_finite=("train_loss", "delta_rms_255"),
     shown=shown,
-    progress=progress,
+    progress=progress and processes.is_main(),
   )
-  writer.close()
-  delta = jnp.asarray(training.unbatch(state.delta, count))
-  protected = np.asarray(quantise_within(clean.images, delta, radius_255))
+  if writer is not None:
+    writer.close()
+  rows, delta = made.own_delta(state)
+  protected = np.asarray(quantise_within(clean.images[rows], jnp.asarray(delta), radius_255))
   manifest.write_folder(
     folder,
     protected,
     clean.names,
+    rows=rows,
     clean=clean.images,
     alphas=clean.alphas,
     metadata=clean.metadata,
@@ -148,24 +126,24 @@ def protect_stage(
   return manifest.read_folder(folder)[0].images
 
 
-def run_once(function: Callable) -> Callable:
-  """`jax.jit` for what runs a single time, like drawing parameters: hardly optimised.
+def _is_done(folder: Path, overwrite: bool) -> bool:
+  """Whether a folder is finished, by the word of process 0; if it is not, it can be written.
 
-  XLA's CPU backend takes longer to optimise the draws of a U-Net's parameters than its training
-  step.
+  Raises:
+    OutputError: it cannot.
   """
-  on_cpu = jax.default_backend() == "cpu"
-  return jax.jit(function, compiler_options=_QUICK if on_cpu else None)
+
+  def look() -> bool:
+    if manifest.is_complete(folder) and not overwrite:
+      return True
+    manifest.check_output(folder, overwrite=overwrite)
+    return False
+
+  return processes.from_main(look, f"look at {folder.name}")
 
 
-def _round_metrics(info: Any, weight: jax.Array) -> dict[str, float]:
-  """Host numbers of one round; blocks until it is done."""
-  losses = -np.asarray(info.loss, np.float64)
-  used = np.asarray(weight) > 0
-  metrics = {"max_loss": float(losses[used].mean())}
-  if info.train_loss.size:
-    metrics["train_loss"] = float(np.mean(info.train_loss))
-  return metrics
+def _writer(folder: Path) -> MetricsWriter | None:
+  return MetricsWriter(folder / "metrics.jsonl") if processes.is_main() else None
 
 
 def train_stage(
@@ -184,24 +162,26 @@ def train_stage(
 ) -> Params:
   """Trains a threat's model on 8-bit pictures (N, H, W, 3); returns the parameters to sample with.
 
+  The parameters are whole on a device of this process, in every process.
+
   Raises:
     DivergedError, OutputError, loop.Preempted: see `loop.run`.
   """
   data = parallel.place_batches(training.make_batches(images, global_batch_size), mesh)
-  state = parallel.replicate(run_once(threat.init)(key, params), mesh)
+  shardings = placement.param_shardings(jax.eval_shape(threat.init, key, params), mesh)
+  state = rounds.run_once(threat.init, out_shardings=shardings)(key, params)
   batch = data.ids.shape[1]
-  norm = jax.jit(optax.tree.norm)
+  update = _update_in_place(threat, mesh)
 
   def advance(state: Any, position: int) -> loop.Advance:
     num_steps = min(steps_per_call, threat.train_steps - position)
     start = time.monotonic()
-    state, losses = threat.update(key, state, data, num_steps)
-    loss, params_norm = float(np.mean(losses)), float(norm(state.params))
+    state, losses = update(key, state, data, num_steps)
+    numbers = rounds.fetched(_train_metrics(losses, state.params))
     rate = num_steps * batch / (time.monotonic() - start)
-    numbers = {"loss": loss, "params_norm": params_norm, "images_per_s": rate}
-    return loop.Advance(state, position + num_steps, numbers)
+    return loop.Advance(state, position + num_steps, numbers | {"images_per_s": rate})
 
-  writer = MetricsWriter(scratch_folder / "metrics.jsonl")
+  writer = _writer(scratch_folder)
   state = loop.run(
     advance,
     state,
@@ -212,10 +192,24 @@ def train_stage(
     writer=writer,
     must_be_finite=("loss", "params_norm"),
     shown=("loss", "images_per_s"),
-    progress=progress,
+    progress=progress and processes.is_main(),
   )
-  writer.close()
-  return threat.final(state)
+  if writer is not None:
+    writer.close()
+  return jax.tree.map(jnp.asarray, parallel.to_host(threat.final(state)))
+
+
+@cache  # One compilation for all the models that one threat trains.
+def _update_in_place(threat: Threat, mesh: Mesh) -> Callable:
+  """`threat.update` with its state where `placement` says, from step to step."""
+  state = jax.eval_shape(threat.init, jax.random.key(0), None)
+  shardings = placement.param_shardings(state, mesh)
+  return jax.jit(threat.update, static_argnums=3, donate_argnums=1, out_shardings=(shardings, None))
+
+
+@jax.jit
+def _train_metrics(losses: jax.Array, params: Params) -> dict[str, jax.Array]:
+  return {"loss": jnp.mean(losses), "params_norm": optax.tree.norm(params)}
 
 
 def sample_stage(
@@ -233,19 +227,37 @@ def sample_stage(
 ) -> np.ndarray:
   """Writes `num_samples` generated pictures, or reads them when that was done before.
 
+  A process samples its share of the batches. A batch's draws depend on its number, so the samples
+  do not depend on the number of processes.
+
+  Args:
+    threat: how to sample.
+    params: whole, on a device of this process.
+    folder: for the files and their manifest.
+    key: root of every draw.
+    num_samples: of all processes together.
+    per_device_batch_size: pictures in a batch.
+    record: what the manifest says of the method.
+    label: for the progress bar.
+    overwrite: replace a finished folder of ours.
+    progress: show a bar.
+
   Returns:
-    uint8 (num_samples, H, W, 3).
+    uint8 (num_samples, H, W, 3) as read back from the files.
   """
-  if manifest.is_complete(folder) and not overwrite:
-    return manifest.read_folder(folder)[0].images
-  manifest.check_output(folder, overwrite=overwrite)
-  size = min(per_device_batch_size, num_samples)
-  chunks: list[np.ndarray] = []
-  starts = range(0, num_samples, size)
-  for i, _ in enumerate(tqdm(starts, desc=label, unit="batch", disable=not progress)):
-    chunk = threat.sample(jax.random.fold_in(key, i), params, size)
-    chunks.append(np.asarray(quantise(chunk)))
-  images = np.concatenate(chunks)[:num_samples]
-  names = [f"{i:05d}" for i in range(num_samples)]
-  manifest.write_folder(folder, images, names, record=record, overwrite=overwrite)
-  return images
+  if not _is_done(folder, overwrite):
+    size = min(per_device_batch_size, num_samples)
+    batches = processes.share(-(-num_samples // size))
+    quiet = not (progress and processes.is_main())
+    with tqdm(batches, desc=label, unit="batch", disable=quiet) as bar:
+      chunks = [np.asarray(_sample(threat, key, i, params, size)) for i in bar]
+    rows = np.arange(num_samples)
+    rows = rows[np.isin(rows // size, batches)]
+    images = np.concatenate(chunks)[: len(rows)] if chunks else np.zeros((0, 1, 1, 3), np.uint8)
+    names = [f"{i:05d}" for i in range(num_samples)]
+    manifest.write_folder(folder, images, names, rows=rows, record=record, overwrite=overwrite)
+  return manifest.read_folder(folder)[0].images
+
+
+def _sample(threat: Threat, key: jax.Array, number: int, params: Params, size: int) -> jax.Array:
+  return quantise(threat.sample(jax.random.fold_in(key, number), params, size))

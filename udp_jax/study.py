@@ -6,21 +6,34 @@
   workdir/stages/protect_<row>/  checkpoints and metrics.jsonl
   workdir/threats/<row>/seed<k>/ checkpoints, metrics.jsonl, model/, samples/, evaluation.json
   workdir/report.json .html      written last
-Every part is resumable; what is on disk is not made again.
+Every part is resumable; what is on disk is not made again. Several processes run a study together,
+on a working folder that they share; process 0 judges.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from udp_jax import judging, lookup, parallel, protections, run_config, stages, threats
+from udp_jax import (
+  judging,
+  lookup,
+  parallel,
+  placement,
+  processes,
+  protections,
+  run_config,
+  stages,
+  streaming,
+  threats,
+)
 from udp_jax.data import files, manifest, sources
 from udp_jax.data.image_set import ImageSet, split
 from udp_jax.errors import ConfigError
@@ -85,18 +98,30 @@ def row_settings(config: Any, row: str) -> tuple[str, int, str | None, dict[str,
   for shared in ("radius", "step_size"):
     if shared in accepted:
       settings.setdefault(f"{shared}_255", config[f"{shared}_255"])
+  if "joint_gradients" in accepted and config.performance.get("joint_gradients"):
+    settings.setdefault("joint_gradients", True)
   return method, rounds, of, settings
 
 
 def build_protection(
-  config: Any, row: str, model: DiffusionModel, params: Params | None
+  config: Any, row: str, model: DiffusionModel, params: Params | None, *, num_shards: int = 1
 ) -> protections.Protection:
   """The protection of a row.
+
+  Args:
+    config: of the study.
+    row: of `config.protections`.
+    model: the attacked model.
+    params: its parameters, or None.
+    num_shards: through which the pictures are streamed.
 
   Raises:
     ConfigError: the row, its method or its options do not fit, or a trained model is needed.
   """
   method, _, of, options = row_settings(config, row)
+  if num_shards > 1:
+    constructor = lookup.constructor("udp_jax.protections", method)
+    options, _ = streaming.visit_options(constructor, options, num_shards)
   protection = protections.build(method, model, options)
   if protection.needs_params and params is None:
     raise ConfigError(
@@ -110,13 +135,34 @@ def build_protection(
   return protection
 
 
+def make_mesh(config: Any) -> Mesh:
+  """The mesh of all devices that `config.performance` asks for.
+
+  Raises:
+    ConfigError: `config.performance.fsdp` does not divide the number of devices.
+  """
+  return parallel.make_mesh(fsdp=config.performance.get("fsdp", 1))
+
+
+def build_trainer(config: Any, model: DiffusionModel) -> threats.Threat:
+  """The threat for training: its weights may be split over the devices. For sampling, they are not.
+
+  Raises:
+    ConfigError: an unknown threat or option.
+  """
+  split = placement.split_weights(model, make_mesh(config))
+  return threats.build(config.threat.name, split, dict(config.threat.options))
+
+
 def write_pictures(pictures: ImageSet, folder: Path) -> None:
   """Writes pictures as they are: the 8-bit reference. A finished folder is kept."""
-  if not manifest.is_complete(folder):
+  if not processes.from_main(lambda: manifest.is_complete(folder), f"look at {folder.name}"):
+    rows = processes.share(len(pictures.images))
     manifest.write_folder(
       folder,
-      pictures.images,
+      pictures.images[rows],
       pictures.names,
+      rows=rows,
       alphas=pictures.alphas,
       metadata=pictures.metadata,
       record={"method": CLEAN, "origin": pictures.origin},
@@ -151,8 +197,17 @@ def protect_row(
   Raises:
     ConfigError: the row, its method or its options do not fit.
   """
-  protection = build_protection(config, row, model, params)
-  method, rounds, of, _ = row_settings(config, row)
+  mesh = make_mesh(config)
+  method, rounds, of, options = row_settings(config, row)
+  shard_batches = config.performance.get("shard_batches", 0)
+  num_shards, train_visits = 1, None
+  if shard_batches:
+    size = min(config.global_batch_size, len(clean.images))
+    num_shards = streaming.count_shards(-(-len(clean.images) // size), shard_batches)
+    constructor = lookup.constructor("udp_jax.protections", method)
+    train_visits = streaming.visit_options(constructor, options, num_shards)[1]
+  split_model = placement.split_weights(model, mesh)
+  protection = build_protection(config, row, split_model, params, num_shards=num_shards)
   reference = None
   if protection.needs_reference:
     assert of is not None  # Checked when it was built.
@@ -163,7 +218,7 @@ def protect_row(
     folder or workdir / "protected" / row,
     key=stream(jax.random.key(config.seed), f"protect/{of or row}"),
     params=params,
-    mesh=parallel.make_mesh(),
+    mesh=mesh,
     radius_255=config.radius_255,
     num_rounds=rounds if protection.phases or protection.needs_params else 1,
     global_batch_size=config.global_batch_size,
@@ -172,6 +227,8 @@ def protect_row(
     label=f"protect {row}",
     record={"method": method, "row": row, "config": config.to_dict(), "seed": config.seed},
     reference=reference,
+    shard_batches=shard_batches,
+    train_visits=train_visits,
     overwrite=overwrite,
     progress=progress,
   )
@@ -196,7 +253,7 @@ def train_model(
     config: of the study.
     images: uint8 (N, H, W, 3).
     folder: for checkpoints, metrics and the model.
-    threat: how to train.
+    threat: how to train, from `build_trainer`.
     model: what is trained.
     unet: its description, for the saved folder.
     key: root of every draw.
@@ -207,14 +264,15 @@ def train_model(
   Raises:
     DivergedError, OutputError, loop.Preempted: see `stages.train_stage`.
   """
-  if (folder / "model" / "model_index.json").exists():
+  index = folder / "model" / "model_index.json"
+  if processes.from_main(index.exists, f"look at {label}"):
     return factory.load(folder / "model")[2]
   trained = stages.train_stage(
     threat,
     images,
     key=key,
     params=params,
-    mesh=parallel.make_mesh(),
+    mesh=make_mesh(config),
     global_batch_size=config.global_batch_size,
     scratch_folder=folder,
     checkpoint_every=config.checkpoint.every_steps,
@@ -222,8 +280,12 @@ def train_model(
     label=label,
     progress=progress,
   )
-  factory.save(folder / "model", model, unet, trained)
+  processes.from_main(lambda: factory.save(folder / "model", model, unet, trained), f"save {label}")
   return trained
+
+
+def _judge(judge: judging.Judge, folder: Path, *measured: Any) -> None:
+  files.write_json(folder / "evaluation.json", judge(*measured))
 
 
 class Results(NamedTuple):
@@ -256,6 +318,7 @@ def run_study(
     if row != CLEAN:  # Before hours of work for the rows above it.
       build_protection(config, row, model, params)
   threat = threats.build(config.threat.name, model, dict(config.threat.options))
+  trainer = build_trainer(config, model)
   if config.threat.options.get("sample_steps", 1) > len(model.schedule.alphas_cumprod):
     raise ConfigError("config.threat.options.sample_steps: more than the schedule has")
   extractor = None
@@ -287,15 +350,15 @@ def run_study(
   for seed in config.threat.seeds:
     for row, images in training_sets.items():
       folder = workdir / "threats" / row / f"seed{seed}"
-      if not (folder / "evaluation.json").exists():
+      name = f"{row} seed {seed}"
+      if not processes.from_main((folder / "evaluation.json").exists, f"look at {name}"):
         # The same key for every row: the victims differ in their training set and nothing else.
         key = stream(jax.random.key(config.seed), f"threat/{seed}")
-        name = f"{row} seed {seed}"
         trained = train_model(
           config,
           images,
           folder,
-          threat,
+          trainer,
           model,
           unet,
           key=key,
@@ -313,7 +376,11 @@ def run_study(
           label=f"sample {name}",
           progress=progress,
         )
-        files.write_json(folder / "evaluation.json", judge(images, trained, samples, name))
-      results[row].append(json.loads((folder / "evaluation.json").read_text()))
+        processes.from_main(
+          partial(_judge, judge, folder, images, trained, samples, name), f"judge {name}"
+        )
+      results[row].append(
+        processes.from_main(partial(files.read_json, folder / "evaluation.json"), name)
+      )
   table = [{"name": row, "metrics": judging.spread(found)} for row, found in results.items()]
   return Results(table, model, extractor.label)

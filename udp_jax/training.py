@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from udp_jax.models.base import Params
 from udp_jax.objectives import Objective
@@ -79,18 +80,17 @@ def unbatch(leaf: jax.Array | np.ndarray, count: int) -> np.ndarray:
   return leaf.reshape(-1, *leaf.shape[2:])[:count]
 
 
-def take_step(key: jax.Array, step: jax.Array, data: Any, num_batches: int, lanes: int) -> Any:
-  """The batch of one training step: a picture from each lane, every picture once an epoch.
+def take_rows(key: jax.Array, step: jax.Array, num_batches: int, lanes: int) -> jax.Array:
+  """Which picture of each lane a training step takes: every one of them once an epoch.
 
   Args:
     key: of the shuffling stream.
     step: (), counts over epochs.
-    data: pytree with leaves (num_batches, lanes, ...).
     num_batches: pictures of each lane.
     lanes: global batch size.
 
   Returns:
-    The same pytree with leaves (lanes, ...).
+    (lanes,), rows of the leading axis.
   """
   epoch_key = jax.random.fold_in(key, step // num_batches)
 
@@ -98,8 +98,17 @@ def take_step(key: jax.Array, step: jax.Array, data: Any, num_batches: int, lane
     permutation = jax.random.permutation(jax.random.fold_in(epoch_key, lane), num_batches)
     return permutation[step % num_batches]
 
-  rows = jax.vmap(row)(jnp.arange(lanes))
+  return jax.vmap(row)(jnp.arange(lanes))
+
+
+def take(data: Any, rows: jax.Array) -> Any:
+  """Leaves (num_batches, lanes, ...) -> (lanes, ...), row `rows[i]` of lane i."""
   return jax.tree.map(lambda leaf: jax.vmap(lambda x, r: x[r], (1, 0))(leaf, rows), data)
+
+
+def put(leaf: jax.Array, rows: jax.Array, values: jax.Array) -> jax.Array:
+  """The inverse of `take` for one leaf: `leaf` with row `rows[i]` of lane i set to values[i]."""
+  return jax.vmap(lambda x, r, v: x.at[r].set(v), (1, 0, 0), 1)(leaf, rows, values)
 
 
 def init_state(
@@ -125,21 +134,46 @@ def make_update(
     images = to_float(batch.images)
     images = images if delta is None else images + delta
 
-    def mean_loss(params: Params) -> jax.Array:
+    def total(params: Params) -> jax.Array:
       losses, _ = objective(params, images, batch.cond, keys)
-      return jnp.sum(losses * batch.weight) / jnp.maximum(jnp.sum(batch.weight), 1.0)
+      return jnp.sum(losses * batch.weight)
 
-    loss, gradients = jax.value_and_grad(mean_loss)(state.params)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.ema_params
-    if average is not None:
-      # As in Ho et al.'s code and its successors: a short memory first, so that few steps suffice.
-      decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-      average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
-    return TrainState(state.step + 1, params, average, opt_state), loss
+    loss, gradients = jax.value_and_grad(total)(state.params)
+    return apply_gradients(tx, state, gradients, loss, batch.weight, ema_decay=ema_decay)
 
   return update
+
+
+def apply_gradients(
+  tx: optax.GradientTransformation,
+  state: TrainState,
+  gradients: Params,
+  loss: jax.Array,
+  weight: ArrayLike,
+  *,
+  ema_decay: float = 0.0,
+) -> tuple[TrainState, jax.Array]:
+  """One optimiser step on gradients of a *sum* of losses; returns the state and the mean loss.
+
+  Args:
+    tx: optimiser.
+    state: before the step.
+    gradients: of the sum of weighted losses.
+    loss: (), that sum.
+    weight: (B,), of the pictures.
+    ema_decay: of the averaged parameters, where the state keeps some.
+  """
+  # Divided only now, so that devices meet once: for gradients, loss and count together.
+  count = jnp.maximum(jnp.sum(jnp.asarray(weight)), 1.0)
+  loss, gradients = jax.tree.map(lambda leaf: leaf / count, (loss, gradients))
+  updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  average = state.ema_params
+  if average is not None:
+    # As in Ho et al.'s code and its successors: a short memory first, so that few steps suffice.
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+  return TrainState(state.step + 1, params, average, opt_state), loss
 
 
 def train_steps(
@@ -159,7 +193,8 @@ def train_steps(
   shuffle, draws = stream(key, "shuffle"), stream(key, "draws")
 
   def body(state: TrainState, _):
-    batch, delta_batch = take_step(shuffle, state.step, (data, delta), num_batches, lanes)
+    rows = take_rows(shuffle, state.step, num_batches, lanes)
+    batch, delta_batch = take((data, delta), rows)
     return update(draws, state, batch, delta_batch)
 
   return jax.lax.scan(body, state, None, length=num_steps)

@@ -116,8 +116,16 @@ def study(title: str) -> ConfigDict:
   config.performance = ConfigDict(
     {
       "dtype": "float32",
+      # "" is the backend's default.
       "conv_method": "",
+      "attention": "",
       "remat": False,
+      # Devices that share one copy of the weights; the data axis takes the rest.
+      "fsdp": 1,
+      # One backward pass for both sides of the game: half the price, another algorithm.
+      "joint_gradients": False,
+      # Batches on the device at a time, for data larger than its memory; 0 for all.
+      "shard_batches": 0,
       "steps_per_call": 50,
       "sample_batch_size": 256,
     }

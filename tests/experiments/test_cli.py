@@ -13,7 +13,13 @@ from udp_jax.errors import ConfigError
 FOLDER = Path(_cli.__file__).parent
 ENTRY_POINTS = sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
 # The entry points that take --config, and whose configs.
-TAKES_CONFIG = {"eudp": "eudp", "udp": "udp", "protect": "eudp", "train": "eudp"}
+TAKES_CONFIG = {
+  "eudp": "eudp",
+  "udp": "udp",
+  "protect": "eudp",
+  "train": "eudp",
+  "benchmark": "benchmark",
+}
 
 
 def _error(done) -> str:
@@ -89,6 +95,11 @@ def test_without_flags_says_what_is_needed(name: str, entry_point) -> None:
     (["--config=demo"], "--workdir is needed"),
     (["--workdir=x"], "--config is needed"),
     (["--config=folder", "--workdir=x"], "--config.data.source is needed"),
+    (["--num_processes=2"], "--num_processes needs --coordinator and --process_id too"),
+    (
+      ["--coordinator=here:1", "--num_processes=2", "--process_id=2"],
+      "process_id is 2; with 2 processes it must be 0 to 1",
+    ),
   ],
 )
 def test_mistakes_are_one_line_and_exit_2(words: list[str], message: str, entry_point) -> None:

@@ -20,6 +20,8 @@ NAMES = [
   for path in sorted(CONFIGS.glob("*/*.py"))
   if path.stem != "__init__"
 ]
+# Those that describe a study; tests/benchmark has the tests of the others.
+STUDIES = [(experiment, name) for experiment, name in NAMES if experiment != "benchmark"]
 
 
 def test_configs_are_found() -> None:
@@ -40,7 +42,7 @@ def test_config_is_short_and_says_how_to_run_it(experiment: str, name: str) -> N
 
 
 @pytest.mark.parametrize("variant", ["", *_cli.VARIANTS])
-@pytest.mark.parametrize(("experiment", "name"), NAMES)
+@pytest.mark.parametrize(("experiment", "name"), STUDIES)
 def test_everything_builds_from_the_config(experiment: str, name: str, variant: str) -> None:
   config = _cli.get_config(experiment, f"{name}:{variant}")
   run_config.check_values(config)
@@ -97,7 +99,7 @@ def test_paper_setting_traces_without_allocating() -> None:
   assert samples.shape == (4, 32, 32, 3)
 
 
-@pytest.mark.parametrize(("experiment", "name"), NAMES)
+@pytest.mark.parametrize(("experiment", "name"), STUDIES)
 def test_smoke_changes_no_setting_that_it_need_not(experiment: str, name: str) -> None:
   full, small = (_cli.get_config(experiment, f"{name}:{v}") for v in ("", "smoke"))
   assert (small.rows, small.radius_255, small.seed) == (full.rows, full.radius_255, full.seed)

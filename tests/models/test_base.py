@@ -35,7 +35,7 @@ def test_dropout_needs_a_key_and_a_rate(tiny_model):
   dropping = dataclasses.replace(tiny_model.config, dropout=0.5)
   model = pixel_diffusion(UNet2D(dropping), tiny_model.model.schedule)
   x_t = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-  keys = [jax.random.key(0), jax.random.key(1)]
+  keys = jax.random.split(jax.random.key(0), (2, 2))
 
   apply, values = jax.jit(model.apply), (tiny_model.params, x_t, TIMESTEPS, None)
   plain = apply(*values)
@@ -43,6 +43,9 @@ def test_dropout_needs_a_key_and_a_rate(tiny_model):
   assert plain.shape == x_t.shape and plain.dtype == jnp.float32
   np.testing.assert_array_equal(first, again)
   assert np.any(first != second) and np.any(first != plain)
+  # A picture's mask is its own: the same key gives the same, whoever is beside it.
+  mixed = apply(*values, jnp.stack([keys[0, 0], keys[1, 1]]))
+  np.testing.assert_allclose(mixed, jnp.stack([first[0], second[1]]), rtol=1e-5, atol=1e-6)
   # Without a rate the key is not used at all.
   program = jax.make_jaxpr(tiny_model.model.apply)(*values, keys[0])
   assert "random" not in str(program)

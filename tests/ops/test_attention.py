@@ -1,10 +1,15 @@
 """Attention against a softmax written out in NumPy."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.test_util import check_grads
 
-from udp_jax.ops.attention import dot_product_attention
+from udp_jax.ops import attention
+from udp_jax.ops.attention import chunked_attention, dot_product_attention
 
 
 def draw(scale=1.0):
@@ -48,3 +53,39 @@ def test_bfloat16_keeps_its_type_and_a_softmax_that_sums_to_one():
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(got.astype(jnp.float32), naive(query, key, value), atol=0.05)
   np.testing.assert_allclose(attend(*cast[:2], ones).astype(jnp.float32), 1.0, atol=0.01)
+
+
+# Flash attention is a kernel for TPUs; `python -m launch.aot` compiles it.
+HERE = sorted(set(attention.FUNCTIONS) - {"flash"})
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_function_against_the_definition(name):
+  values = draw()
+  got = jax.jit(attention.FUNCTIONS[name])(*(np.float32(v) for v in values))
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, naive(*values), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_size", [2, 3, 5, 8])
+def test_chunks_change_neither_values_nor_gradients(chunk_size):
+  with jax.enable_x64(True):
+    values = draw()
+    chunked = partial(chunked_attention, chunk_size=chunk_size)
+    np.testing.assert_allclose(chunked(*values), naive(*values), rtol=1e-12, atol=1e-12)
+    check_grads(chunked, values, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_chunks_are_not_kept_for_the_gradient():
+  shape = jax.ShapeDtypeStruct((1, 512, 1, 4), jnp.float32)
+
+  def temporary(function) -> int:
+    gradient = jax.jit(jax.grad(lambda *v: function(*v).sum(), argnums=(0, 1, 2)))
+    return gradient.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+
+  # The matrix of weights has 512 * 512 numbers; sixteen rows of it at a time need far less.
+  assert temporary(partial(chunked_attention, chunk_size=16)) < temporary(dot_product_attention) / 4
+
+
+def test_the_default_exists_for_every_backend():
+  assert {attention.default(b) for b in ("cpu", "gpu", "tpu", None)} <= set(attention.FUNCTIONS)

@@ -27,6 +27,7 @@ CASES = {
   "winograd_odd": Case((2, 17, 18, 16), (3, 3, 17)),
   "winograd_wide": Case((1, 16, 23, 19), (3, 3, 16)),
   "winograd_whole_tiles": Case((2, 16, 20, 16), (3, 3, 16)),
+  "smallest_map": Case((3, 4, 3, 16), (3, 3, 18)),
   "small_map": Case((2, 5, 7, 3), (3, 3, 4)),
   "no_padding": Case((2, 6, 5, 3), (3, 3, 4), padding=0),
   "uneven_padding": Case((2, 6, 5, 3), (3, 3, 4), padding=((0, 2), (1, 0))),
@@ -176,7 +177,9 @@ def is_forward_shaped(params: dict) -> bool:
 @pytest.mark.parametrize("method", ["direct", "winograd"])
 def test_gradients_inside_a_scan_keep_off_the_slow_path(name, method):
   found = scanned_gradient_convolutions(CASES[name], method)
-  products_only = name == "1x1" or (method == "winograd" and name in WINOGRAD)
+  case = CASES[name]
+  winning = method == "winograd" and name in (*WINOGRAD, "smallest_map")
+  products_only = name == "1x1" or case.stride > 1 or winning
   assert len(found) == (0 if products_only else 3)
   assert all(is_forward_shaped(params) for params in found)
 
@@ -211,8 +214,54 @@ def test_bfloat16_stays_bfloat16(name):
   for method, results in run(*values).items():
     for got, want in zip(results, exact, strict=True):
       assert got.dtype == jnp.bfloat16
-      # Winograd's transforms would lose most of the eight bits, so they are not used.
       assert relative_error(got, want) < 5e-3, method
+
+
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_held_filters_change_nothing_but_the_kernels_gradient(name):
+  case = CASES[name]
+  x, kernel, cotangent = draw(case, np.float32)
+  held = conv.hold(kernel, x.shape, method="winograd")
+  assert held is not None
+
+  def pair(x, kernel, held):
+    return conv2d(x, kernel, method="winograd", held=held)
+
+  plain = with_gradients(partial(pair, held=None), x, kernel, cotangent)
+  out, dx, dkernel = with_gradients(partial(pair, held=held), x, kernel, cotangent)
+  np.testing.assert_allclose(out, plain[0], rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(dx, plain[1], rtol=1e-6, atol=1e-6)
+  assert not np.any(dkernel)
+
+
+def test_nothing_is_held_where_nothing_is_gained():
+  kernel = jnp.zeros((3, 3, 16, 16))
+  for shape, options in (
+    ((1, 16, 16, 16), {"method": "direct"}),
+    ((1, 16, 16, 16), {"method": "xla"}),
+    ((1, 16, 16, 16), {"method": "winograd", "stride": 2}),
+    ((1, 16, 16, 16), {"method": "winograd", "padding": 0}),
+    ((1, 4, 4, 16), {"method": "winograd"}),
+  ):
+    assert conv.hold(kernel, shape, **options) is None
+
+
+@pytest.mark.parametrize("method", conv.METHODS)
+def test_convolving_a_doubled_image(method):
+  x, kernel, _ = draw(Case((2, 9, 8, 16), (3, 3, 17)))
+  bias = np.linspace(-1, 1, 17)
+  with jax.enable_x64(True):
+
+    def doubled(x, kernel):
+      return conv.upsampled_conv2d(x, kernel, bias, method=method)
+
+    def plain(x, kernel):
+      return reference(x.repeat(2, 1).repeat(2, 2), kernel, stride=1, padding=1) + bias
+
+    cotangent = np.random.default_rng(0).normal(size=(2, 18, 16, 17))
+    got = with_gradients(doubled, x, kernel, cotangent)
+    for actual, expected in zip(got, with_gradients(plain, x, kernel, cotangent), strict=True):
+      assert relative_error(actual, expected) < 1e-12
 
 
 def test_bias_and_default_method():

@@ -7,7 +7,8 @@ folder/
   manifest.json        how they were made and what was measured; its presence means "done"
 ```
 While a folder is being written it holds the hidden file `.incomplete` instead of a manifest, which
-lists the files to come: a later run recognises what a killed run left and replaces it.
+lists the files to come: a later run recognises what a killed run left and replaces it. With several
+processes each writes its own pictures and `manifest.part-<process>.json`; process 0 merges them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from udp_jax import processes
 from udp_jax.data import files, image_set, images, output
 from udp_jax.data import folder as folders
 from udp_jax.data.image_set import ImageSet, Metadata
@@ -60,22 +62,26 @@ def write_folder(
   images_uint8: np.ndarray,
   names: Sequence[str],
   *,
+  rows: np.ndarray | None = None,
   clean: np.ndarray | None = None,
   alphas: Sequence[np.ndarray | None] | None = None,
   metadata: Sequence[Metadata] | None = None,
   record: Mapping[str, Any] | None = None,
   overwrite: bool = False,
   progress: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
   """Writes `<name>.png` for every image, re-reads and measures them, then writes the manifest.
 
   The PNG files depend only on the arguments: two equal calls give the same bytes (the time stamp
-  and the versions are in the manifest). On any error the files written so far are removed.
+  and the versions are in the manifest). On any error the files written so far are removed. With
+  several processes all of them call this, each with its own images; the folder must be on a disk
+  that they share.
 
   Args:
     folder: the output folder; created with its parents.
-    images_uint8: uint8 (N, H, W, 3).
+    images_uint8: uint8 (N, H, W, 3), or with `rows` (len(rows), H, W, 3).
     names: N unique relative posix names without extension.
+    rows: which of the N images these are, sorted; every image is one process's. None for all.
     clean: uint8 (N, H, W, 3) references to measure against, or None to measure nothing.
     alphas: N entries, uint8 (H, W) or None, saved as the files' transparency.
     metadata: N entries whose ICC profiles and EXIF blocks are saved in the files.
@@ -85,31 +91,36 @@ def write_folder(
     progress: show a progress bar.
 
   Returns:
-    The manifest as written. Its "images" entries hold "file", "sha256" (of the file) and, with
-    `clean`, "max_abs_255" (levels), "psnr" (dB; null when identical) and "ssim" (null below 11
-    pixels), all measured on the pixels re-read from the file.
+    The manifest as written; None in processes other than 0. Its "images" entries hold "file",
+    "sha256" (of the file) and, with `clean`, "max_abs_255" (levels), "psnr" (dB; null when
+    identical) and "ssim" (null below 11 pixels), all measured on the pixels re-read from the file.
 
   Raises:
-    OutputError: the folder is in use, read-only or full.
+    OutputError: the folder is in use, read-only or full, or not one that the processes share.
     RuntimeError: a file breaks the budget or does not hold what was written: a bug.
   """
   folder = Path(folder)
+  rows = np.arange(len(names)) if rows is None else rows
   record = dict(record or {})
   images_uint8 = np.asarray(images_uint8)  # indexed by threads: no array on a device
   clean = None if clean is None else np.asarray(clean)
-  _check_arguments(images_uint8, names, clean, alphas, metadata, record)
+  _check_arguments(images_uint8, names, rows, clean, alphas, metadata, record)
   relatives = [f"{name}.png" for name in names]
-  created = output.claim(folder, relatives, overwrite)
+  parts = [f"manifest.part-{i}.json" for i in range(processes.count())]
+  parts = parts if len(parts) > 1 else []
+  created = processes.from_main(
+    lambda: [str(f) for f in output.claim(folder, [*relatives, *parts], overwrite)],
+    f"claim {folder.name}",
+  )
 
-  def write(index: int) -> dict[str, Any]:
+  def write(position: int) -> dict[str, Any]:
+    index, pixels = rows[position], images_uint8[position]
     extras = metadata[index] if metadata is not None else Metadata("")
     path = folder / relatives[index]
     alpha = alphas[index] if alphas is not None else None
-    images.write_png(
-      path, images_uint8[index], alpha=alpha, icc_profile=extras.icc_profile, exif=extras.exif
-    )
+    images.write_png(path, pixels, alpha=alpha, icc_profile=extras.icc_profile, exif=extras.exif)
     saved = images.read_image(path)
-    if not np.array_equal(saved.pixels, images_uint8[index]) or (
+    if not np.array_equal(saved.pixels, pixels) or (
       alpha is not None and (saved.alpha is None or not np.array_equal(saved.alpha, alpha))
     ):
       raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
@@ -118,8 +129,17 @@ def write_folder(
       entry["max_abs_255"] = max_abs_255(saved.pixels, clean[index])
     return entry
 
-  try:
-    entries = _run(write, len(relatives), progress, f"writing {folder.name}")
+  def write_own() -> list[dict[str, Any]]:
+    entries = _run(write, len(rows), progress, f"writing {folder.name}")
+    if clean is not None and entries:
+      _add_similarity(entries, images_uint8, clean[rows])
+    if parts:
+      part = {"rows": rows, "images": entries}
+      files.write_json(folder / parts[processes.index()], part)
+    return entries
+
+  def merge() -> dict[str, Any]:
+    entries = _merge(folder, relatives, parts) if parts else own
     manifest = {"format": FORMAT, "complete": True, **record}
     manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest["versions"] = {package: _version(package) for package in _VERSIONS}
@@ -127,7 +147,6 @@ def write_folder(
     manifest["source_sha256"] = None if clean is None else image_set.pixels_sha256(clean)
     manifest["images"] = entries
     if clean is not None:
-      _add_similarity(entries, images_uint8, clean)
       worst = max(entries, key=lambda entry: entry["max_abs_255"])
       manifest["worst"] = {"file": worst["file"], "max_abs_255": worst["max_abs_255"]}
       radius = record.get("radius_255")
@@ -136,13 +155,47 @@ def write_folder(
           f"{folder / worst['file']}: {worst['max_abs_255']} levels from its clean image, over the "
           f"budget of {radius}"
         )
+    with files.output_errors(folder):
+      for part in parts:
+        (folder / part).unlink()
     files.write_json(folder / MANIFEST, manifest)
     with files.output_errors(folder):
       (folder / INCOMPLETE).unlink()
+    return manifest
+
+  try:
+    own = processes.all_or_none(write_own, f"write {folder.name}")
+    merged: list[dict[str, Any]] = []
+    processes.from_main(lambda: merged.append(merge()), f"merge {folder.name}")
   except BaseException:
-    output.remove(folder, [MANIFEST, *relatives, INCOMPLETE], created)
+    if processes.is_main():
+      mine = [MANIFEST, *relatives, *parts, INCOMPLETE]
+      output.remove(folder, mine, [Path(f) for f in created])
     raise
-  return manifest
+  return merged[0] if merged else None
+
+
+def _merge(folder: Path, relatives: Sequence[str], parts: Sequence[str]) -> list[dict[str, Any]]:
+  """The entries of all processes in order; every file is read again, by this one."""
+  entries: dict[int, dict[str, Any]] = {}
+  for part in parts:
+    path = folder / part
+    if not path.is_file():
+      raise OutputError(
+        f"{path}: another process wrote it, but it is not here; all processes must share the disk"
+      )
+    found = files.read_json(path)
+    entries |= dict(zip(found["rows"], found["images"], strict=True))
+  if sorted(entries) != list(range(len(relatives))):
+    raise RuntimeError(f"{folder}: {len(entries)} of {len(relatives)} images were written")
+
+  def check(index: int) -> dict[str, Any]:
+    path = folder / relatives[index]
+    if not path.is_file() or _file_sha256(path) != entries[index]["sha256"]:
+      raise OutputError(f"{path} is not the file that another process wrote")
+    return entries[index]
+
+  return _run(check, len(relatives), False, "")
 
 
 def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | None]:
@@ -209,6 +262,7 @@ def code_sha256() -> str:
 def _check_arguments(
   images_uint8: np.ndarray,
   names: Sequence[str],
+  rows: np.ndarray,
   clean: np.ndarray | None,
   alphas: Sequence[Any] | None,
   metadata: Sequence[Any] | None,
@@ -217,12 +271,14 @@ def _check_arguments(
   """Refuses before anything is written what would fail, or be wrong, in the middle."""
   if images_uint8.dtype != np.uint8 or images_uint8.ndim != 4 or images_uint8.shape[-1] != 3:
     raise ValueError(f"images must be uint8 (N, H, W, 3), got {images_uint8.dtype}")
-  if clean is not None and (clean.dtype != np.uint8 or clean.shape != images_uint8.shape):
-    raise ValueError(f"clean must be uint8 {images_uint8.shape}, got {clean.dtype} {clean.shape}")
-  count = len(images_uint8)
+  count, shape = len(names), (len(names), *images_uint8.shape[1:])
   if not count:
     raise ValueError("there are no images to write")
-  for what, values in (("names", names), ("alphas", alphas), ("metadata", metadata)):
+  if len(rows) != len(images_uint8):
+    raise ValueError(f"{len(rows)} names for {len(images_uint8)} images")
+  if clean is not None and (clean.dtype != np.uint8 or clean.shape != shape):
+    raise ValueError(f"clean must be uint8 {shape}, got {clean.dtype} {clean.shape}")
+  for what, values in (("alphas", alphas), ("metadata", metadata)):
     if values is not None and len(values) != count:
       raise ValueError(f"{len(values)} {what} for {count} images")
   unsafe = [name for name in names if not image_set.is_safe_name(name)]

@@ -16,6 +16,18 @@ Params = Any
 Cond = Any
 
 
+class Held(NamedTuple):
+  """Parameters in the form that many steps which do not change them want.
+
+  Attributes:
+    params: the parameters, arrays of several axes in the dtype of the computation.
+    prepared: convolution filters as `ops.conv.prepare` makes them, by layer.
+  """
+
+  params: Params
+  prepared: Any
+
+
 class DiffusionModel(NamedTuple):
   """Everything a protection, purifier or threat needs to know about a diffusion model.
 
@@ -25,12 +37,14 @@ class DiffusionModel(NamedTuple):
     init: key -> params.
     encode: (params, images, keys) -> x0. images (B, H, W, 3) in [0, 1]; keys (B,), one a picture,
       for models whose encoder draws (a VAE); pixel models ignore them.
-    apply: (params, x_t, timesteps, cond, key=None) -> prediction, the shape of x_t. A key turns
-      dropout on.
+    apply: (params, x_t, timesteps, cond, keys=None) -> prediction, the shape of x_t. Keys (B,), one
+      a picture, turn dropout on.
     decode: (params, x0) -> images in [0, 1].
     embed: (params, token_ids) -> cond; None for unconditional pixel models.
     schedule: the noise schedule that the model was or will be trained with.
     shape: of one x0, without the batch axis.
+    hold: params -> `Held`, which every function here takes in place of params. For loops that hold
+      the parameters still; nothing is differentiated with respect to them then.
   """
 
   init: Callable[[jax.Array], Params]
@@ -40,6 +54,7 @@ class DiffusionModel(NamedTuple):
   embed: Callable[[Params, jax.Array], Cond] | None
   schedule: NoiseSchedule
   shape: tuple[int, ...]
+  hold: Callable[[Params], Params] = lambda params: params
 
 
 def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
@@ -55,16 +70,28 @@ def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
     return to_model_range(images)
 
   def apply(
-    params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None, key=None
+    params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None, keys=None
   ) -> jax.Array:
     del cond  # Unconditional.
-    dropout = key is not None and unet.config.dropout > 0
-    rngs = {"dropout": key} if dropout else None
-    prediction = unet.apply({"params": params}, x_t, timesteps, train=dropout, rngs=rngs)
+    seeds = None
+    if keys is not None and unet.config.dropout > 0:
+      seeds = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys)
+    variables = params._asdict() if isinstance(params, Held) else {"params": params}
+    prediction = unet.apply(variables, x_t, timesteps, seeds=seeds)
     return jnp.asarray(prediction)
 
   def decode(params: Params, x0: jax.Array) -> jax.Array:
     del params
     return jnp.clip(from_model_range(x0), 0.0, 1.0)
 
-  return DiffusionModel(init, encode, apply, decode, None, schedule, shape)
+  def hold(params: Params) -> Params:
+    if isinstance(params, Held):
+      return params
+    # Cast once; scales and biases are used wide, or cast for next to nothing.
+    cast = jax.tree.map(lambda leaf: leaf.astype(unet.dtype) if leaf.ndim > 1 else leaf, params)
+    one = jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32)
+    # Runs the network to learn each layer's sizes; what it computes is not used, nor compiled.
+    _, made = unet.apply({"params": cast}, *one, mutable=["prepared"])
+    return Held(cast, made.get("prepared", {}))
+
+  return DiffusionModel(init, encode, apply, decode, None, schedule, shape, hold)

@@ -8,6 +8,7 @@ The parameter tree uses the names of diffusers' `UNet2DModel` with `.N` written 
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,9 @@ import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
 from udp_jax.ops.attention import AttentionFn, dot_product_attention
-from udp_jax.ops.conv import conv2d
+from udp_jax.ops.conv import conv2d, hold, upsampled_conv2d
+from udp_jax.ops.dropout import dropout
+from udp_jax.ops.linear import dense
 from udp_jax.ops.norm import group_norm
 
 _DOWN = ("DownBlock2D", "AttnDownBlock2D")
@@ -113,17 +116,53 @@ class Conv(nn.Module):
   stride: int = 1
   padding: int | tuple[tuple[int, int], tuple[int, int]] = 1
   zero: bool = False
+  doubled: bool = False
   method: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Features (B, H, W, C) -> (B, H', W', features)."""
+    """Features (B, H, W, C) -> (B, H', W', features); `doubled` repeats every pixel first."""
     init = nn.initializers.zeros if self.zero else _uniform
     kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
     options: dict[str, Any] = {"stride": self.stride, "padding": self.padding}
-    return conv2d(x, kernel, bias, method=self.method, **options)
+    held: Any = self.get_variable("prepared", "filters")
+    if self.is_mutable_collection("prepared") and not self.is_initializing():
+      factor = 2 if self.doubled else 1
+      shape = (x.shape[0], factor * x.shape[1], factor * x.shape[2], x.shape[3])
+      made = hold(kernel, shape, method=self.method, **options)
+      if made is not None:
+        self.put_variable("prepared", "filters", made)
+    if self.doubled:
+      return upsampled_conv2d(x, kernel, bias, method=self.method, held=held)
+    return conv2d(x, kernel, bias, method=self.method, held=held, **options)
+
+
+class _DenseParams(nn.Module):
+  """Parameters of a dense layer, for products that are fused by the caller."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
+    kernel = self.param("kernel", _uniform, (inputs, self.features))
+    return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class Dense(nn.Module):
+  """`ops.linear.dense` with parameters."""
+
+  features: int
+  zero: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Features (..., K) -> (..., features)."""
+    init = nn.initializers.zeros if self.zero else _uniform
+    kernel = self.param("kernel", init, (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    return dense(x, kernel.astype(x.dtype), bias.astype(x.dtype))
 
 
 class Norm(nn.Module):
@@ -150,14 +189,16 @@ class ResnetBlock(nn.Module):
   method: str | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array, temb: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, temb: jax.Array, seeds: jax.Array | None) -> jax.Array:
     """Features (B, H, W, C) and the activated time embedding (B, D) -> (B, H, W, features)."""
     c = self.config
     h = Norm(c.norm_num_groups, c.norm_eps, name="norm1")(x)
     h = Conv(self.features, method=self.method, name="conv1")(h)
-    shift = nn.Dense(self.features, dtype=x.dtype, kernel_init=_uniform, name="time_emb_proj")(temb)
+    shift = Dense(self.features, name="time_emb_proj")(temb)
     h = Norm(c.norm_num_groups, c.norm_eps, name="norm2")(h + shift[:, None, None])
-    h = nn.Dropout(c.dropout, deterministic=not train)(h)
+    if seeds is not None and c.dropout:
+      # Each block draws masks of its own.
+      h = dropout(seeds ^ jnp.uint32(zlib.crc32("/".join(self.path).encode())), h, c.dropout)
     h = Conv(self.features, zero=True, method=self.method, name="conv2")(h)
     if x.shape[-1] != self.features:
       x = Conv(self.features, 1, padding=0, method=self.method, name="conv_shortcut")(x)
@@ -177,25 +218,13 @@ class AttentionBlock(nn.Module):
     heads = 1 if self.config.attention_head_dim is None else c // self.config.attention_head_dim
     normed = Norm(self.config.norm_num_groups, self.config.norm_eps, "none", name="group_norm")(x)
     normed = normed.reshape(b, h * w, c)
-    dense = [_DenseParams(c, name=name)(c) for name in ("to_q", "to_k", "to_v")]
-    kernel, bias = (jnp.concatenate(parts, -1).astype(x.dtype) for parts in zip(*dense))
-    query, key, value = jnp.split(normed @ kernel + bias, 3, axis=-1)
+    parts = [_DenseParams(c, name=name)(c) for name in ("to_q", "to_k", "to_v")]
+    kernel, bias = (jnp.concatenate(part, -1).astype(x.dtype) for part in zip(*parts))
+    query, key, value = jnp.split(dense(normed, kernel, bias), 3, axis=-1)
     split = (b, h * w, heads, c // heads)
     out = self.attention(query.reshape(split), key.reshape(split), value.reshape(split))
-    zeros = nn.initializers.zeros
-    out = nn.Dense(c, dtype=x.dtype, kernel_init=zeros, name="to_out_0")(out.reshape(b, h * w, c))
+    out = Dense(c, zero=True, name="to_out_0")(out.reshape(b, h * w, c))
     return x + out.reshape(x.shape)
-
-
-class _DenseParams(nn.Module):
-  """Parameters of a dense layer, for products that are fused by the caller."""
-
-  features: int
-
-  @nn.compact
-  def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
-    kernel = self.param("kernel", _uniform, (inputs, self.features))
-    return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 class Resample(nn.Module):
@@ -210,9 +239,7 @@ class Resample(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Features (B, H, W, C) -> half or twice the resolution."""
     if self.up:
-      b, h, w, c = x.shape
-      x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-      return Conv(self.features, method=self.method, name="conv")(x)
+      return Conv(self.features, doubled=True, method=self.method, name="conv")(x)
     # diffusers pads asymmetrically when it is told not to pad.
     pad = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
     return Conv(self.features, stride=2, padding=pad, method=self.method, name="conv")(x)
@@ -230,15 +257,15 @@ class Block(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x, temb, skips, train: bool):
+  def __call__(self, x, temb, skips, seeds):
     """Takes a list of skips to consume (up), None to produce them (down); returns (x, outputs)."""
-    resnet = nn.remat(ResnetBlock, static_argnums=(3,)) if self.remat else ResnetBlock
+    resnet = nn.remat(ResnetBlock) if self.remat else ResnetBlock
     outputs = []
     middle = self.resample is None and skips == ()
     for i in range(self.layers):
       if skips:
         x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
-      x = resnet(self.config, self.features, self.method, name=f"resnets_{i}")(x, temb, train)
+      x = resnet(self.config, self.features, self.method, name=f"resnets_{i}")(x, temb, seeds)
       if self.attention is not None and not (middle and i == self.layers - 1):
         x = AttentionBlock(self.config, self.attention, name=f"attentions_{i}")(x)
       outputs.append(x)
@@ -267,8 +294,10 @@ class UNet2D(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x_t: jax.Array, timesteps: jax.Array, *, train: bool = False) -> jax.Array:
-    """Predicts the noise (or what the schedule says) in x_t; `train` turns dropout on."""
+  def __call__(
+    self, x_t: jax.Array, timesteps: jax.Array, *, seeds: jax.Array | None = None
+  ) -> jax.Array:
+    """Predicts the noise (or what the schedule says) in x_t; `seeds` (B,) uint32: with dropout."""
     c, dtype = self.config, self.dtype
     channels = c.block_out_channels
     temb = timestep_embedding(
@@ -287,16 +316,16 @@ class UNet2D(nn.Module):
     for i, kind in enumerate(c.down_block_types):
       resample = "down" if i < last else None
       level = block(f"down_blocks_{i}", channels[i], c.layers_per_block, kind, resample)
-      x, outputs = level(x, temb, None, train)
+      x, outputs = level(x, temb, None, seeds)
       skips += outputs
     kind = "Attn" if c.add_attention else ""
-    x, _ = block("mid_block", channels[-1], 2, kind, None)(x, temb, (), train)
+    x, _ = block("mid_block", channels[-1], 2, kind, None)(x, temb, (), seeds)
     for i, kind in enumerate(c.up_block_types):
       layers = c.layers_per_block + 1
       taken, skips = skips[-layers:], skips[:-layers]
       resample = "up" if i < last else None
       x, _ = block(f"up_blocks_{i}", channels[last - i], layers, kind, resample)(
-        x, temb, taken, train
+        x, temb, taken, seeds
       )
     x = Norm(c.norm_num_groups, c.norm_eps, name="conv_norm_out")(x)
     x = Conv(c.out_channels, zero=True, method=self.conv_method, name="conv_out")(x)
@@ -312,8 +341,5 @@ class TimeEmbedding(nn.Module):
   @nn.compact
   def __call__(self, temb: jax.Array) -> jax.Array:
     """Sinusoids (B, C) -> the activated embedding (B, features)."""
-    temb = nn.Dense(self.features, dtype=self.dtype, kernel_init=_uniform, name="linear_1")(temb)
-    temb = nn.Dense(self.features, dtype=self.dtype, kernel_init=_uniform, name="linear_2")(
-      nn.silu(temb)
-    )
-    return nn.silu(temb)
+    temb = Dense(self.features, name="linear_1")(temb.astype(self.dtype))
+    return nn.silu(Dense(self.features, name="linear_2")(nn.silu(temb)))

@@ -13,7 +13,7 @@ from udp_jax.errors import ConfigError
 from udp_jax.models import weights
 from udp_jax.models.base import DiffusionModel, Params, pixel_diffusion
 from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
-from udp_jax.ops import conv, schedules
+from udp_jax.ops import attention, conv, schedules
 
 SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
   "linear": schedules.linear,
@@ -29,10 +29,11 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
   Args:
     config: `config.model`: `path` (a diffusers folder; "" for a fresh model), `unet` (fields of
       `UNet2DConfig`, for a fresh model), `schedule` ("linear", ...), `num_train_timesteps`.
-    performance: `config.performance`: `dtype`, `conv_method`, `remat`.
+    performance: `config.performance`: `dtype`, `conv_method`, `attention` ("" for the backend's
+      default each), `remat`.
 
   Raises:
-    ConfigError: an unknown schedule, dtype, convolution method or U-Net field.
+    ConfigError: an unknown schedule, dtype, convolution method, attention or U-Net field.
     MissingDataError: the folder or a file of it is not there.
     BadDataError: tensors that do not fit.
   """
@@ -41,7 +42,14 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
   if performance.conv_method and performance.conv_method not in conv.METHODS:
     known = ", ".join(conv.METHODS)
     raise ConfigError(f"unknown conv_method {performance.conv_method!r}; known: {known}")
+  function = performance.get("attention") or attention.default()
+  if function not in attention.FUNCTIONS:
+    known = ", ".join(attention.FUNCTIONS)
+    raise ConfigError(f"unknown attention {function!r}; known: {known}")
+  if function == "flash" and jax.default_backend() != "tpu":
+    raise ConfigError("attention 'flash' runs on TPUs only; 'chunked' saves memory elsewhere")
   options = {
+    "attention": attention.FUNCTIONS[function],
     "dtype": DTYPES[performance.dtype],
     "conv_method": performance.conv_method or None,
     "remat": performance.remat,

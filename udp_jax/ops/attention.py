@@ -1,4 +1,14 @@
-"""Attention as a function that models take as an argument, so that it can be exchanged."""
+"""Attention as a function that models take as an argument, so that it can be exchanged.
+
+  dot_product  the whole matrix of weights at once: the best for short sequences everywhere.
+  chunked      a few queries at a time, made again for the gradient: memory in proportion to the
+               sequence's length, on any backend.
+  library      `jax.nn.dot_product_attention`; on NVIDIA GPUs in 16 bits cuDNN's fused kernel.
+  flash        Pallas' kernel for TPUs (Dao et al., arXiv:2205.14135); TPUs only.
+
+All take query (B, Q, heads, D), key and value (B, K, heads, D) (positions, not a random key) and
+return (B, Q, heads, D) in the dtype of the query.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +21,55 @@ AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Softmax attention (Vaswani et al., arXiv:1706.03762), softmax in float32.
-
-  Args:
-    query: (B, Q, heads, D).
-    key: (B, K, heads, D), the attended positions (not a random key).
-    value: (B, K, heads, D).
-
-  Returns:
-    (B, Q, heads, D) in the dtype of `query`.
-  """
+  """Softmax attention (Vaswani et al., arXiv:1706.03762), softmax in float32 or wider."""
   logits = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
   weights = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
   return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(query.dtype), value)
+
+
+def chunked_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, *, chunk_size: int = 256
+) -> jax.Array:
+  """`dot_product_attention` of `chunk_size` queries at a time (Rabe & Staats, arXiv:2112.05682)."""
+  b, length, heads, d = query.shape
+  if length <= chunk_size:
+    return dot_product_attention(query, key, value)
+  count = -(-length // chunk_size)
+  padded = jnp.pad(query, ((0, 0), (0, count * chunk_size - length), (0, 0), (0, 0)))
+  chunks = padded.reshape(b, count, chunk_size, heads, d).swapaxes(0, 1)
+
+  @jax.checkpoint
+  def one(chunk: jax.Array) -> jax.Array:
+    return dot_product_attention(chunk, key, value)
+
+  out = jax.lax.map(one, chunks).swapaxes(0, 1)
+  return out.reshape(b, count * chunk_size, heads, d)[:, :length]
+
+
+def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """`jax.nn.dot_product_attention`, which picks cuDNN's kernel where there is one."""
+  narrow = query.dtype in (jnp.bfloat16, jnp.float16)
+  fused = narrow and jax.default_backend() == "gpu"
+  return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if fused else "xla")
+
+
+def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Pallas' flash attention for TPUs: no matrix of weights in memory. Fails on other backends."""
+  from jax.experimental.pallas.ops.tpu import flash_attention as pallas
+
+  heads_first = (leaf.swapaxes(1, 2) for leaf in (query, key, value))
+  out = pallas.flash_attention(*heads_first, sm_scale=query.shape[-1] ** -0.5)
+  return out.swapaxes(1, 2)
+
+
+FUNCTIONS: dict[str, AttentionFn] = {
+  "dot_product": dot_product_attention,
+  "chunked": chunked_attention,
+  "library": library_attention,
+  "flash": flash_attention,
+}
+
+
+def default(backend: str | None = None) -> str:
+  """The name that is used where none is given: "library" on GPUs, else "dot_product"."""
+  return "library" if (backend or jax.default_backend()) == "gpu" else "dot_product"

@@ -1,17 +1,16 @@
 """Protections: one module a method, looked up by module name; no registry to edit."""
 
 from udp_jax.protections.base import (
-  BilevelState,
   Info,
   PGDState,
   Protection,
-  bilevel,
   over_batches,
   pgd,
   run,
   sign_descent,
 )
 from udp_jax.protections.lookup import available, build
+from udp_jax.protections.maxmin import BilevelState, bilevel, joint
 
 __all__ = [
   "BilevelState",
@@ -21,6 +20,7 @@ __all__ = [
   "available",
   "bilevel",
   "build",
+  "joint",
   "over_batches",
   "pgd",
   "run",

@@ -34,4 +34,4 @@ def advdm(
   probs = timesteps.schedule_power(model.schedule, a, b)
   attacked = objectives.negate(objectives.denoising(model, probs))
   constraint = constraints.linf(radius, start=start)
-  return over_batches(pgd(attacked, constraint, sign_descent(step_size)))
+  return over_batches(pgd(attacked, constraint, sign_descent(step_size)), hold=model.hold)

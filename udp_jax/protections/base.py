@@ -16,13 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from udp_jax import training
 from udp_jax.constraints import Constraint
 from udp_jax.models.base import Params
 from udp_jax.objectives import Objective
 from udp_jax.ops.image import to_float
-from udp_jax.randomness import example_keys, stream
-from udp_jax.training import Batch, TrainState
+from udp_jax.randomness import example_keys
+from udp_jax.training import Batch
 
 # Values of `phase`; None is WHOLE, decided at trace time.
 WHOLE, TRAIN, PERTURB = 0, 1, 2
@@ -81,19 +80,6 @@ class PGDState(NamedTuple):
   step: jax.Array
 
 
-class BilevelState(NamedTuple):
-  """State of a max-min loop: the perturbations of the whole data set, and the surrogate."""
-
-  inner: PGDState
-  surrogate: TrainState
-  round: jax.Array
-
-  @property
-  def delta(self) -> jax.Array:
-    """(num_batches, B, H, W, C)."""
-    return self.inner.delta
-
-
 def pgd(
   objective: Objective, constraint: Constraint, tx: optax.GradientTransformation
 ) -> Protection:
@@ -136,20 +122,29 @@ def sign_descent(step_size: float | optax.Schedule) -> optax.GradientTransformat
   return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(step_size))
 
 
-def over_batches(inner: Protection, *, num_steps: int = 1) -> Protection:
-  """Lifts a protection of one batch to a data set: `num_steps` updates of each batch a round."""
+def over_batches(
+  inner: Protection, *, num_steps: int = 1, hold: Callable[[Params], Params] | None = None
+) -> Protection:
+  """Lifts a protection of one batch to a data set: `num_steps` updates of each batch a round.
+
+  Args:
+    inner: a protection of one batch, usually `pgd`.
+    num_steps: updates of each batch.
+    hold: `DiffusionModel.hold`: prepares the parameters once for all of a round's steps.
+  """
 
   def init(key: jax.Array, data: Batch, params: Params | None) -> Any:
     return jax.lax.map(lambda batch: inner.init(key, batch, params), data)
 
   def update(key: jax.Array, state: Any, data: Batch, params: Params | None, phase=None):
     del phase  # One kind of step only.
+    held = params if hold is None or params is None else hold(params)
 
     def one_batch(_, state_and_batch):
       batch_state, batch = state_and_batch
 
       def step(carry, _):
-        return inner.update(key, carry, batch, params)
+        return inner.update(key, carry, batch, held)
 
       batch_state, infos = jax.lax.scan(step, batch_state, None, length=num_steps)
       return None, (batch_state, jax.tree.map(lambda leaf: leaf[-1], infos))
@@ -158,87 +153,6 @@ def over_batches(inner: Protection, *, num_steps: int = 1) -> Protection:
     return state, Info(infos.loss, jnp.zeros((0,)))
 
   return Protection(init, update, inner.needs_params, perturb_steps=num_steps)
-
-
-def bilevel(
-  inner: Protection,
-  train_objective: Objective,
-  tx: optax.GradientTransformation,
-  *,
-  init_params: Callable[[jax.Array], Params],
-  train_steps: int,
-  perturb_steps: int,
-  warmup_rounds: int = 0,
-  restart_every: int = 0,
-) -> Protection:
-  """The max-min loop: max over delta of min over the surrogate's weights.
-
-  A round is `train_steps` optimiser steps of the surrogate on protected pictures, then
-  `perturb_steps` updates of `inner` for every batch with the surrogate held still.
-
-  Args:
-    inner: a protection of one batch, usually `pgd`.
-    train_objective: what the surrogate's weights descend (averaged over pictures).
-    tx: the surrogate's optimiser.
-    init_params: key -> fresh surrogate parameters, used when `init` gets none and at restarts.
-    train_steps: of each round.
-    perturb_steps: of each round, for every picture.
-    warmup_rounds: first rounds without perturb steps, so that the surrogate knows something.
-    restart_every: rounds after which the surrogate starts afresh; 0 for never.
-  """
-  train_update = training.make_update(train_objective, tx)
-  perturb = over_batches(inner, num_steps=perturb_steps)
-
-  def init(key: jax.Array, data: Batch, params: Params | None) -> BilevelState:
-    # A copy: the state is donated to every round, the caller's parameters are not.
-    fresh = init_params(stream(key, "surrogate"))
-    params = fresh if params is None else jax.tree.map(jnp.copy, params)
-    deltas = perturb.init(stream(key, "start"), data, params)
-    return BilevelState(deltas, training.init_state(params, tx), jnp.zeros((), jnp.int32))
-
-  def restart(key: jax.Array, state: BilevelState) -> TrainState:
-    fresh = init_params(jax.random.fold_in(stream(key, "surrogate"), state.round))
-    return training.init_state(fresh, tx)._replace(step=state.surrogate.step)
-
-  def trained(key: jax.Array, state: BilevelState, data: Batch) -> tuple[TrainState, jax.Array]:
-    surrogate = state.surrogate
-    if restart_every:
-      due = (state.round > 0) & (state.round % restart_every == 0)
-      surrogate = jax.lax.cond(due, lambda: restart(key, state), lambda: surrogate)
-    return training.train_steps(
-      train_update, stream(key, "train"), surrogate, data, train_steps, delta=state.delta
-    )
-
-  def perturbed(key: jax.Array, inner_state: PGDState, data: Batch, params: Params):
-    result, info = perturb.update(stream(key, "perturb"), inner_state, data, params)
-    return result, info.loss
-
-  def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None, phase=None):
-    del params  # The surrogate's own are in the state.
-    surrogate, inner_state = state.surrogate, state.inner
-    no_loss = jnp.full((train_steps,), jnp.nan), jnp.full(data.ids.shape, jnp.nan)
-    surrogate, train_loss = _if(
-      None if phase is None else phase != PERTURB,
-      lambda: trained(key, state, data),
-      lambda: (surrogate, no_loss[0]),
-    )
-    warm = None if not warmup_rounds else state.round >= warmup_rounds
-    if phase is not None:
-      warm = (phase != TRAIN) if warm is None else warm & (phase != TRAIN)
-    inner_state, loss = _if(
-      warm,
-      lambda: perturbed(key, inner_state, data, surrogate.params),
-      lambda: (inner_state, no_loss[1]),
-    )
-    done = 1 if phase is None else (phase != TRAIN).astype(jnp.int32)
-    return BilevelState(inner_state, surrogate, state.round + done), Info(loss, train_loss)
-
-  return Protection(init, update, phases=(TRAIN, PERTURB), perturb_steps=perturb_steps)
-
-
-def _if(condition: jax.Array | None, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-  """`lax.cond` without operands; None means yes, with no branch in the program."""
-  return yes() if condition is None else jax.lax.cond(condition, yes, no)
 
 
 class FixedState(NamedTuple):

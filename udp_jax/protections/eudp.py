@@ -30,6 +30,7 @@ def eudp(
   clip_norm: float = 1.0,
   warmup_rounds: int = 0,
   restart_every: int = 0,
+  joint_gradients: bool = False,
 ) -> Protection:
   """The bilevel loop with p(t) proportional to abar_t^a (1 - abar_t)^b in the perturb steps.
 
@@ -46,6 +47,7 @@ def eudp(
     clip_norm: see `udp`.
     warmup_rounds: see `udp`.
     restart_every: see `udp`.
+    joint_gradients: see `udp`.
   """
   options: dict[str, Any] = {
     "train_steps": train_steps,
@@ -55,6 +57,7 @@ def eudp(
     "clip_norm": clip_norm,
     "warmup_rounds": warmup_rounds,
     "restart_every": restart_every,
+    "joint_gradients": joint_gradients,
   }
   probs = timesteps.schedule_power(model.schedule, a, b)
   return udp(model, radius=radius, step_size=step_size, probs=probs, **options)

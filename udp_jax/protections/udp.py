@@ -11,9 +11,11 @@ import optax
 from jax.typing import ArrayLike
 
 from udp_jax import constraints, objectives
+from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import timesteps
-from udp_jax.protections.base import Protection, bilevel, pgd, sign_descent
+from udp_jax.protections.base import Protection, pgd, sign_descent
+from udp_jax.protections.maxmin import bilevel, joint
 
 
 def udp(
@@ -29,6 +31,7 @@ def udp(
   warmup_rounds: int = 0,
   restart_every: int = 0,
   probs: ArrayLike | None = None,
+  joint_gradients: bool = False,
 ) -> Protection:
   """The bilevel loop with timesteps drawn uniformly.
 
@@ -45,19 +48,29 @@ def udp(
     restart_every: rounds after which the surrogate starts afresh; 0 for never.
     probs: (T,) distribution over the timesteps of the perturb steps; None for uniform. The
       surrogate trains on uniform timesteps, as whoever trains on the pictures will.
+    joint_gradients: one backward pass for both sides (`maxmin.joint`): `perturb_steps` does not
+      count then, and `probs` holds for both sides.
+
+  Raises:
+    ConfigError: an option that joint steps do not have.
   """
   uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
-  attacked = objectives.denoising(model, uniform if probs is None else probs)
-  ascent = pgd(
-    objectives.negate(attacked), constraints.linf(radius, start=start), sign_descent(step_size)
-  )
+  probs = uniform if probs is None else probs
+  constraint, ascent = constraints.linf(radius, start=start), sign_descent(step_size)
+  tx = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(learning_rate))
+  if joint_gradients:
+    if warmup_rounds or restart_every:
+      raise ConfigError("joint_gradients does not go with warmup_rounds or restart_every")
+    both = objectives.denoising(model, probs, dropout=True)
+    return joint(both, tx, constraint, ascent, init_params=model.init, train_steps=train_steps)
   return bilevel(
-    ascent,
+    pgd(objectives.negate(objectives.denoising(model, probs)), constraint, ascent),
     objectives.denoising(model, uniform, dropout=True),
-    optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(learning_rate)),
+    tx,
     init_params=model.init,
     train_steps=train_steps,
     perturb_steps=perturb_steps,
     warmup_rounds=warmup_rounds,
     restart_every=restart_every,
+    hold=model.hold,
   )

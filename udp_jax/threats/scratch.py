@@ -74,7 +74,7 @@ def scratch(
     return training.train_steps(step, key, state, data, num_steps)
 
   def sample(key: jax.Array, params: Params, num_samples: int, cond: Cond = None) -> jax.Array:
-    predict = partial(model.apply, params, cond=cond)
+    predict = partial(model.apply, model.hold(params), cond=cond)
     shape = (num_samples, *model.shape)
     x0 = samplers.ddim(key, predict, model.schedule, shape, num_steps=sample_steps, eta=eta)
     return model.decode(params, x0)

@@ -1,0 +1,58 @@
+"""Races the library's compiled steps against PyTorch on this machine, in one run.
+
+  python -m experiments.benchmark --config=default --workdir=runs/bench
+
+`make bench` installs PyTorch and diffusers in an environment of their own and runs that. Prints
+tables; workdir/bench.json has all numbers, workdir/bench.md the tables. Each contestant is a
+process of its own and they run by turns. The same command goes on where a killed one stopped, race
+by race. Exit code 1: one of our own contestants failed; its row says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _cli
+from udp_jax.errors import ConfigError
+
+_ONLY = flags.DEFINE_string(
+  "only", "", "Regular expression: only tasks whose key contains it, e.g. round/demo or primitives."
+)
+_PEER_PYTHON = flags.DEFINE_string(
+  "peer_python", ".venv-peers/bin/python", "Interpreter that has torch and diffusers."
+)
+_PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
+_CONFIG = _cli.define_config("benchmark")
+_WORKDIR = _cli.workdir_flag()
+
+
+def main(argv: Sequence[str]) -> int:
+  """Measures, prints, and returns the exit code."""
+  del argv
+  if _CONFIG.value is None:
+    raise ConfigError("--config is needed: see --help for the list")
+  if not _WORKDIR.value:
+    raise ConfigError("--workdir is needed: the folder for bench.json and bench.md")
+  from udp_jax.benchmark import runner, tables
+
+  workdir = Path(_WORKDIR.value)
+  report = runner.run(
+    _CONFIG.value,
+    workdir,
+    peer_python=_PEER_PYTHON.value,
+    only=_ONLY.value,
+    progress=_PROGRESS.value,
+  )
+  print(tables.text(report))
+  if verdicts := tables.verdicts(report["rows"]):
+    print("\nOurs over the fastest peer, by race (below 1: ours is faster):")
+    print("\n".join(f"  {line}" for line in verdicts))
+  print(f"\nall numbers: {(workdir / 'bench.json').absolute()}")
+  return 1 if runner.failures(report) else 0
+
+
+if __name__ == "__main__":
+  _cli.run(main, resumable=True, several=False)

@@ -1,0 +1,21 @@
+"""The round of the CIFAR-10 model alone: batch 16, float32, eager peers, two or three minutes.
+
+python -m experiments.benchmark --config=quick --workdir=runs/quick_bench
+Hardware: 2 CPU cores. Expected numbers: the rows of `default` for the same race.
+"""
+
+from experiments.configs import benchmark
+
+
+def get_config(variant=None):
+  """One race and the primitives; `variant` "smoke" takes seconds."""
+  config = benchmark.base("udp_jax against PyTorch diffusers: one race")
+  del config.models.demo
+  config.races.update({"works": ("round",), "batches": (16,), "dtypes": ("float32",)})
+  config.races.update({"scan_steps": 1})
+  config.peers.update({"torch": ("as_written", "channels_last"), "compile_batches": ()})
+  config.cost.model = ""
+  config.scaling.devices = ()
+  config.host.update({"models": (), "in_one_dispatch": ()})
+  config.compile_time.models = ()
+  return benchmark.finish(config, variant)

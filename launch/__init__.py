@@ -1,0 +1,1 @@
+"""Launch scripts, and compilation for accelerators that are not here."""

@@ -1,0 +1,247 @@
+"""Compiles a run for accelerators that are not here, and says whether it fits and how fast it is.
+
+  python -m launch.aot --config=cifar10 --topology=v5e:4x4
+  python -m launch.aot --config=cifar10 --topology=v5e:16x16,v6e:16x16 --batches=64,128,256 \\
+      --out=aot.json
+
+Nothing is allocated and nothing runs. TPUs need libtpu (`pip install "jax[tpu]"`), no TPU. A round
+is compiled as a run dispatches it; it tells memory and collectives. Its parts, one step of each
+kind, tell FLOPs, bytes and time, because a cost analysis counts the body of a loop once; a round's
+are the parts' times their steps. All figures are the compiler's model, none is a measurement: the
+predicted time is its `optimal_seconds`, an estimate from the FLOPs and bytes of each operation, not
+of a schedule. It is the same at every --effort, but large programs may get none at the default, 0.
+The program is not the same: at -1 the compiler tries few tilings, and by its own estimate of cycles
+the program is several times slower. Ask at -1, run at 0.
+
+GPUs (--kind=gpu --topology=1x1x8 --target_config=FILE) need jax's CUDA plugin. Its compiler gives
+memory and collectives, no costs.
+
+--out writes {"header", "rows"}. A row is a topology with a batch:
+  topology, platform, chips, devices, row, num_images, num_batches, global_batch_size,
+  per_device_batch_size
+  fits: whether the compiler found room; null where it failed on something else (exit code 1)
+  peak_gib, hbm_gib, spare_gib: of one device, the last negative where it does not fit
+  best: whether this batch has the highest MFU of its topology's rows that fit
+  programs: {"round"|"min"|"max"|"joint"|"step": program}; "joint" steps do both sides at once,
+    "step" is of a method without a surrogate; the round's costs are multiplied out
+  one_to_one: {"tflop", "seconds", "mfu"} of one min and one max step, null where there are not both
+and a program:
+  fits, error: why the compiler gave up, null if it did not; compile_seconds; steps: in one round
+  memory_gib: {"arguments", "outputs", "donated", "temporaries", "code", "peak"}, of one device
+  tflop, gigabytes: of one device, one step (or one round); null without a cost analysis
+  seconds, seconds_per_image: predicted; per image of the global batch, of all devices together
+  mfu: FLOPs / peak bfloat16 FLOPs per second / predicted seconds, 0 to 1
+  collectives: by kind {"in_program", "executed", "bytes", "dtypes"}; an asynchronous pair is one
+  cycles: the compiler's estimate for its schedule, loops' bodies once; see --effort
+  loops: [{"body", "trip_count", "runs"}]; collectives inside are multiplied by `runs`
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import _cli
+from launch import chips, compiled
+from udp_jax.errors import ConfigError
+
+_TOPOLOGY = flags.DEFINE_list(
+  "topology", None, "Slices, e.g. v5e:4x4,v6e:16x16 (v4, v5e, v5p, v6e)."
+)
+_KIND = flags.DEFINE_enum("kind", "tpu", ["tpu", "gpu"], "Of accelerator.")
+_TARGET_CONFIG = flags.DEFINE_string(
+  "target_config", None, "For GPUs: file with XLA's description of the GPU (GpuTargetConfigProto)."
+)
+_EXPERIMENT = flags.DEFINE_string(
+  "experiment", "eudp", "Whose configs --config takes: eudp or udp."
+)
+_ROW = flags.DEFINE_string(
+  "row", None, "Of the study, what is compiled. Default: the experiment's."
+)
+_PER_DEVICE = flags.DEFINE_integer(
+  "per_device_batch_size", None, "Instead of config.global_batch_size.", lower_bound=1
+)
+_BATCHES = flags.DEFINE_list(
+  "batches", None, "Several per_device_batch_size, to find the best of each topology."
+)
+_NUM_IMAGES = flags.DEFINE_integer(
+  "num_images",
+  None,
+  "Pictures to protect. Default: what the config's source holds, less the held-out ones.",
+  lower_bound=1,
+)
+_PROGRAMS = flags.DEFINE_list(
+  "programs", ["round", "min", "max"], "What is compiled of round, min, max."
+)
+_EFFORT = flags.DEFINE_float(
+  "effort",
+  -1.0,
+  "The compiler's exec_time_optimization_effort, -1 to 1. At -1 it compiles several "
+  "times faster, with the same FLOPs, bytes and predicted time, but a slower program.",
+)
+_OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
+
+
+def describe(
+  config: Any,
+  row: str,
+  target: chips.Target,
+  global_batch_size: int,
+  wanted: Sequence[str],
+  effort: float,
+) -> dict[str, Any]:
+  """Compiles the programs of one topology and batch; returns a row of the results."""
+  from launch import programs as lib
+
+  mesh = lib.make_mesh(target.devices, config)
+  images = _NUM_IMAGES.value or lib.num_images(config)
+  settings = lib.setting(config, row, mesh, target.platform, images, global_batch_size)
+  found: dict[str, dict[str, Any]] = {}
+
+  def add(name: str, lower: Any, steps: int) -> None:
+    _say(f"{target.name}, batch {global_batch_size}: compiling {name}")
+    size = global_batch_size
+    found[name] = compiled.compile_program(lower, target, size, effort=effort, steps=steps)
+
+  parts = lib.parts(settings)
+  for part in parts:
+    if part.name in wanted or len(parts) == 1:
+      add(part.name, lambda part=part: lib.lower_part(settings, part), part.steps)
+  if "round" in wanted:
+    add("round", lambda: lib.lower_round(settings), 1)
+  complete = all(part.name in found for part in parts)
+  if "round" in found:
+    # The analysis of the round counts each loop once; the parts times their steps do not.
+    steps = {part.name: part.steps for part in parts}
+    unknown = compiled.costs(None, target, images)
+    found["round"] |= compiled.combine(found, steps, target, images) if complete else unknown
+  both = complete and len(parts) == 2
+  one_each = {part.name: 1 for part in parts}
+  ratio = compiled.combine(found, one_each, target, global_batch_size) if both else None
+  peaks = [program["memory_gib"]["peak"] for program in found.values()]
+  peak = None if None in peaks else max(peaks)
+  fits = [program["fits"] for program in found.values()]
+  return {
+    "topology": target.name,
+    "platform": target.platform,
+    "chips": target.num_chips,
+    "devices": len(target.devices),
+    "row": row,
+    "num_images": images,
+    "num_batches": settings.num_batches,
+    "global_batch_size": global_batch_size,
+    "per_device_batch_size": global_batch_size // mesh.size,
+    "fits": None if None in fits else all(fits),
+    "peak_gib": peak,
+    "hbm_gib": target.hbm_gib,
+    "spare_gib": None if target.hbm_gib is None or peak is None else target.hbm_gib - peak,
+    "best": False,
+    "programs": found,
+    "one_to_one": ratio and {name: ratio[name] for name in ("tflop", "seconds", "mfu")},
+  }
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+def _whole_numbers(words: Sequence[str], flag: str) -> list[int]:
+  try:
+    numbers = [int(word) for word in words]
+  except ValueError:
+    numbers = []
+  if not numbers or min(numbers) < 1:
+    raise ConfigError(f"--{flag} takes numbers of at least 1 with commas, got {','.join(words)!r}")
+  return numbers
+
+
+def _header(command: Sequence[str], config: Any) -> dict[str, Any]:
+  versions = {}
+  for package in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax"):
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return {
+    "date": datetime.date.today().isoformat(),
+    "command": " ".join(["python -m launch.aot", *command]),
+    "versions": versions,
+    "effort": _EFFORT.value,
+    "config": config.to_dict(),
+  }
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the flags' request."""
+  del argv
+  config = _CONFIG.value
+  if config is None or not _TOPOLOGY.value:
+    raise ConfigError("--config and --topology are needed; see --help")
+  if unknown := set(_PROGRAMS.value) - {"round", "min", "max"}:
+    raise ConfigError(f"--programs: unknown {', '.join(sorted(unknown))}; known: round, min, max")
+  if _KIND.value == "gpu" and not _TARGET_CONFIG.value:
+    raise ConfigError("--kind=gpu needs --target_config=FILE, XLA's description of the GPU")
+  if _PER_DEVICE.value and _BATCHES.value:
+    raise ConfigError("--per_device_batch_size and --batches exclude each other")
+  batches = [_PER_DEVICE.value] if _PER_DEVICE.value else []
+  if _BATCHES.value is not None:
+    batches = _whole_numbers(_BATCHES.value, "batches")
+  chips.prepare_environment()
+  from udp_jax import run_config
+  from udp_jax.data import files
+
+  run_config.check_values(config)
+  row = _ROW.value or _EXPERIMENT.value
+  if _KIND.value == "tpu":
+    targets = [chips.tpu_target(name) for name in _TOPOLOGY.value]
+  else:
+    targets = [chips.gpu_target(name, Path(_TARGET_CONFIG.value or "")) for name in _TOPOLOGY.value]
+  rows: list[dict[str, Any]] = []
+
+  def save() -> None:
+    if _OUT.value:
+      files.write_json(_OUT.value, {"header": _header(sys.argv[1:], config), "rows": rows})
+
+  save()  # A place that cannot be written should show before the compilers work.
+  for target in targets:
+    sizes = [batch * len(target.devices) for batch in batches] or [config.global_batch_size]
+    for size in sizes:
+      rows.append(describe(config, row, target, size, _PROGRAMS.value, _EFFORT.value))
+      compiled.mark_best(rows)
+      save()  # After each: compiling all of them takes long.
+  print(compiled.format_table(rows))
+  problems = [
+    f"{one['topology']}, batch {one['per_device_batch_size']}, {name}: {program['error']}"
+    for one in rows
+    for name, program in one["programs"].items()
+    if program["error"]
+  ]
+  print("".join(f"\n{line}" for line in problems), end="\n" if problems else "")
+  if _KIND.value == "gpu":
+    print("\nGPU compilers give no cost analysis: no FLOPs, bytes or times.")
+  # What does not fit is an answer; what the compiler failed on is not.
+  return int(any(one["fits"] is None for one in rows))
+
+
+def _experiment(words: Sequence[str]) -> str:
+  """Of --experiment=NAME, wanted before flags are parsed: --config names one of its configs."""
+  for word, following in zip(words, [*words[1:], ""], strict=True):
+    flag, equals, value = word.partition("=")
+    if flag in ("--experiment", "-experiment"):
+      name = value if equals else following
+      if name in ("eudp", "udp"):
+        return name
+      print(f"error: unknown --experiment={name}; known: eudp, udp", file=sys.stderr)
+      sys.exit(ConfigError.exit_code)
+  return "eudp"
+
+
+if __name__ == "__main__":
+  _CONFIG = _cli.define_config(_experiment(sys.argv[1:]))
+  _cli.run(main)

@@ -1,0 +1,143 @@
+"""Accelerators by name: what a chip can do, and a compiler for it where there is none.
+
+Peaks and memory are the vendor's (Cloud TPU documentation, "System architecture" of each version).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from udp_jax.errors import ConfigError, MissingDataError
+
+
+class Chip(NamedTuple):
+  """One chip.
+
+  Attributes:
+    peak_flops: bfloat16, per second.
+    hbm_gib: memory.
+    config: how libtpu runs it: "megacore" makes one device of a chip's two cores.
+    host: chips of one host along each axis.
+  """
+
+  peak_flops: float
+  hbm_gib: float
+  config: str = "default"
+  host: tuple[int, int, int] = (2, 2, 1)
+
+
+TPUS = {
+  "v4": Chip(275e12, 32, "megacore"),
+  "v5e": Chip(197e12, 16),
+  "v5p": Chip(459e12, 95, "megacore"),
+  "v6e": Chip(918e12, 32),
+}
+INSTALL_TPU = 'pip install "jax[tpu]"'
+INSTALL_GPU = "pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt"
+
+
+class Target(NamedTuple):
+  """Something to compile for.
+
+  Attributes:
+    name: as on the command line, "v5e:4x4".
+    platform: "tpu" or "cuda".
+    devices: abstract ones; they hold nothing and run nothing.
+    num_chips: one device each, but for a v4 without megacore.
+    peak_flops: of one device, bfloat16, per second; None where the table does not know the device.
+    hbm_gib: of one device; None where the table does not know it.
+  """
+
+  name: str
+  platform: str
+  devices: list[Any]
+  num_chips: int
+  peak_flops: float | None
+  hbm_gib: float | None
+
+
+def prepare_environment() -> None:
+  """Settings that jax and libtpu read when they are loaded. Call it before importing jax."""
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  # Without a TPU there is no metadata server to ask, and nothing to have for oneself.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+
+
+def parse_tpu(name: str) -> tuple[str, tuple[int, ...]]:
+  """("v5e", (4, 4)) of "v5e:4x4". Raises ConfigError for anything else."""
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
+  if match is None or match[1] not in TPUS:
+    known = ", ".join(TPUS)
+    raise ConfigError(f"unknown topology {name!r}: give KIND:AxB or KIND:AxBxC, KIND of {known}")
+  return match[1], tuple(int(n) for n in match[2].split("x"))
+
+
+def tpu_target(name: str) -> Target:
+  """A slice of TPUs, e.g. "v5e:16x16".
+
+  Raises:
+    MissingDataError: libtpu, the compiler, is not installed.
+    ConfigError: no such slice.
+  """
+  kind, shape = parse_tpu(name)
+  if importlib.util.find_spec("libtpu") is None:
+    raise MissingDataError(
+      f"compiling for TPUs needs libtpu, which is not installed: {INSTALL_TPU}"
+    )
+  from jax.experimental import topologies
+
+  chip = TPUS[kind]
+  # A slice smaller than a host is a part of one.
+  padded = (*shape, 1, 1)[:3]
+  bounds = tuple(min(h, s) for h, s in zip(chip.host, padded, strict=True))
+  try:
+    found = topologies.get_topology_desc(
+      name, platform="tpu", chip_config_name=chip.config, chips_per_host_bounds=bounds
+    )
+  except (RuntimeError, NotImplementedError) as error:
+    raise ConfigError(f"no topology {name}: {str(error).splitlines()[0]}") from error
+  devices: list[Any] = list(found.devices)
+  chips = len({tuple(device.coords) for device in devices})
+  share = chips / len(devices)
+  return Target(name, "tpu", devices, chips, chip.peak_flops * share, chip.hbm_gib * share)
+
+
+def gpu_target(topology: str, target_config: Path) -> Target:
+  """GPUs of the kind that a target config describes, "PARTITIONSxHOSTSxGPUS" of them.
+
+  Args:
+    topology: e.g. "1x1x8".
+    target_config: file with XLA's `GpuTargetConfigProto` as text, e.g. of `gpu_specs` in XLA.
+
+  Raises:
+    MissingDataError: the plugin or the file is not there.
+    ConfigError: they do not fit.
+  """
+  if re.fullmatch(r"\d+x\d+x\d+", topology) is None:
+    raise ConfigError(f"a GPU topology is AxBxC, e.g. 1x1x8, got {topology!r}")
+  if importlib.util.find_spec("jax_cuda12_plugin") is None:
+    raise MissingDataError(
+      f"compiling for GPUs needs jax's CUDA plugin, which is not installed: {INSTALL_GPU}"
+    )
+  try:
+    text = target_config.read_text("utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise MissingDataError(f"cannot read --target_config={target_config}: {error}") from error
+  from jax.experimental import topologies
+
+  try:
+    found = topologies.get_topology_desc("", platform="cuda", topology=topology, target_config=text)
+  except (RuntimeError, NotImplementedError) as error:
+    raise ConfigError(f"no GPU topology {topology}: {str(error).splitlines()[0]}") from error
+  devices = list(found.devices)
+  memory = re.search(r"device_memory_size:\s*(\d+)", text)
+  hbm_gib = int(memory[1]) / 2**30 if memory else None
+  return Target(f"gpu:{topology}", "cuda", devices, len(devices), None, hbm_gib)

@@ -1,0 +1,169 @@
+# shellcheck shell=bash
+# What the launch scripts share: errors, options, quoting, printing instead of running. Sourced.
+#
+# A script declares which options it takes (`options`: with a value; `switches`: without;
+# `lists`: with a value, repeatable), their variables with defaults, and `usage`; `parse_options`
+# then sets the variables, and `command` to the words after `--`.
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "error: bash 4.4 or newer is needed, this is $BASH_VERSION (macOS: brew install bash)" >&2
+  exit 2
+fi
+
+options=()
+switches=()
+lists=()
+positional=()
+command=()
+dry_run=
+name=
+
+# The folder that holds launch/.
+# shellcheck disable=SC2034  # used by the scripts that source this
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# One clear line; the exit code for what the user can mend is 2, as in the entry points.
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+say() {
+  printf '%s\n' "$*" >&2
+}
+
+# quote WORDS...: one line (or more, where a word has newlines) that any POSIX shell reads as
+# exactly these words.
+quote() {
+  local word text='' escaped="'\\''"
+  for word in "$@"; do
+    if [[ $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
+      text+=" $word"
+    else
+      text+=" '${word//\'/$escaped}'"
+    fi
+  done
+  printf '%s' "${text# }"
+}
+
+# run WORDS...: does it, or prints it with --dry_run.
+run() {
+  if [[ -n $dry_run ]]; then
+    printf '%s\n' "$(quote "$@")"
+  else
+    say "+ $(quote "$@")"
+    "$@"
+  fi
+}
+
+contains() {
+  local wanted=$1 word
+  shift
+  for word in "$@"; do
+    [[ $word != "$wanted" ]] || return 0
+  done
+  return 1
+}
+
+parse_options() {
+  local word key value given
+  while (($#)); do
+    word=$1
+    shift
+    case $word in
+      --)
+        command=("$@")
+        return
+        ;;
+      --help | -h)
+        usage
+        exit 0
+        ;;
+      -*)
+        key=${word%%=*}
+        given=
+        value=
+        if [[ $word == *=* ]]; then
+          given=yes
+          value=${word#*=}
+        fi
+        ;;
+      *)
+        positional+=("$word")
+        continue
+        ;;
+    esac
+    [[ $key == --* ]] || fail "unknown option $key (see --help)"
+    key=${key#--}
+    if contains "$key" dry_run "${switches[@]}"; then
+      [[ -z $given ]] || fail "--$key takes no value (see --help)"
+      printf -v "$key" yes
+      continue
+    fi
+    contains "$key" "${options[@]}" "${lists[@]}" || fail "unknown option --$key (see --help)"
+    if [[ -z $given ]]; then
+      [[ $# -gt 0 && $1 != --* ]] || fail "--$key needs a value (see --help)"
+      value=$1
+      shift
+    fi
+    if contains "$key" "${lists[@]}"; then
+      local -n list=$key
+      list+=("$value")
+      unset -n list
+    else
+      printf -v "$key" %s "$value"
+    fi
+  done
+}
+
+require_option() {
+  [[ -n ${!1} ]] || fail "--$1 is missing: $2"
+}
+
+require_count() {
+  if ! [[ ${!1} =~ ^(0|[1-9][0-9]{0,6})$ ]] || ((${!1} < $2)); then
+    fail "--$1=${!1} is no whole number of at least $2"
+  fi
+}
+
+# Names of cloud resources and of Kubernetes objects.
+require_name() {
+  require_option name "how the run is called"
+  [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    fail "--name=$name: lower-case letters, digits and '-', at most 40, starting with a letter"
+}
+
+require_command() {
+  ((${#command[@]})) || fail "no command: it follows --, as in: -- python -m experiments.eudp ..."
+}
+
+require_program() {
+  [[ -n $dry_run ]] || command -v "$1" >/dev/null || fail "$1 is not on PATH: $2"
+}
+
+# supervise WORDS...: runs the command and passes SIGTERM on to it. Returns 143 when SIGTERM came,
+# otherwise what the command returned. The entry points leave with 0 when SIGTERM stopped them with
+# everything saved; a scheduler would take that for the end of the work.
+supervise() {
+  local child='' status=0 stopped=''
+  trap 'stopped=yes; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM
+  "$@" <&0 &
+  child=$!
+  [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null || true
+  # A signal ends `wait` early; the command is then still saving.
+  while :; do
+    status=0
+    wait "$child" || status=$?
+    kill -0 "$child" 2>/dev/null || break
+  done
+  trap - TERM
+  [[ -z $stopped ]] || return 143
+  return "$status"
+}
+
+# here_document TEXT WORDS...: prints the command with TEXT as its input, as it can be pasted.
+here_document() {
+  local mark=END
+  while [[ $'\n'$1$'\n' == *$'\n'$mark$'\n'* ]]; do mark+=_; done
+  printf "%s <<'%s'\n%s\n%s\n" "$(quote "${@:2}")" "$mark" "$1" "$mark"
+}

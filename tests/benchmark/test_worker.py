@@ -1,0 +1,89 @@
+"""The pipe between the benchmark and its workers: answers, failures, deaths, silence."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from udp_jax.benchmark import serve
+from udp_jax.benchmark.worker import Worker, WorkerError
+
+
+def test_answers_pass_and_printing_does_not_disturb_them(stand_in, tmp_path: Path) -> None:
+  worker = stand_in([0.25, 0.5])
+  assert worker.ask("prepare", works=["max"])["tflop"] == {"max": 0.5}
+  assert [worker.ask("run", work="max")["seconds"] for _ in range(3)] == [0.25, 0.5, 0.25]
+  worker.stop()
+  log = (tmp_path / "0.log").read_text()
+  assert "a library that prints" in log and "below Python" in log
+
+
+def test_cpu_time_is_that_of_the_request(stand_in) -> None:
+  worker = stand_in()
+  worker.ask("run", work="min")
+  time.sleep(0.3)
+  answer = worker.ask("spin", seconds=0.1)
+  assert 0.1 <= answer["cpu_seconds"] < 5
+  # It waited 0.3 s and burned nothing.
+  assert 0 <= answer["idle_cpu_seconds"] < 0.1
+
+
+def test_an_error_is_told_and_the_worker_goes_on(stand_in) -> None:
+  worker = stand_in()
+  with pytest.raises(WorkerError, match="ValueError: no such luck"):
+    worker.ask("fail", message="no such\nluck")
+  with pytest.raises(WorkerError, match="KeyError: 'unknown'"):
+    worker.ask("unknown")
+  assert worker.ask("run", work="min")["seconds"] == 1.0
+
+
+def test_a_worker_that_dies_is_noticed_at_once(stand_in) -> None:
+  worker = stand_in()
+  with pytest.raises(WorkerError, match="the worker ended with 7 during 'die': last words"):
+    worker.ask("die", code=7)
+  with pytest.raises(WorkerError, match="ended with 7"):
+    worker.ask("run", work="min")
+
+
+def test_a_silent_worker_is_stopped(stand_in) -> None:
+  worker = stand_in()
+  worker.ask("run", work="min")
+  with pytest.raises(WorkerError, match="no answer to 'sleep' within 0.2 s"):
+    worker.ask("sleep", seconds=60, timeout=0.2)
+  with pytest.raises(WorkerError, match="killed by signal 9"):
+    worker.ask("run", work="min")
+
+
+def test_no_such_program(tmp_path: Path) -> None:
+  with pytest.raises(WorkerError, match="cannot start /nowhere/python: No such file"):
+    Worker(["/nowhere/python"], tmp_path / "log")
+
+
+def test_stop_ends_the_process(stand_in) -> None:
+  worker = stand_in()
+  worker.ask("run", work="min")
+  worker.stop()
+  assert worker._process.returncode is not None
+  worker.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM and clear_refs are Linux's")
+def test_peak_memory_is_that_of_the_step_alone() -> None:
+  block = bytearray(os.urandom(1)) * (200 * 2**20)
+  assert serve.peak_rss_mib() > 200
+  del block
+  small = serve.measured(lambda: None)
+  large = serve.measured(lambda: bytearray(b"x") * (100 * 2**20) and None)
+  if small["peak_of"] == "process":
+    pytest.skip("this system does not let a process forget its peak")
+  assert 90 < large["peak_rss_mib"] - small["peak_rss_mib"] < 130
+
+
+def test_matmul_rate_is_the_best_of_its_runs() -> None:
+  times = iter([0.0, 0.03, 0.01, 0.02])
+  rate = serve.matmul_gflops(lambda: time.sleep(next(times)), 100, repeats=3)
+  assert 2 * 100**3 / 0.02 / 1e9 < rate <= 2 * 100**3 / 0.01 / 1e9

@@ -1,0 +1,45 @@
+"""Matrix products against float64."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from udp_jax.ops.linear import dense
+
+
+def draw(dtype):
+  generator = np.random.default_rng(1)
+  x = generator.normal(size=(2, 3, 5)).astype(np.float32)
+  kernel = generator.normal(size=(5, 4)).astype(np.float32)
+  return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype), jnp.arange(4, dtype=dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+def test_values_and_gradients(dtype, tolerance):
+  x, kernel, bias = draw(dtype)
+  exact = [np.asarray(v, np.float64) for v in (x, kernel, bias)]
+  out, pullback = jax.vjp(dense, x, kernel, bias)
+  cotangent = jnp.ones_like(out)
+  dx, dkernel, dbias = pullback(cotangent)
+  assert {v.dtype for v in (out, dx, dkernel, dbias)} == {jnp.dtype(dtype)}
+  scale = {"rtol": tolerance, "atol": 4 * tolerance}
+  np.testing.assert_allclose(np.asarray(out, np.float64), exact[0] @ exact[1] + exact[2], **scale)
+  ones = np.ones(out.shape)
+  np.testing.assert_allclose(np.asarray(dx, np.float64), ones @ exact[1].T, **scale)
+  want = np.einsum("abk,abn->kn", exact[0], ones)
+  np.testing.assert_allclose(np.asarray(dkernel, np.float64), want, **scale)
+
+
+def test_numerical_derivatives_in_double_precision():
+  with jax.enable_x64(True):
+    check_grads(dense, draw(jnp.float64), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_sums_are_wider_than_bfloat16():
+  # 1 + 256 * 2**-9: lost whole, were the sum kept in bfloat16.
+  x = jnp.concatenate([jnp.ones(1), jnp.full(256, 2.0**-9)]).astype(jnp.bfloat16)[None]
+  assert float(dense(x, jnp.ones((257, 1), jnp.bfloat16))[0, 0]) == 1.5

@@ -1,0 +1,97 @@
+"""Interleaved timing: A B C A B C, so that a slow minute of the machine meets everyone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from udp_jax.benchmark.worker import WorkerError
+
+Run = Callable[[], dict[str, Any]]
+
+
+class Result(NamedTuple):
+  """What a race found out.
+
+  Attributes:
+    answers: of each contestant, one a cycle, in order.
+    errors: why a contestant dropped out; it has no answers then.
+  """
+
+  answers: dict[str, list[dict[str, Any]]]
+  errors: dict[str, str]
+
+
+def interleave(
+  runs: Mapping[str, Run],
+  *,
+  min_cycles: int,
+  max_cycles: int,
+  seconds: float,
+  pause: float = 0.0,
+  clock: Callable[[], float] = time.monotonic,
+) -> Result:
+  """Runs every contestant once a cycle until the time is up.
+
+  Each cycle starts with another contestant, so that none always follows the same one. All have
+  the same number of answers in the end.
+
+  Args:
+    runs: contestants by name.
+    min_cycles: at least so many, whatever the time.
+    max_cycles: at most so many.
+    seconds: no cycle begins after this time, once there are `min_cycles`.
+    pause: seconds before each run, in which the thread pool of the one before goes to sleep.
+    clock: seconds.
+  """
+  answers: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
+  errors: dict[str, str] = {}
+  started = clock()
+  for cycle in range(max_cycles):
+    names = [name for name in runs if name not in errors]
+    if not names or (cycle >= min_cycles and clock() - started >= seconds):
+      break
+    turn = cycle % len(names)
+    for name in names[turn:] + names[:turn]:
+      time.sleep(pause)
+      try:
+        answers[name].append(runs[name]())
+      except WorkerError as error:
+        errors[name] = str(error)
+  return Result({name: [] if name in errors else a for name, a in answers.items()}, errors)
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+  """`median_s`, `p10_s` and `p90_s` (percentiles, interpolated) of at least one number."""
+  p10, median, p90 = np.percentile(np.asarray(seconds, np.float64), [10, 50, 90])
+  return {"median_s": float(median), "p10_s": float(p10), "p90_s": float(p90)}
+
+
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+  """Sets, in the rows of one race, each row's time over that of a peer; None where there is none.
+
+  `ratio` is over the fastest peer of the race (`best_peer` names it), `ratio_as_written` over the
+  peer as it is commonly written, `ratio_separate` over our separate steps (in a race of joint
+  steps), and `ratio_memory` compares peak memory with the fastest peer's.
+  Below 1 is faster, or smaller, than the peer.
+  """
+  timed = [row for row in rows if row["median_s"] is not None]
+  peers = [row for row in timed if row["framework"] != "jax"]
+  best = min(peers, key=lambda row: row["median_s"], default=None)
+  written = next((row for row in peers if row["variant"] == "as_written"), None)
+  separate = next((row for row in timed if row["variant"] == "separate_steps"), None)
+  for row in rows:
+    row["best_peer"] = best and f"{best['framework']} {best['variant']}"
+    row["ratio"] = _over(row, best, "median_s")
+    row["ratio_as_written"] = _over(row, written, "median_s")
+    row["ratio_separate"] = _over(row, separate, "median_s")
+    row["ratio_memory"] = _over(row, best, "peak_rss_mib")
+
+
+def _over(row: dict[str, Any], peer: dict[str, Any] | None, field: str) -> float | None:
+  if peer is None or not row[field] or not peer[field]:
+    return None
+  return row[field] / peer[field]

@@ -1,0 +1,368 @@
+"""Does the tasks of a benchmark one by one and keeps bench.json and bench.md up to date."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from udp_jax import provenance
+from udp_jax.benchmark import plan, race, tables
+from udp_jax.benchmark.jax_worker import diffusers_config
+from udp_jax.benchmark.plan import Contestant, Task
+from udp_jax.benchmark.worker import Worker, WorkerError
+from udp_jax.data import files
+from udp_jax.errors import ConfigError, MissingDataError
+
+_TORCH_WORKER = Path(__file__).with_name("torch_worker.py")
+# Why there is no JAX peer: said in the table too.
+NO_FLAX = "diffusers-Flax (last release 0.39.0) has no UNet2DModel, only Stable Diffusion's U-Net"
+
+
+def run(
+  config: Any, workdir: Path, *, peer_python: str, only: str = "", progress: bool = True
+) -> dict[str, Any]:
+  """Measures what is not in workdir/bench.json yet; returns its content.
+
+  Args:
+    config: of `experiments.configs.benchmark`.
+    workdir: for bench.json, bench.md and logs/.
+    peer_python: interpreter of the environment with torch and diffusers.
+    only: regular expression; tasks whose key does not contain it are left for another time.
+    progress: show a bar.
+
+  Raises:
+    ConfigError: a config that means nothing, or a workdir of another config, commit or machine.
+    MissingDataError: PyTorch is asked for and `peer_python` does not have it.
+    OutputError: the workdir cannot be written.
+  """
+  chosen = plan.tasks(config, only)
+  bench = _Bench(config, workdir, peer_python)
+  report = bench.report
+  left = [task for task in chosen if task.key not in report["done"]]
+  bar = tqdm(left, desc="benchmark", unit="task", disable=not progress or not left)
+  try:
+    for task in bar:
+      bar.set_postfix_str(task.key)
+      bench.do(task, left)
+      report["done"].append(task.key)
+      bench.save()
+  finally:
+    bench.pool.stop()
+  bench.save()
+  return report
+
+
+class _Pool:
+  """Workers by name, kept while one group of tasks goes on."""
+
+  def __init__(self, logs: Path):
+    self._logs = logs
+    self._group: Any = None
+    self._workers: dict[str, Worker] = {}
+    self._facts: dict[str, dict[str, Any]] = {}
+    self._errors: dict[str, str] = {}
+
+  def enter(self, group: Any) -> None:
+    """Stops the workers of any other group."""
+    if group != self._group:
+      self.stop()
+      self._group = group
+
+  def start(self, name: str, command: list[str], environment: dict[str, str]) -> Worker:
+    """The worker of that name, started when there is none yet."""
+    if name not in self._workers:
+      log = self._logs / f"{name.replace('/', '-')}.log"
+      self._workers[name] = Worker(command, log, environment)
+    return self._workers[name]
+
+  def prepared(self, name: str, worker: Worker, **spec: Any) -> dict[str, Any]:
+    """What the worker said when it was prepared, now or before. Raises WorkerError."""
+    if name in self._errors:
+      raise WorkerError(self._errors[name])
+    if name not in self._facts:
+      try:
+        self._facts[name] = worker.ask("prepare", **spec)
+      except WorkerError as error:
+        self._errors[name] = str(error)
+        self._workers.pop(name).stop()
+        raise
+    return self._facts[name]
+
+  def stop(self) -> None:
+    """Ends all workers."""
+    for worker in self._workers.values():
+      worker.stop()
+    self._workers, self._facts, self._errors = {}, {}, {}
+
+
+class _Bench:
+  """A config, its workdir and its workers."""
+
+  def __init__(self, config: Any, workdir: Path, peer_python: str):
+    self.config, self.workdir = config, workdir
+    self.pool = _Pool(workdir / "logs")
+    self._peer_command = [peer_python, str(_TORCH_WORKER)]
+    self._peer_python = peer_python
+    self.report = self._open()
+
+  def do(self, task: Task, left: list[Task]) -> None:
+    """Measures one task and adds its rows to the report."""
+    if task.section == "races":
+      self.report["rows"] += self._race(task, left)
+      return
+    measure = getattr(self, f"_{task.section}")
+    try:
+      rows = measure(task)
+    except WorkerError as error:
+      rows = [{**task.spec, "reason": str(error)}]
+    self.report[task.section] += rows
+
+  def save(self) -> None:
+    """Writes bench.json and bench.md, each whole or not at all."""
+    files.write_json(self.workdir / "bench.json", self.report)
+    files.write_bytes(self.workdir / "bench.md", tables.markdown(self.report).encode())
+
+  # The header.
+
+  def _open(self) -> dict[str, Any]:
+    self._check_peer()
+    path = self.workdir / "bench.json"
+    config = json.loads(files.to_json(self.config.to_dict()))
+    facts = self._facts()
+    if not path.exists():
+      header = {"title": self.config.title, "notice": self.config.notice, **facts}
+      header |= {"command": provenance.command(), "config": config}
+      header |= {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+      header["matmul_gflops"] = self._matmul()
+      rows: dict[str, Any] = {section: [] for section in plan.SECTIONS[1:]}
+      return {"header": header, "rows": self._absent(), **rows, "done": []}
+    report = files.read_json(path)
+    old = report.get("header", {})
+    now: dict[str, Any] = {**facts, "config": config}
+    changed = [name for name in now if old.get(name) != now[name]]
+    if changed:
+      raise ConfigError(
+        f"{path} was begun with another {' and '.join(changed)}: one table is measured with one of "
+        "each; choose another --workdir"
+      )
+    return report
+
+  def _check_peer(self) -> None:
+    if self.config.peers.torch and shutil.which(self._peer_python) is None:
+      raise MissingDataError(
+        f"no PyTorch to race against: {self._peer_python} is not there. `make bench` installs it; "
+        "or give --peer_python=PATH of an environment with torch and diffusers, or race nobody: "
+        "--config.peers.torch='()'"
+      )
+
+  def _facts(self) -> dict[str, Any]:
+    """Commit, hardware, versions, threads: what must not change within one table."""
+    self.pool.enter("header")
+    ours = self._jax("header").ask("info")
+    versions, threads = ours["versions"], {"jax": ours["threads"]}
+    if self.config.peers.torch:
+      if ours["hardware"]["backend"] != "cpu":
+        raise ConfigError(
+          "the PyTorch contestants run on the CPU: set JAX_PLATFORMS=cpu, or race nobody: "
+          "--config.peers.torch='()'"
+        )
+      try:
+        theirs = self._torch("header-torch").ask("info")
+      except WorkerError as error:
+        raise MissingDataError(
+          f"{self._peer_python} cannot run the PyTorch contestant ({error}); `make bench` makes an "
+          "environment that can, --peer_python=PATH names another"
+        ) from error
+      versions |= {"torch": theirs["version"], "diffusers (torch)": theirs["diffusers"]}
+      threads["torch"] = theirs["threads"]
+    facts = {"commit": provenance.commit(), "hardware": ours["hardware"]}
+    return facts | {"versions": versions, "threads": threads}
+
+  def _matmul(self) -> dict[str, Any]:
+    size = self.config.matmul_size
+    rates = {"jax": self._jax("header").ask("matmul", size=size)["gflops"]}
+    if self.config.peers.torch:
+      rates["torch"] = self._torch("header-torch").ask("matmul", size=size)["gflops"]
+    return rates
+
+  def _absent(self) -> list[dict[str, Any]]:
+    row = {"work": "round", "batch": None, "dtype": None, "framework": "diffusers_flax"}
+    return [
+      tables.race_row({**row, "model": model, "variant": "", "reason": NO_FLAX})
+      for model in self.config.models
+    ]
+
+  # Workers.
+
+  def _jax(self, name: str, **environment: str) -> Worker:
+    # Times of compilation are times of compilation; tasks that want the cache turn it on.
+    base = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    command = [sys.executable, "-m", "udp_jax.benchmark.jax_worker"]
+    return self.pool.start(name, command, base | environment)
+
+  def _torch(self, name: str) -> Worker:
+    # Kernels compiled by an earlier run would hide the time that it takes.
+    return self.pool.start(name, self._peer_command, {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})
+
+  # Sections.
+
+  def _race(self, task: Task, left: list[Task]) -> list[dict[str, Any]]:
+    spec, settings = task.spec, self.config.races
+    group = (spec["model"], spec["batch"], spec["dtype"])
+    self.pool.enter(group)
+    mates = [t for t in left if t.section == "races" and _group(t) == group]
+    runs: dict[str, race.Run] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for contestant in plan.contestants(self.config, task):
+      name = contestant.variant if contestant.framework == "jax" else f"torch_{contestant.variant}"
+      row = {**spec, "framework": contestant.framework, "variant": contestant.variant}
+      rows[name] = tables.race_row(row)
+      try:
+        worker, facts = self._contestant(contestant, group, mates)
+        memory = worker.ask("memory", work=contestant.asked)
+      except WorkerError as error:
+        rows[name]["reason"] = str(error)
+        continue
+      rows[name] |= {k: facts[k] for k in ("compile_s", "warmup_s", "compile_peak_rss_mib")}
+      rows[name] |= {k: memory[k] for k in ("peak_rss_mib", "peak_of")}
+      rows[name]["tflop"] = facts["tflop"].get(contestant.asked)
+      runs[name] = lambda w=worker, c=contestant: w.ask("run", work=c.asked)  # type: ignore[misc]
+    limits = {"min_cycles": settings.min_cycles, "max_cycles": settings.max_cycles}
+    result = race.interleave(runs, **limits, seconds=settings.seconds, pause=settings.pause)
+    for name, answers in result.answers.items():
+      row = rows[name]
+      if name in result.errors:
+        row["reason"] = result.errors[name]
+        continue
+      row |= race.spread([answer["seconds"] for answer in answers])
+      row["cycles"] = len(answers)
+      row["cpu_s"] = float(np.median([answer["cpu_seconds"] for answer in answers]))
+      row["idle_cpu_s"] = sum(answer["idle_cpu_seconds"] for answer in answers)
+      if row["tflop"] is not None:
+        peak = max(
+          rates[spec["dtype"]] for rates in self.report["header"]["matmul_gflops"].values()
+        )
+        row["percent_of_peak"] = 100 * 1e3 * row["tflop"] / row["median_s"] / peak
+    found = list(rows.values())
+    race.add_ratios(found)
+    return found
+
+  def _contestant(
+    self, contestant: Contestant, group: Any, mates: list[Task]
+  ) -> tuple[Worker, dict[str, Any]]:
+    """The contestant's worker, prepared for all the works that its races will ask of it."""
+    spec = dict(contestant.prepare)
+    same = [
+      other.asked
+      for task in mates
+      for other in plan.contestants(self.config, task)
+      if (other.framework, other.prepare) == (contestant.framework, contestant.prepare)
+    ]
+    works = list(dict.fromkeys(same))
+    label = "_".join(map(str, group))
+    if contestant.framework == "jax":
+      steps = spec.get("train_steps", 1)
+      kind = "joint" if spec.get("joint") else f"round_{steps}"
+      name = f"jax_{kind}_{label}"
+      worker = self._jax(name)
+    else:
+      name = f"torch_{contestant.variant}_{label}"
+      worker = self._torch(name)
+      spec["unet"] = diffusers_config(spec["unet"])
+    timeout = self.config.races.timeout
+    return worker, self.pool.prepared(name, worker, works=works, timeout=timeout, **spec)
+
+  def _ours(self, model: str) -> dict[str, Any]:
+    unet = self.config.models[model].to_dict()
+    return {"unet": unet, "performance": self.config.performance.to_dict()}
+
+  def _primitives(self, task: Task) -> list[dict[str, Any]]:
+    self.pool.enter("primitives")
+    fields = {name: value for name, value in task.spec.items() if name != "name"}
+    rows = self._jax("primitives").ask("primitive", **fields)["rows"]
+    shown = {"primitive": task.spec["name"], "dtype": task.spec["dtype"]}
+    shown["shape"] = "x".join(map(str, task.spec["x_shape"]))
+    return [{**shown, **row} for row in rows]
+
+  def _cost(self, task: Task) -> list[dict[str, Any]]:
+    self.pool.enter(task.key)
+    spec = self._ours(task.spec["model"])
+    spec["unet"]["sample_size"] = task.spec["resolution"]
+    steps = task.spec["steps"]
+    spec |= {"batch": task.spec["batch"], "num_batches": task.spec["num_batches"]}
+    answer = self._jax(task.key).ask("cost", train_steps=steps, perturb_steps=1, **spec)
+    images = task.spec["batch"] * (steps + task.spec["num_batches"])
+    answer["ms_per_image_step"] = 1e3 * answer["round_s"] / images
+    return [{**task.spec, **_without_cpu(answer)}]
+
+  def _scaling(self, task: Task) -> list[dict[str, Any]]:
+    self.pool.enter(task.key)
+    count = task.spec["devices"]
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = {
+      "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={count}",
+      "JAX_PLATFORMS": "cpu",
+    }
+    folder = self.workdir / "scaling"
+    folder.mkdir(exist_ok=True)
+    delta = folder / f"delta_{count}.npy"
+    spec = self._ours(task.spec["model"])
+    answer = self._jax(task.key, **environment).ask(
+      "scaling", delta_file=str(delta), batch=task.spec["batch"], **spec
+    )
+    row = {**task.spec, **_without_cpu(answer)}
+    single = folder / "delta_1.npy"
+    row["differs"] = row["max_difference_255"] = None
+    if single.exists():
+      ours, reference = np.load(delta), np.load(single)
+      row["differs"] = float(np.mean(ours != reference))
+      row["max_difference_255"] = 255 * float(np.abs(ours - reference).max())
+    return [row]
+
+  def _host(self, task: Task) -> list[dict[str, Any]]:
+    self.pool.enter(task.key)
+    names = ("batch", "num_rounds", "in_one_dispatch")
+    options = {name: task.spec[name] for name in names}
+    answer = self._jax(task.key).ask("host", **options, **self._ours(task.spec["model"]))
+    return [{**task.spec, **_without_cpu(answer)}]
+
+  def _compile(self, task: Task) -> list[dict[str, Any]]:
+    row = dict(task.spec)
+    spec = {**self._ours(task.spec["model"]), "batch": task.spec["batch"]}
+    with tempfile.TemporaryDirectory(prefix="udp_jax_xla_") as cache:
+      environment = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      }
+      for name in ("cold", "cached"):
+        self.pool.enter((task.key, name))
+        answer = self._jax(f"{task.key}-{name}", **environment).ask("compile", **spec)
+        row[f"trace_{name}_s"], row[f"compile_{name}_s"] = answer["trace_s"], answer["compile_s"]
+        row["cache_mib"] = answer["cache_mib"]
+      self.pool.stop()
+    return [row]
+
+
+def _group(task: Task) -> tuple:
+  return task.spec["model"], task.spec["batch"], task.spec["dtype"]
+
+
+def _without_cpu(answer: dict[str, Any]) -> dict[str, Any]:
+  return {name: value for name, value in answer.items() if "cpu_seconds" not in name}
+
+
+def failures(report: dict[str, Any]) -> list[dict[str, Any]]:
+  """Rows of ours that could not be measured."""
+  rows = [row for row in report["rows"] if row["framework"] == "jax"]
+  rows += [row for section in plan.SECTIONS[1:] for row in report[section]]
+  return [row for row in rows if row.get("reason")]

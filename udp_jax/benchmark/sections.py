@@ -1,0 +1,159 @@
+"""What is measured without an opponent: cost against work, devices, host overhead, compile time."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udp_jax.benchmark import flops, jax_worker, serve
+from udp_jax.protections.base import WHOLE
+
+
+class _Rounds:
+  """A compiled round and its state, to be run again and again."""
+
+  def __init__(self, **spec: Any):
+    problem = jax_worker.build(**spec)
+    self.problem, self.state = problem._replace(state=None), problem.state
+    started = time.perf_counter()
+    self.update = jax_worker.compile_round(problem)
+    self.compile_s = time.perf_counter() - started
+    self()
+
+  def __call__(self) -> None:
+    """One round, waited for."""
+    self.dispatch()
+    jax.block_until_ready(self.state)
+
+  def dispatch(self) -> None:
+    """One round, not waited for."""
+    problem = self.problem
+    self.state, _ = self.update(problem.key, self.state, problem.data, None, jnp.int32(WHOLE))
+
+
+def cost(repeats: int = 3, **spec: Any) -> dict[str, Any]:
+  """Seconds, TFLOP and peak memory of a round of `jax_worker.build(**spec)`."""
+  rounds = _Rounds(**spec)
+  seconds = _timed(rounds, repeats)
+  return {
+    "round_s": statistics.median(seconds),
+    "compile_s": rounds.compile_s,
+    "tflop": flops.count(rounds.update.as_text()).total / 1e12,
+    **serve.measured(rounds),
+  }
+
+
+def scaling(delta_file: str, num_rounds: int = 2, repeats: int = 3, **spec: Any) -> dict[str, Any]:
+  """The round over all devices of this process; writes delta after `num_rounds` rounds.
+
+  The process must be started with the number of devices that is wanted (`XLA_FLAGS`).
+  """
+  rounds = _Rounds(spread=True, **spec)
+  for _ in range(num_rounds - 1):
+    rounds()
+  np.save(delta_file, np.asarray(rounds.state.delta))
+  text = rounds.update.as_text()
+  collectives = [
+    line for line in text.splitlines() if any(f" {kind}(" in line for kind in _COLLECTIVES)
+  ]
+  return {
+    "devices": jax.device_count(),
+    "round_s": statistics.median(_timed(rounds, repeats)),
+    "compile_s": rounds.compile_s,
+    "collectives": len(collectives),
+  }
+
+
+_COLLECTIVES = (
+  *("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"),
+  *("all-reduce-start", "all-gather-start", "collective-permute-start"),
+)
+
+
+def host_overhead(
+  num_rounds: int, repeats: int = 3, in_one_dispatch: bool = True, **spec: Any
+) -> dict[str, Any]:
+  """What the host adds to a round.
+
+  `dispatch_s` is a program with the round's own arguments, results and donation that computes
+  nothing: what Python, the runtime and the transfer of the losses take. With `in_one_dispatch`,
+  `num_rounds` rounds in one program are timed by turns with as many dispatches.
+  """
+  rounds = _Rounds(**spec)
+  problem = rounds.problem
+  result: dict[str, Any] = {"round_s": statistics.median(_timed(rounds, repeats))}
+
+  def nothing(key, state, data, params, phase):
+    del key, data, params
+    empty = jnp.zeros_like(problem.data.ids, jnp.float32)
+    return state._replace(round=state.round + phase), (empty, jnp.zeros((1,)))
+
+  idle = (
+    jax.jit(nothing, donate_argnums=1)
+    .lower(problem.key, rounds.state, problem.data, None, jnp.int32(0))
+    .compile()
+  )
+
+  def dispatch() -> None:
+    for _ in range(20):
+      rounds.state, info = idle(problem.key, rounds.state, problem.data, None, jnp.int32(WHOLE))
+      for leaf in info:
+        np.asarray(leaf)
+
+  result["dispatch_s"] = statistics.median(_timed(dispatch, 5)) / 20
+  result["overhead_percent"] = 100 * result["dispatch_s"] / result["round_s"]
+  if in_one_dispatch:
+    body = problem.protection.update
+
+    def many(key, state, data):
+      return jax.lax.scan(
+        lambda s, _: (body(key, s, data, None)[0], None), state, length=num_rounds
+      )
+
+    one = jax.jit(many, donate_argnums=1).lower(problem.key, rounds.state, problem.data).compile()
+
+    def all_in_one() -> None:
+      rounds.state, _ = jax.block_until_ready(one(problem.key, rounds.state, problem.data))
+
+    def one_by_one() -> None:
+      for _ in range(num_rounds):
+        rounds()
+
+    all_in_one()
+    pairs = [(_timed(all_in_one, 1)[0], _timed(one_by_one, 1)[0]) for _ in range(repeats)]
+    together, apart = (statistics.median(times) / num_rounds for times in zip(*pairs))
+    result |= {"one_dispatch_s": together, "many_dispatches_s": apart}
+    result["difference_percent"] = 100 * (apart / together - 1)
+  return result
+
+
+def compile_time(**spec: Any) -> dict[str, Any]:
+  """Seconds to compile the round, from nothing or from what the cache folder holds."""
+  cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
+  problem = jax_worker.build(**spec)
+  started = time.perf_counter()
+  traced = jax_worker.lower_round(problem)
+  lowered = time.perf_counter()
+  traced.compile()
+  return {
+    "trace_s": lowered - started,
+    "compile_s": time.perf_counter() - lowered,
+    "cache_mib": sum(f.stat().st_size for f in cache.rglob("*") if f.is_file()) / 2**20,
+  }
+
+
+def _timed(run: Callable[[], None], repeats: int) -> list[float]:
+  seconds = []
+  for _ in range(repeats):
+    started = time.perf_counter()
+    run()
+    seconds.append(time.perf_counter() - started)
+  return seconds

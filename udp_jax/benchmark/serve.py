@@ -1,0 +1,108 @@
+"""The worker's end of the pipe: one JSON object a line in, one out. Standard library only.
+
+It runs in the peers' environment too, where this package and jax are not installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+  """Answers {"do": NAME, **arguments} by `handlers[NAME](**arguments)` until "stop" or EOF.
+
+  An answer is the handler's dict with `cpu_seconds`, this process's while it ran, and
+  `idle_cpu_seconds`, burned while it waited for this request: a worker that spins while it waits
+  slows the others. An exception becomes {"error": ...} and the worker goes on.
+  """
+  _die_with_parent()
+  # Whatever libraries print goes to stderr: stdout is the pipe.
+  replies = os.fdopen(os.dup(1), "w", buffering=1)
+  os.dup2(2, 1)
+  idle_since = time.process_time()
+  for line in sys.stdin:
+    request = json.loads(line)
+    name = request.pop("do")
+    if name == "stop":
+      return
+    started = time.process_time()
+    try:
+      answer = handlers[name](**request)
+    except Exception as error:
+      traceback.print_exc()
+      answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+    finished = time.process_time()
+    answer |= {"cpu_seconds": finished - started, "idle_cpu_seconds": started - idle_since}
+    idle_since = finished
+    replies.write(json.dumps(answer) + "\n")
+
+
+def cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def peak_rss_mib() -> float:
+  """Largest resident memory of this process since it started or since `forget_peak`, in MiB."""
+  with contextlib.suppress(OSError):
+    for line in Path("/proc/self/status").read_text().splitlines():
+      if line.startswith("VmHWM:"):
+        return int(line.split()[1]) / 1024
+  scale = 2**20 if sys.platform == "darwin" else 2**10
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def forget_peak() -> bool:
+  """Gives freed memory back and starts the peak afresh; False where the system cannot do that."""
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).malloc_trim(0)
+  try:
+    Path("/proc/self/clear_refs").write_text("5")
+  except OSError:
+    return False
+  return True
+
+
+def measured(run: Callable[[], None]) -> dict[str, Any]:
+  """One untimed run: `peak_rss_mib` of it alone, or of the process where that cannot be told."""
+  alone = forget_peak()
+  run()
+  return {"peak_rss_mib": peak_rss_mib(), "peak_of": "step" if alone else "process"}
+
+
+def timed_cpu(run: Callable[[], Any]) -> float:
+  """CPU seconds of this process, all threads, that `run` takes."""
+  started = time.process_time()
+  run()
+  return time.process_time() - started
+
+
+def matmul_gflops(multiply: Callable[[], None], size: int, repeats: int = 8) -> float:
+  """The best rate of `multiply`, a blocking product of two (size, size) matrices, in GFLOP/s."""
+  multiply()
+  best = float("inf")
+  for _ in range(repeats):
+    started = time.perf_counter()
+    multiply()
+    best = min(best, time.perf_counter() - started)
+  return 2 * size**3 / best / 1e9
+
+
+def _die_with_parent() -> None:
+  """Linux: a worker never outlives the benchmark, even in the middle of a compilation."""
+  parent_death_signal = 1
+  with contextlib.suppress(OSError, AttributeError):
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)

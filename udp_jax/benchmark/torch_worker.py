@@ -1,0 +1,196 @@
+"""The PyTorch contestant: diffusers' `UNet2DModel` trained and attacked as its users do it.
+
+Runs in the environment of the peers (`make bench`), by path: imports torch, diffusers and `serve`.
+Variants, each with as many threads as there are cores:
+  as_written      NCHW; `loss.backward()` in the max step too, which computes weight gradients that
+                  nobody uses; Adam as it comes. What public code does.
+  channels_last   channels_last memory; the max step differentiates delta alone, weights frozen;
+                  fused Adam. The best eager form.
+  compile         the same under `torch.compile`.
+bfloat16 is autocast around the forward pass, weights in float32, in every variant.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import serve
+import torch
+
+# Modules of this folder must not hide anyone's.
+_HERE = str(Path(__file__).resolve().parent)
+sys.path[:] = [place for place in sys.path if str(Path(place or ".").resolve()) != _HERE]
+
+VARIANTS = ("as_written", "channels_last", "compile")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_RADIUS, _STEP_SIZE = 16 / 255, 2 / 255
+_LEARNING_RATE, _CLIP_NORM = 8e-4, 1.0
+
+
+class Contestant:
+  """Handlers of a race."""
+
+  def prepare(
+    self, works: list[str], *, unet: dict[str, Any], batch: int, dtype: str, variant: str
+  ) -> dict[str, Any]:
+    """Builds the model and runs each of `works` until it is warm."""
+    if variant not in VARIANTS:
+      raise ValueError(f"unknown variant {variant!r}")
+    torch.manual_seed(0)
+    torch.set_num_threads(serve.cores())
+    self._lean = variant != "as_written"
+    self._dtype = DTYPES[dtype]
+    model: Any = diffusers.UNet2DModel(**{k: v for k, v in unet.items() if not k.startswith("_")})
+    layout = torch.channels_last if self._lean else torch.contiguous_format
+    self._model = model.to(memory_format=layout)
+    self._forward = self._model
+    self._scheduler: Any = diffusers.DDPMScheduler(num_train_timesteps=1000)
+    self._optimizer = torch.optim.Adam(
+      model.parameters(), lr=_LEARNING_RATE, fused=True if self._lean else None
+    )
+    size, channels = model.config.sample_size, model.config.in_channels
+    images = torch.rand(batch, channels, size, size)
+    self._images = images.to(memory_format=layout)
+    start = (torch.randint(0, 2, images.shape) * 2 - 1) * _RADIUS
+    self._delta = start.to(memory_format=layout)
+    started = time.perf_counter()
+    # Counted on the eager model, which computes the same; it warms the eager variants up as well.
+    tflop = {work: self._count(work) for work in works}
+    if variant == "compile":
+      self._forward = torch.compile(model, dynamic=False)
+      started = time.perf_counter()
+      for work in works:
+        self._step(work)
+      compiled = time.perf_counter() - started
+    else:
+      compiled = 0.0
+    started = time.perf_counter()
+    for work in works:
+      self._step(work)
+    return {
+      "compile_s": compiled,
+      "warmup_s": time.perf_counter() - started,
+      "compile_peak_rss_mib": serve.peak_rss_mib(),
+      "tflop": tflop,
+    }
+
+  def run(self, work: str) -> dict[str, Any]:
+    """One timed run."""
+    started = time.perf_counter()
+    self._step(work)
+    return {"seconds": time.perf_counter() - started}
+
+  def memory(self, work: str) -> dict[str, Any]:
+    """One untimed run and its peak memory."""
+    return serve.measured(lambda: self._step(work))
+
+  def _step(self, work: str) -> None:
+    if work in ("min", "round"):
+      self._min_step()
+    if work in ("max", "round"):
+      self._max_step()
+    if work == "joint":
+      self._joint_step()
+
+  def _losses(self, images: torch.Tensor) -> torch.Tensor:
+    """The denoising loss of each picture (B,) at a timestep and noise of its own."""
+    x0 = 2 * images - 1
+    noise = torch.randn_like(x0)
+    timesteps = torch.randint(0, 1000, (len(x0),))
+    x_t = self._scheduler.add_noise(x0, noise, timesteps)
+    with torch.autocast("cpu", dtype=self._dtype, enabled=self._dtype is not torch.float32):
+      prediction = self._forward(x_t, timesteps).sample
+    return torch.nn.functional.mse_loss(prediction.float(), noise, reduction="none").mean((1, 2, 3))
+
+  def _min_step(self) -> None:
+    self._model.train()
+    if self._lean:
+      self._model.requires_grad_(True)
+    self._optimizer.zero_grad()
+    loss = self._losses(self._images + self._delta).mean()
+    loss.backward()
+    self._descend(loss)
+
+  def _max_step(self) -> None:
+    self._model.eval()
+    delta = self._delta.detach().requires_grad_()
+    if self._lean:
+      self._model.requires_grad_(False)
+      loss = self._losses(self._images + delta).sum()
+      (gradient,) = torch.autograd.grad(loss, delta)
+    else:
+      self._optimizer.zero_grad()
+      loss = self._losses(self._images + delta).sum()
+      loss.backward()
+      gradient = delta.grad
+    self._ascend(gradient, loss)
+
+  def _joint_step(self) -> None:
+    self._model.train()
+    self._model.requires_grad_(True)
+    self._optimizer.zero_grad()
+    delta = self._delta.detach().requires_grad_()
+    loss = self._losses(self._images + delta).mean()
+    loss.backward()
+    self._descend(loss)
+    self._ascend(delta.grad, loss)
+
+  def _descend(self, loss: torch.Tensor) -> None:
+    torch.nn.utils.clip_grad_norm_(self._model.parameters(), _CLIP_NORM)
+    self._optimizer.step()
+    _check(loss)
+
+  def _ascend(self, gradient: torch.Tensor, loss: torch.Tensor) -> None:
+    with torch.no_grad():
+      delta = (self._delta + _STEP_SIZE * gradient.sign()).clamp(-_RADIUS, _RADIUS)
+      self._delta = (self._images + delta).clamp(0, 1) - self._images
+    _check(loss)
+
+  def _count(self, work: str) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+      self._step(work)
+    return counter.get_total_flops() / 1e12
+
+
+def _check(loss: torch.Tensor) -> None:
+  if not torch.isfinite(loss):
+    raise FloatingPointError("the loss is not finite")
+
+
+def info() -> dict[str, Any]:
+  """Versions and threads."""
+  torch.set_num_threads(serve.cores())
+  return {
+    "version": torch.__version__,
+    "diffusers": diffusers.__version__,
+    "threads": torch.get_num_threads(),
+  }
+
+
+def matmul(size: int) -> dict[str, Any]:
+  """Peak GFLOP/s of a matrix product, by dtype."""
+  torch.set_num_threads(serve.cores())
+  rates = {}
+  for name, dtype in DTYPES.items():
+    a = torch.randn(size, size).to(dtype)
+    rates[name] = serve.matmul_gflops(lambda a=a: a @ a, size)
+  return {"gflops": rates}
+
+
+if __name__ == "__main__":
+  contestant = Contestant()
+  serve.serve(
+    {
+      "info": info,
+      "matmul": matmul,
+      "prepare": contestant.prepare,
+      "run": contestant.run,
+      "memory": contestant.memory,
+    }
+  )

@@ -1,0 +1,354 @@
+"""One run in several processes: start-up, agreement, and an end that all of them come to.
+
+Without settings, in flags or in the environment, everything here is about a single process and does
+nothing. Nothing here imports jax before `start` needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from udp_jax.errors import ConfigError, PeerLostError, UserError
+from udp_jax.peers import Peers, split_address
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How long this process may take to come to an end of its own when another one has failed: most
+# often it fails in the same way, and its own message is the better one.
+_GRACE_S = 3.0
+# A signal within this time of another is the same request, delivered twice.
+SAME_REQUEST_S = 2.0
+
+
+class Settings(NamedTuple):
+  """Who this process is.
+
+  Attributes:
+    coordinator: "host:port" at which process 0 listens.
+    num_processes: of the run.
+    process_id: 0 to num_processes - 1.
+    local_device_ids: accelerators of this machine that are this process's; None for all.
+  """
+
+  coordinator: str
+  num_processes: int
+  process_id: int
+  local_device_ids: Sequence[int] | None = None
+
+
+class _Group(NamedTuple):
+  settings: Settings
+  peers: Peers
+  resumable: bool
+  ended: threading.Event  # Another process died or failed.
+
+
+_group: _Group | None = None
+
+
+def detect(
+  *,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  environment: Mapping[str, str] | None = None,
+) -> Settings | None:
+  """The settings of this process, or None for a single one.
+
+  In this order: the arguments (flags), completed by UDP_COORDINATOR, UDP_NUM_PROCESSES and
+  UDP_PROCESS_ID (or JOB_COMPLETION_INDEX, which Kubernetes sets in indexed jobs and JobSets); SLURM
+  (`srun`); Cloud TPU pods; Kubernetes jobs, where the `kubernetes` package is installed.
+
+  Raises:
+    ConfigError: settings that contradict each other, are incomplete or make no sense.
+  """
+  env = os.environ if environment is None else environment
+  found = {
+    "coordinator": _merged("coordinator", coordinator, env.get("UDP_COORDINATOR")),
+    "num_processes": _merged("num_processes", num_processes, env.get("UDP_NUM_PROCESSES")),
+    "process_id": _merged("process_id", process_id, env.get("UDP_PROCESS_ID")),
+  }
+  if all(value is None for value in found.values()):
+    return _detect_cluster(env)
+  if found["process_id"] is None and env.get("JOB_COMPLETION_INDEX"):
+    found["process_id"] = _merged("process_id", None, env["JOB_COMPLETION_INDEX"])
+  if missing := [name for name, value in found.items() if value is None]:
+    given = next(name for name, value in found.items() if value is not None)
+    raise ConfigError(
+      f"--{given} needs --{' and --'.join(missing)} too (or UDP_{missing[0].upper()} in the "
+      "environment)"
+    )
+  return _checked(Settings(**found))
+
+
+def _merged(name: str, flag: Any, variable: str | None) -> Any:
+  value: Any = variable or None
+  if value is not None and name != "coordinator":
+    if not value.isdigit():
+      raise ConfigError(f"UDP_{name.upper()}={value} is not a number")
+    value = int(value)
+  if flag is not None and value is not None and flag != value:
+    raise ConfigError(f"--{name}={flag} contradicts UDP_{name.upper()}={value} in the environment")
+  return value if flag is None else flag
+
+
+def _checked(settings: Settings) -> Settings | None:
+  split_address(settings.coordinator)
+  if settings.num_processes < 1:
+    raise ConfigError(f"num_processes is {settings.num_processes}; it must be at least 1")
+  if not 0 <= settings.process_id < settings.num_processes:
+    raise ConfigError(
+      f"process_id is {settings.process_id}; with {settings.num_processes} processes it must be 0 "
+      f"to {settings.num_processes - 1}"
+    )
+  return settings if settings.num_processes > 1 else None
+
+
+def _detect_cluster(env: Mapping[str, str]) -> Settings | None:
+  """What jax knows of clusters; asked only where there may be one, as jax takes time to import."""
+  slurm = env.get("SLURM_STEP_NODELIST") and int(env.get("SLURM_NTASKS") or 1) > 1
+  tpu = env.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu") and (
+    env.get("TPU_WORKER_HOSTNAMES")
+    or env.get("TPU_PROCESS_ADDRESSES")
+    or importlib.util.find_spec("libtpu")
+  )
+  kubernetes = env.get("JOB_COMPLETION_INDEX") and importlib.util.find_spec("kubernetes")
+  if not (slurm or tpu or kubernetes):
+    return None
+  import jax  # noqa: F401  It looks for TPU chips when it is imported.
+  from jax._src import clusters
+
+  try:
+    address, count, number, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      None, None, None, None, None, 300
+    )
+  except (RuntimeError, KeyError, ValueError, OSError) as error:
+    raise ConfigError(
+      f"this looks like a cluster, but its description cannot be read ({error}); give "
+      "--coordinator, --num_processes and --process_id"
+    ) from error
+  if address is None or count is None or number is None:
+    return None
+  return _checked(Settings(address, count, number, devices))
+
+
+def start(settings: Settings | None, *, peer_timeout_s: float, resumable: bool) -> None:
+  """Connects to the other processes; call it before anything uses a device.
+
+  Args:
+    settings: from `detect`; None for a single process.
+    peer_timeout_s: silence after which another process counts as lost, and this one ends.
+    resumable: the same command goes on where a stopped run was; for messages.
+
+  Raises:
+    ConfigError, PeerLostError: the processes do not come together.
+  """
+  global _group
+  if settings is None:
+    return
+  if not peer_timeout_s >= 1:
+    raise ConfigError(f"peer_timeout_s is {peer_timeout_s}; it must be at least 1")
+  peers = Peers(
+    settings.coordinator,
+    settings.num_processes,
+    settings.process_id,
+    peer_timeout_s=peer_timeout_s,
+    on_end=_other_ended,
+    on_stop=_other_asked_to_stop,
+  )
+  _group = _Group(settings, peers, resumable, threading.Event())
+  import jax
+
+  # Stopping is agreed upon here; jax's service would take over the handler of SIGTERM.
+  jax.config.update("jax_enable_preemption_service", False)
+  try:
+    jax.distributed.initialize(
+      peers.service_address,
+      settings.num_processes,
+      settings.process_id,
+      local_device_ids=settings.local_device_ids,
+      cluster_detection_method="deactivate",
+      coordinator_bind_address=peers.service_address,
+      # Ours comes first, with a message; this one ends a process without.
+      heartbeat_timeout_seconds=int(peer_timeout_s) + 60,
+    )
+  except RuntimeError as error:
+    raise PeerLostError(f"the processes do not come together: {error}") from error
+
+
+def index() -> int:
+  """Number of this process; 0 when it is alone."""
+  return _group.settings.process_id if _group else 0
+
+
+def count() -> int:
+  """How many processes work on this run."""
+  return _group.settings.num_processes if _group else 1
+
+
+def is_main() -> bool:
+  """Whether this is process 0: it alone speaks, merges and reports."""
+  return index() == 0
+
+
+def share(number: int) -> np.ndarray:
+  """The contiguous part of `range(number)` that is this process's."""
+  return np.array_split(np.arange(number), count())[index()]
+
+
+def gather(value: T, name: str) -> list[T]:
+  """Every process's `value` (of JSON), by process. A barrier: all call it in the same order."""
+  return _group.peers.gather(value, name) if _group else [value]
+
+
+def barrier(name: str) -> None:
+  """Returns when every process has come here."""
+  gather(None, name)
+
+
+def from_main(function: Callable[[], T], name: str) -> T:
+  """What `function` returns (of JSON) in process 0, where alone it is called.
+
+  Raises:
+    UserError: what it raised there, in every process.
+  """
+  if _group is None:
+    return function()
+  answer: Any = None
+  mine: UserError | None = None
+  if is_main():
+    try:
+      answer = {"value": function()}
+    except UserError as error:
+      mine, answer = error, {"error": str(error), "code": error.exit_code}
+  answer = gather(answer, name)[0]
+  if mine is not None:
+    raise mine
+  if "error" in answer:
+    raise _same_error(answer["error"], answer["code"])
+  return answer["value"]
+
+
+def all_or_none(function: Callable[[], T], name: str) -> T:
+  """`function()` here; if it fails with a UserError in any process, it fails in all of them."""
+  mine: UserError | None = None
+  result: T | None = None
+  try:
+    result = function()
+  except UserError as error:
+    mine = error
+  failures = gather(None if mine is None else {"text": str(mine), "code": mine.exit_code}, name)
+  if mine is not None:
+    raise mine
+  for number, failure in enumerate(failures):
+    if failure is not None:
+      raise _same_error(f"process {number}: {failure['text']}", failure["code"])
+  return result  # type: ignore[return-value]
+
+
+def _same_error(text: Any, code: Any) -> UserError:
+  error = UserError(text)
+  error.exit_code = code
+  return error
+
+
+def ask_to_stop(number: int) -> None:
+  """Passes a signal that this process received on to the others. Safe in a signal handler."""
+  if _group:
+    _group.peers.ask_to_stop(number)
+
+
+def leave(code: int, text: str, *, stopped: bool = False) -> None:
+  """Says why this process ends before the others; it must then end by `os._exit`.
+
+  Args:
+    code: with which it ends.
+    text: why.
+    stopped: because it was asked to, which is no failure.
+  """
+  if _group:
+    _group.peers.leave(code, text, stopped=stopped)
+
+
+def finish() -> None:
+  """Waits for all processes, and takes the connections down in order."""
+  global _group
+  if _group is None:
+    return
+  barrier("finish")
+  _group.peers.left.set()
+  import jax
+
+  jax.distributed.shutdown()
+  # Until here process 0 serves the others; nobody needs anything of anybody from here on.
+  _group.peers.leave(0, "done")
+  _group = None
+
+
+def was_caused_by_another(error: BaseException) -> bool:
+  """Whether an exception is likely the echo of another process's end, e.g. a broken collective."""
+  del error
+  return _group is not None and _group.ended.wait(_GRACE_S)
+
+
+def wait_for_the_end() -> None:
+  """Returns never: the thread that saw another process end says so and ends this one."""
+  while True:
+    time.sleep(1.0)
+
+
+def _other_ended(number: int, how: Mapping[str, Any]) -> None:
+  """Another process is gone: this one says so and ends, if it does not do so by itself."""
+  group = _group
+  if group is None:  # Not started yet, or finished.
+    if "lost" in how or how.get("code"):
+      _end(f"process {number} ended before the run began ({_reason(how)})")
+    return
+  if "lost" in how:
+    group.ended.set()
+    again = "; run the same command to go on from the last checkpoint" if group.resumable else ""
+    _end(f"process {number} of {group.settings.num_processes} died ({_reason(how)}){again}")
+  elif how["stopped"]:
+    # It had nothing to save, and the rest cannot go on without it.
+    time.sleep(_GRACE_S)
+    if not group.peers.left.is_set():
+      os.write(2, f"\nprocess {number}: {how['text']}\n".encode())
+      group.peers.leave(how["code"], how["text"], stopped=True)
+      os._exit(how["code"])
+  elif how["code"]:
+    time.sleep(_GRACE_S / 2)
+    if not group.peers.left.is_set():
+      group.ended.set()
+      _end(f"process {number} of {group.settings.num_processes} failed: {_reason(how)}")
+
+
+def _reason(how: Mapping[str, Any]) -> str:
+  return str(how.get("lost") or how.get("text") or f"exit code {how.get('code')}")
+
+
+_ending = threading.Lock()
+
+
+def _end(text: str) -> None:
+  _ending.acquire()  # Never released: one message is enough.
+  code = PeerLostError.exit_code
+  os.write(2, f"\nerror: {' '.join(text.split())}\n".encode())
+  sys.stdout.flush()
+  os._exit(code)
+
+
+def _other_asked_to_stop(number: int) -> None:
+  _log.warning("another process received %s", signal.Signals(number).name)
+  os.kill(os.getpid(), number)
