@@ -9,12 +9,12 @@ activations about.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from udp_jax.models.base import DiffusionModel, Held, Params
+from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.parallel import AXES
 from udp_jax.training import Batch
 
@@ -107,6 +107,12 @@ def _gather_backward(split: NamedSharding, _, cotangent: jax.Array):
 _gather.defvjp(_gather_forward, _gather_backward)
 
 
+class Gathered(NamedTuple):
+  """Held parameters that are whole on every device."""
+
+  params: Params
+
+
 def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
   """`model` for parameters that are split over 'fsdp': every function gathers them first.
 
@@ -116,7 +122,7 @@ def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
     return model
 
   def whole(params: Params) -> Params:
-    return params if isinstance(params, Held) else gather(params, mesh)
+    return params.params if isinstance(params, Gathered) else gather(params, mesh)
 
   def apply(params: Params, *args: Any, **options: Any) -> jax.Array:
     return model.apply(whole(params), *args, **options)
@@ -128,6 +134,6 @@ def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
     return model.decode(whole(params), x0)
 
   def hold(params: Params) -> Params:
-    return model.hold(whole(params))
+    return Gathered(model.hold(whole(params)))
 
   return model._replace(apply=apply, encode=encode, decode=decode, hold=hold)

@@ -114,8 +114,8 @@ def _wide(x: jax.Array) -> jax.Array:
 
 def _transform(matrix: np.ndarray, x: jax.Array) -> jax.Array:
   """Product of a constant matrix (m, n) and x (n, ...), in the dtype of x."""
-  flat = jnp.asarray(matrix, x.dtype) @ x.reshape(x.shape[0], -1)
-  return flat.reshape(matrix.shape[0], *x.shape[1:])
+  # No reshaping here: it would merge the batch axis with others, and split batches be gathered.
+  return lax.dot_general(jnp.asarray(matrix, x.dtype), x, (((1,), (0,)), ((), ())))
 
 
 def _input_tiles(x: jax.Array) -> jax.Array:
