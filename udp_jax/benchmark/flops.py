@@ -1,7 +1,8 @@
 """What a compiled program computes: FLOPs of its matrix products and convolutions.
 
 XLA's own `cost_analysis` counts the body of a loop once; here it is multiplied by the trip count
-that the compiler wrote beside the loop. Only `dot` and `convolution` count, so that the rate can be
+that the compiler wrote beside the loop; a loop without one is a part of a round that may be left
+out (`protections.maxmin`), and counts once. Only `dot` and `convolution` count, so that the rate can be
 held against the peak of a matrix product.
 """
 
@@ -24,20 +25,20 @@ class Cost(NamedTuple):
   """FLOPs of a program.
 
   Attributes:
-    total: with every conditional at its most expensive branch.
-    conditionals: the most expensive branch of each conditional at the top level, in order of
-      execution, without those that compute nothing.
+    total: with every part, and every conditional at its most expensive branch.
+    parts: of each loop at the top level without a known trip count, in order of execution, without
+      those that compute nothing.
   """
 
   total: float
-  conditionals: tuple[float, ...]
+  parts: tuple[float, ...]
 
 
 def count(hlo: str) -> Cost:
   """Counts the FLOPs of optimised HLO text (`compiled.as_text()`).
 
   Raises:
-    ValueError: a loop that contains products has no known trip count, or the text has no entry.
+    ValueError: the text has no entry.
   """
   computations: dict[str, list[tuple[str, str]]] = {}
   entry, current = None, None
@@ -59,8 +60,8 @@ def count(hlo: str) -> Cost:
     return totals[name]
 
   whole = total(entry)
-  branches = [flops for op, flops in _costs(computations[entry], total) if op == "conditional"]
-  return Cost(whole, tuple(flops for flops in branches if flops))
+  parts = [flops for op, flops in _costs(computations[entry], total) if op == "part"]
+  return Cost(whole, tuple(flops for flops in parts if flops))
 
 
 def _costs(instructions: list[tuple[str, str]], total) -> Iterator[tuple[str, float]]:
@@ -83,9 +84,7 @@ def _costs(instructions: list[tuple[str, str]], total) -> Iterator[tuple[str, fl
       trips = _TRIPS.search(text)
       assert body is not None
       inner = total(body.group(1))
-      if inner and trips is None:
-        raise ValueError(f"a loop without a known trip count: {text[:100]}")
-      yield op, inner * int(trips.group(1)) if trips is not None else 0.0
+      yield ("part", inner) if trips is None else (op, inner * int(trips.group(1)))
     elif op == "conditional":
       names = _braces(text, "branch_computations") or re.findall(
         r"(?:true|false)_computation=%?([\w.\-]+)", text

@@ -164,8 +164,8 @@ class Contestant:
   def _tflop(self) -> dict[str, float | None]:
     """TFLOP of one step by kind of work, from the compiled program."""
     cost = flops.count(self._update.as_text())
-    # The two phases are the conditionals of the round, train first: perturb needs its weights.
-    parts = cost.conditionals if len(cost.conditionals) == 2 else (None, None)
+    # The two phases of the round, train first: perturb needs its weights.
+    parts = cost.parts if len(cost.parts) == 2 else (None, None)
     found = {"round": cost.total, "joint": cost.total, "min": parts[0], "max": parts[1]}
     scale = 1e12 * self._steps
     return {work: value / scale if value is not None else None for work, value in found.items()}
