@@ -27,30 +27,29 @@ from ml_collections import config_flags
 from udp_jax import processes
 from udp_jax.errors import ConfigError, Preempted, UserError
 
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+# Huge pages; nothing by mmap, nothing given back, from one arena, which can be that large.
+_TUNABLES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1"
+_TUNABLES += ":glibc.malloc.trim_threshold=68719476736"
 
 
-def _ask_for_huge_pages() -> None:
-  """Starts this program again with huge memory pages, where the kernel gives them to who asks.
+def _keep_memory() -> None:
+  """Starts this program again with an allocator that keeps its memory, in huge pages.
 
-  XLA's CPU backend takes its scratch memory from malloc anew for every call; faulting it in by
-  pages of 4 KiB costs a quarter of a U-Net's step. glibc reads the setting at the start of a
-  process only. Setting GLIBC_TUNABLES to anything that names the setting leaves it alone.
+  XLA's CPU backend takes its scratch memory from malloc anew for every call. By default glibc gets
+  it from the kernel and gives it back each time; page faults then cost up to a third of a U-Net's
+  step, and more on virtual machines that return free memory to their host. glibc reads the setting
+  at the start of a process only. A GLIBC_TUNABLES that is set already is left alone.
   """
-  known = os.environ.get("GLIBC_TUNABLES", "")
   started = sys.orig_argv[1:3]
   as_module = len(started) == 2 and started[0] == "-m" and started[1].startswith("experiments.")
-  try:
-    offered = "[madvise]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-  except OSError:
-    return
-  if as_module and offered and "hugetlb" not in known and "CS_GNU_LIBC_VERSION" in os.confstr_names:
-    os.environ["GLIBC_TUNABLES"] = f"{known}:{_HUGE_PAGES}" if known else _HUGE_PAGES
+  glibc = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ())
+  if as_module and glibc and "GLIBC_TUNABLES" not in os.environ:
+    os.environ["GLIBC_TUNABLES"] = _TUNABLES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 # At once: the imports that follow take seconds, and are made again.
-_ask_for_huge_pages()
+_keep_memory()
 
 VARIANTS = ("smoke",)
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
