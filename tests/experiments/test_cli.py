@@ -76,7 +76,7 @@ def test_without_flags_says_what_is_needed(name: str, entry_point) -> None:
 @pytest.mark.parametrize(
   ("words", "message"),
   [
-    (["--config=nope"], "unknown config 'nope' of eudp; known: .*cifar10, cifar10_small, demo"),
+    (["--config=nope"], "unknown config 'nope' of eudp; known: .*cifar10, .*cifar10_small, demo"),
     (["--config", "nope"], "unknown config 'nope' of eudp"),
     (["--config="], "unknown config '' of eudp"),
     (["--config"], "--config needs a name"),
