@@ -2,8 +2,8 @@
 
 XLA's own `cost_analysis` counts the body of a loop once; here it is multiplied by the trip count
 that the compiler wrote beside the loop; a loop without one is a part of a round that may be left
-out (`protections.maxmin`), and counts once. Only `dot` and `convolution` count, so that the rate can be
-held against the peak of a matrix product.
+out (`protections.maxmin`), and counts once. Only `dot` and `convolution` count, so that the rate
+can be held against the peak of a matrix product.
 """
 
 from __future__ import annotations

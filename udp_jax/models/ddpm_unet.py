@@ -155,6 +155,7 @@ class Dense(nn.Module):
 
   features: int
   zero: bool = False
+  wide: bool | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -162,7 +163,7 @@ class Dense(nn.Module):
     init = nn.initializers.zeros if self.zero else _uniform
     kernel = self.param("kernel", init, (x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    return dense(x, kernel.astype(x.dtype), bias.astype(x.dtype))
+    return dense(x, kernel.astype(x.dtype), bias.astype(x.dtype), wide=self.wide)
 
 
 class Norm(nn.Module):
@@ -210,20 +211,22 @@ class AttentionBlock(nn.Module):
 
   config: UNet2DConfig
   attention: AttentionFn = dot_product_attention
+  method: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Features (B, H, W, C) -> the same shape."""
+    wide = None if self.method is None else self.method != "xla"
     b, h, w, c = x.shape
     heads = 1 if self.config.attention_head_dim is None else c // self.config.attention_head_dim
     normed = Norm(self.config.norm_num_groups, self.config.norm_eps, "none", name="group_norm")(x)
     normed = normed.reshape(b, h * w, c)
     parts = [_DenseParams(c, name=name)(c) for name in ("to_q", "to_k", "to_v")]
     kernel, bias = (jnp.concatenate(part, -1).astype(x.dtype) for part in zip(*parts))
-    query, key, value = jnp.split(dense(normed, kernel, bias), 3, axis=-1)
+    query, key, value = jnp.split(dense(normed, kernel, bias, wide=wide), 3, axis=-1)
     split = (b, h * w, heads, c // heads)
     out = self.attention(query.reshape(split), key.reshape(split), value.reshape(split))
-    out = Dense(c, zero=True, name="to_out_0")(out.reshape(b, h * w, c))
+    out = Dense(c, zero=True, wide=wide, name="to_out_0")(out.reshape(b, h * w, c))
     return x + out.reshape(x.shape)
 
 
@@ -267,7 +270,7 @@ class Block(nn.Module):
         x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
       x = resnet(self.config, self.features, self.method, name=f"resnets_{i}")(x, temb, seeds)
       if self.attention is not None and not (middle and i == self.layers - 1):
-        x = AttentionBlock(self.config, self.attention, name=f"attentions_{i}")(x)
+        x = AttentionBlock(self.config, self.attention, self.method, name=f"attentions_{i}")(x)
       outputs.append(x)
     if self.resample:
       options = (self.resample == "up", self.config.downsample_padding, self.method)

@@ -13,9 +13,27 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-  """Features (..., K) times a kernel (K, N), plus a bias (N,): (..., N) in the dtype of `x`."""
-  out = _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+def dense(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, wide: bool | None = None
+) -> jax.Array:
+  """Features (..., K) times a kernel (K, N), plus a bias (N,).
+
+  Args:
+    x: (..., K).
+    kernel: (K, N).
+    bias: (N,), or None.
+    wide: whether products return float32 and are rounded after; None decides by backend. TPUs
+      would move the wide results through their memory, and accumulate in float32 anyway.
+
+  Returns:
+    (..., N) in the dtype of `x`.
+  """
+  if wide is None:
+    wide = jax.default_backend() == "cpu"
+  if wide:
+    out = _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+  else:
+    out = x @ kernel
   return out if bias is None else out + bias
 
 
