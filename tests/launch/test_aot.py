@@ -372,7 +372,7 @@ def test_the_max_step_has_no_collectives(eight):
 def test_the_min_step_reduces_its_gradients_once(eight):
   found = eight["min"]["collectives"]
   assert {one["kind"] for one in found} == {"all-reduce"} and {one["runs"] for one in found} == {1}
-  assert sum(one["arrays"] > 1 for one in found) == 1
+  assert len(found) == 1 and found[0]["arrays"] > 1
 
 
 def test_the_round_runs_the_parts_as_often_as_they_say(eight):
@@ -381,7 +381,9 @@ def test_the_round_runs_the_parts_as_often_as_they_say(eight):
   found = eight["round"]["collectives"]
   assert [(one["kind"], one["arrays"], one["bytes"]) for one in found] == kinds
   assert {one["runs"] for one in found} == {3}
-  assert [loop for loop in eight["round"]["loops"] if loop["trip_count"] is None] == []
+  # The two parts, which a phase may leave out, are loops of at most one round.
+  parts = [loop for loop in eight["round"]["loops"] if loop["trip_count"] is None]
+  assert len(parts) == 2 and {loop["runs"] for loop in parts} == {1}
 
 
 def test_the_state_is_donated(eight):
