@@ -5,7 +5,7 @@ PARITY := .venv-parity/bin
 PEERS := .venv-peers/bin
 RUN := runs/demo
 
-.PHONY: demo test lint format parity bench clean
+.PHONY: demo test test_slow lint format parity bench clean
 
 demo: .venv/installed  ## protect real photographs, train on them, write a report
 	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
@@ -14,6 +14,9 @@ demo: .venv/installed  ## protect real photographs, train on them, write a repor
 
 test: .venv/installed  ## all tests: no network, no accelerator, no other files
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest
+
+test_slow: .venv/installed  ## whole runs of several processes, and of the benchmark
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -12,6 +12,9 @@ import pytest
 
 from udp_jax.benchmark import tables
 
+# Whole runs of several processes: `make test_slow`.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = ROOT / "tests" / "benchmark" / "stand_in.py"
 QUICKLY = ("--config.races.min_cycles=1", "--config.races.max_cycles=1")

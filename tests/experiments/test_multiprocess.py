@@ -25,6 +25,9 @@ from udp_jax.data import manifest
 from udp_jax.errors import PeerLostError
 from udp_jax.metrics_writer import read_metrics
 
+# Whole runs of several processes: `make test_slow`.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 24
 # Bounds for a loaded machine; what is bounded takes a second or two.

@@ -20,6 +20,9 @@ from experiments import _cli
 from udp_jax import processes
 from udp_jax.errors import OutputError
 
+# Whole runs of several processes: `make test_slow`.
+pytestmark = pytest.mark.slow
+
 
 def fail():
   raise OutputError("the disk is full")
