@@ -12,7 +12,8 @@ import pytest
 
 from udp_jax.errors import ConfigError
 from udp_jax.models import weights
-from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig, timestep_embedding
+from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
+from udp_jax.models.layers import timestep_embedding
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MODELS = ("unet_cifar_like", "unet_defaults_fp16")

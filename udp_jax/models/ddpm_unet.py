@@ -1,14 +1,12 @@
 """The U-Net of Ho et al. 2020 (DDPM, arXiv:2006.11239, appendix B) in flax.linen.
 
 The parameter tree uses the names of diffusers' `UNet2DModel` with `.N` written `_N`, so that
-`models.weights` converts both ways by rule. Convolution, normalisation and attention come from
-`udp_jax.ops`, whose gradients stay fast inside a scan.
+`models.weights` converts both ways by rule.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
+from udp_jax.models.layers import (
+  AttentionBlock,
+  Conv,
+  Norm,
+  Resample,
+  ResnetBlock,
+  TimeEmbedding,
+  timestep_embedding,
+)
 from udp_jax.ops.attention import AttentionFn, dot_product_attention
-from udp_jax.ops.conv import conv2d, hold, upsampled_conv2d
-from udp_jax.ops.dropout import dropout
-from udp_jax.ops.linear import dense
-from udp_jax.ops.norm import group_norm
 
 _DOWN = ("DownBlock2D", "AttnDownBlock2D")
 _UP = ("UpBlock2D", "AttnUpBlock2D")
@@ -93,161 +96,6 @@ class UNet2DConfig:
     return values | {"act_fn": "silu", "time_embedding_type": "positional"}
 
 
-def timestep_embedding(
-  timesteps: jax.Array, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: int = 1
-) -> jax.Array:
-  """Sinusoidal embedding of timesteps (B,) -> (B, dim), sine first unless flipped."""
-  half = dim // 2
-  frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / (half - freq_shift))
-  angles = timesteps.astype(jnp.float32)[:, None] * frequencies
-  parts = [jnp.sin(angles), jnp.cos(angles)]
-  embedding = jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=1)
-  return jnp.pad(embedding, ((0, 0), (0, dim - 2 * half)))
-
-
-_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-
-
-class Conv(nn.Module):
-  """`ops.conv.conv2d` with parameters."""
-
-  features: int
-  size: int = 3
-  stride: int = 1
-  padding: int | tuple[tuple[int, int], tuple[int, int]] = 1
-  zero: bool = False
-  doubled: bool = False
-  method: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Features (B, H, W, C) -> (B, H', W', features); `doubled` repeats every pixel first."""
-    init = nn.initializers.zeros if self.zero else _uniform
-    kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
-    options: dict[str, Any] = {"stride": self.stride, "padding": self.padding}
-    held: Any = self.get_variable("prepared", "filters")
-    if self.is_mutable_collection("prepared") and not self.is_initializing():
-      factor = 2 if self.doubled else 1
-      shape = (x.shape[0], factor * x.shape[1], factor * x.shape[2], x.shape[3])
-      made = hold(kernel, shape, method=self.method, **options)
-      if made is not None:
-        self.put_variable("prepared", "filters", made)
-    if self.doubled:
-      return upsampled_conv2d(x, kernel, bias, method=self.method, held=held)
-    return conv2d(x, kernel, bias, method=self.method, held=held, **options)
-
-
-class _DenseParams(nn.Module):
-  """Parameters of a dense layer, for products that are fused by the caller."""
-
-  features: int
-
-  @nn.compact
-  def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
-    kernel = self.param("kernel", _uniform, (inputs, self.features))
-    return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
-
-
-class Dense(nn.Module):
-  """`ops.linear.dense` with parameters."""
-
-  features: int
-  zero: bool = False
-  wide: bool | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Features (..., K) -> (..., features)."""
-    init = nn.initializers.zeros if self.zero else _uniform
-    kernel = self.param("kernel", init, (x.shape[-1], self.features))
-    bias = self.param("bias", nn.initializers.zeros, (self.features,))
-    return dense(x, kernel.astype(x.dtype), bias.astype(x.dtype), wide=self.wide)
-
-
-class Norm(nn.Module):
-  """`ops.norm.group_norm` with parameters."""
-
-  num_groups: int
-  epsilon: float
-  activation: str = "silu"
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Features (B, H, W, C) -> the same shape."""
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-    bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-    options: dict[str, Any] = {"num_groups": self.num_groups, "epsilon": self.epsilon}
-    return group_norm(x, scale, bias, activation=self.activation, **options)
-
-
-class ResnetBlock(nn.Module):
-  """Norm, SiLU, conv, + time, norm, SiLU, dropout, conv, + shortcut."""
-
-  config: UNet2DConfig
-  features: int
-  method: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array, temb: jax.Array, seeds: jax.Array | None) -> jax.Array:
-    """Features (B, H, W, C) and the activated time embedding (B, D) -> (B, H, W, features)."""
-    c = self.config
-    h = Norm(c.norm_num_groups, c.norm_eps, name="norm1")(x)
-    h = Conv(self.features, method=self.method, name="conv1")(h)
-    shift = Dense(self.features, name="time_emb_proj")(temb)
-    h = Norm(c.norm_num_groups, c.norm_eps, name="norm2")(h + shift[:, None, None])
-    if seeds is not None and c.dropout:
-      # Each block draws masks of its own.
-      h = dropout(seeds ^ jnp.uint32(zlib.crc32("/".join(self.path).encode())), h, c.dropout)
-    h = Conv(self.features, zero=True, method=self.method, name="conv2")(h)
-    if x.shape[-1] != self.features:
-      x = Conv(self.features, 1, padding=0, method=self.method, name="conv_shortcut")(x)
-    return x + h
-
-
-class AttentionBlock(nn.Module):
-  """Self-attention over the positions of a feature map, with a residual connection."""
-
-  config: UNet2DConfig
-  attention: AttentionFn = dot_product_attention
-  method: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Features (B, H, W, C) -> the same shape."""
-    wide = None if self.method is None else self.method != "xla"
-    b, h, w, c = x.shape
-    heads = 1 if self.config.attention_head_dim is None else c // self.config.attention_head_dim
-    normed = Norm(self.config.norm_num_groups, self.config.norm_eps, "none", name="group_norm")(x)
-    normed = normed.reshape(b, h * w, c)
-    parts = [_DenseParams(c, name=name)(c) for name in ("to_q", "to_k", "to_v")]
-    kernel, bias = (jnp.concatenate(part, -1).astype(x.dtype) for part in zip(*parts))
-    query, key, value = jnp.split(dense(normed, kernel, bias, wide=wide), 3, axis=-1)
-    split = (b, h * w, heads, c // heads)
-    out = self.attention(query.reshape(split), key.reshape(split), value.reshape(split))
-    out = Dense(c, zero=True, wide=wide, name="to_out_0")(out.reshape(b, h * w, c))
-    return x + out.reshape(x.shape)
-
-
-class Resample(nn.Module):
-  """Halves a map by a strided convolution, or doubles it by repetition and a convolution."""
-
-  features: int
-  up: bool
-  padding: int = 0
-  method: str | None = None
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Features (B, H, W, C) -> half or twice the resolution."""
-    if self.up:
-      return Conv(self.features, doubled=True, method=self.method, name="conv")(x)
-    # diffusers pads asymmetrically when it is told not to pad.
-    pad = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
-    return Conv(self.features, stride=2, padding=pad, method=self.method, name="conv")(x)
-
-
 class Block(nn.Module):
   """One level of the U-Net (or its middle): resnets, attention, and a change of resolution."""
 
@@ -262,19 +110,29 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, temb, skips, seeds):
     """Takes a list of skips to consume (up), None to produce them (down); returns (x, outputs)."""
+    c = self.config
+    norm = c.norm_num_groups, c.norm_eps
     resnet = nn.remat(ResnetBlock) if self.remat else ResnetBlock
     outputs = []
     middle = self.resample is None and skips == ()
     for i in range(self.layers):
       if skips:
         x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
-      x = resnet(self.config, self.features, self.method, name=f"resnets_{i}")(x, temb, seeds)
+      layer = resnet(self.features, *norm, c.dropout, self.method, name=f"resnets_{i}")
+      x = layer(x, temb, seeds)
       if self.attention is not None and not (middle and i == self.layers - 1):
-        x = AttentionBlock(self.config, self.attention, self.method, name=f"attentions_{i}")(x)
+        options = (*norm, c.attention_head_dim, self.attention, self.method)
+        x = AttentionBlock(*options, name=f"attentions_{i}")(x)
       outputs.append(x)
     if self.resample:
-      options = (self.resample == "up", self.config.downsample_padding, self.method)
-      x = Resample(self.features, *options, name=f"{self.resample}samplers_0")(x)
+      resample = Resample(
+        self.features,
+        self.resample == "up",
+        c.downsample_padding,
+        self.method,
+        name=f"{self.resample}samplers_0",
+      )
+      x = resample(x)
       outputs.append(x)
     return x, outputs
 
@@ -333,16 +191,3 @@ class UNet2D(nn.Module):
     x = Norm(c.norm_num_groups, c.norm_eps, name="conv_norm_out")(x)
     x = Conv(c.out_channels, zero=True, method=self.conv_method, name="conv_out")(x)
     return x.astype(jnp.float32)
-
-
-class TimeEmbedding(nn.Module):
-  """Two dense layers; every residual block applies SiLU to the result first, so it is done here."""
-
-  features: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, temb: jax.Array) -> jax.Array:
-    """Sinusoids (B, C) -> the activated embedding (B, features)."""
-    temb = Dense(self.features, name="linear_1")(temb.astype(self.dtype))
-    return nn.silu(Dense(self.features, name="linear_2")(nn.silu(temb)))
