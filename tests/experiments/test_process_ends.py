@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+# Whole runs of several processes: `make test_slow`.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = '''
 """A stand-in for an entry point."""
@@ -19,10 +22,6 @@ import sys, time
 from experiments import _cli
 from udp_jax import processes
 from udp_jax.errors import OutputError
-
-# Whole runs of several processes: `make test_slow`.
-pytestmark = pytest.mark.slow
-
 
 def fail():
   raise OutputError("the disk is full")
@@ -67,7 +66,9 @@ def _run(what: str, number: int | None = None) -> list[tuple[int, str, str]]:
   if number is not None:
     for i, process in enumerate(running):
       while "begun" not in said[i]:
-        said[i] += process.stderr.readline()
+        line = process.stderr.readline()
+        assert line, said[i]
+        said[i] += line
     running[1].send_signal(number)
   start = time.monotonic()
   ends = [process.communicate(timeout=120) for process in running]
