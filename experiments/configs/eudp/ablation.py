@@ -9,15 +9,17 @@ from ml_collections import ConfigDict
 
 from experiments.configs import common
 
-VARIANTS: dict[str, dict[str, float | str]] = {
+VARIANTS: dict[str, dict[str, float | str | bool]] = {
   "udp_2_steps": {"a": 0.0},
   "eudp_2_steps": {},
   "start_zero": {"start": "zero"},
+  "start_uniform": {"start": "uniform"},
   "perturb_5": {"perturb_steps": 5},
   "train_100": {"train_steps": 100},
   "restart_4": {"restart_every": 4},
   "snr": {"b": -0.5},
   "a_2": {"a": 2.0},
+  "joint": {"joint_gradients": True},
   "budget_8": {"radius_255": 8.0, "step_size_255": 1.0},
 }
 
