@@ -25,17 +25,17 @@ def main(config: Any, workdir: str | None) -> int:
     raise ConfigError("--workdir is needed: the folder for checkpoints and results")
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
-  from udp_jax import study
-  from udp_jax.report import build, html, text
+  from udp_jax.report import html, text
 
   folder = Path(workdir)
-  found = study.run_study(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
+  run = _run_pictures if "pictures" in config else _run_study
+  made = run(config, folder)
   if not processes.is_main():
     return 0
-  if not _EVALUATE.value:
+  if made is None:
     print(f"protected pictures, a folder a row: {(folder / 'protected').absolute()}")
     return 0
-  report, assets = build.build(config, found.rows, folder, found.model, found.feature_label)
+  report, assets = made
   text.write_json(folder / "report.json", report)
   html.write_report(folder / "report.html", report, assets)
   print(text.format_table(report))
@@ -44,6 +44,24 @@ def main(config: Any, workdir: str | None) -> int:
   print(f"\nprotected pictures: {(folder / 'protected').absolute()}")
   print(f"report: {(folder / 'report.html').absolute()}")
   return 0
+
+
+def _run_study(config: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+  """Pictures of one size, and a model trained on every row; (report, assets) if judged."""
+  from udp_jax import study
+  from udp_jax.report import build
+
+  found = study.run_study(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
+  if not (_EVALUATE.value and processes.is_main()):
+    return None
+  return build.build(config, found.rows, folder, found.model, found.feature_label)
+
+
+def _run_pictures(config: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+  """Pictures as they are, protected at full resolution; (report, assets) if judged."""
+  from udp_jax import picture_study
+
+  return picture_study.run(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
 
 
 def start(experiment: str) -> None:

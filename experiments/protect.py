@@ -1,19 +1,29 @@
-"""Protects a folder of pictures with any method: folder in, folder out.
+"""Protects a folder of pictures with any method: folder in, folder out, at full resolution.
 
   python -m experiments.protect --input=PICTURES --output=PROTECTED --method=eudp
 
-Pictures are centre-cropped and resized once to the model's size; that 8-bit reference is kept in
-PROTECTED.work/clean, so that
+Pictures may be of any size: they are cut into overlapping tiles of the model's size, and the saved
+files are lossless, as large as they were, with their names, transparency, colour profile and EXIF.
+The upright 8-bit reference is kept in PROTECTED.work/clean, so that
   python -m experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED --radius_255=16
-checks the budget. The config is `folder` unless told otherwise. The same command goes on
-where a killed one stopped.
+checks the budget. The config is `folder` unless told otherwise. The same command goes on where a
+killed one stopped, at the next file or in the middle of the work on a group of them.
+
+Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
+tiles in memory; other methods work on 8 pictures at a time. --files_at_a_time sets another number:
+fewer need less memory. One picture is at least 1 by 1 and at most 100 megapixels.
+
+--resize centre-crops and resizes every picture to the model's size instead, which is what a study
+of small models wants; sources that are no folders (builtin, npz:, cifar10:, tfds:) always are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import flags
 
 from experiments import _cli
@@ -26,7 +36,29 @@ _METHOD = flags.DEFINE_string(
   "method", "eudp", "A row of config.protections (eudp, udp, random_noise, ...) or any method."
 )
 _MODEL = flags.DEFINE_string(
-  "model", "", "Diffusers folder of the attacked model, where one is needed."
+  "model", "", "Diffusers folder of the attacked model, or tiny_ldm, where one is needed."
+)
+_RESIZE = flags.DEFINE_bool(
+  "resize", False, "Centre-crop and resize to the model's size, instead of full resolution."
+)
+_TILE_SIZE = flags.DEFINE_integer(
+  "tile_size", 0, "Side of a tile in pixels; 0 for the size that the model was made for."
+)
+_OVERLAP = flags.DEFINE_integer(
+  "overlap", -1, "Pixels over which neighbouring tiles blend; -1 for an eighth of a tile."
+)
+_FILES = flags.DEFINE_integer(
+  "files_at_a_time", 0, "Pictures in memory together; 0 for the method's default, see above."
+)
+_MASK = flags.DEFINE_string(
+  "mask",
+  "",
+  "Protect only where this is white: one mask, or a folder of masks with the pictures' names.",
+)
+_PROMPT = flags.DEFINE_string(
+  "prompt",
+  None,
+  "For models with text: the caption of pictures that have none in the folder's metadata.jsonl.",
 )
 _STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
@@ -40,13 +72,14 @@ def main(argv: Sequence[str]) -> int:
   del argv
   if not _INPUT.value or not _OUTPUT.value:
     raise ConfigError("--input and --output are needed; see --help")
-  from udp_jax import run_config, study
+  from udp_jax import run_config
   from udp_jax.data import manifest
-  from udp_jax.models import factory
 
   config = _CONFIG.value or _cli.get_config("eudp", "folder")
   output = Path(_OUTPUT.value)
   workdir = Path(_WORKDIR.value or f"{output}.work")
+  place = _INPUT.value.removeprefix("folder:")
+  resize = _RESIZE.value or not Path(place).expanduser().is_dir()
   with config.unlocked():
     config.data.source = _INPUT.value
     config.data.holdout = 0.0
@@ -57,6 +90,105 @@ def main(argv: Sequence[str]) -> int:
   processes.from_main(
     lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
   )
+  if resize:
+    made, origin = _protect_resized(config, output, workdir)
+  else:
+    made, origin = _protect_full_size(config, Path(place).expanduser(), output, workdir)
+  skipped = origin.get("skipped") or []
+  print(
+    f"{origin['count']} pictures protected in {output} (at most "
+    f"{made.get('worst', {}).get('max_abs_255')} of {config.radius_255:g} levels of change), "
+    f"{len(skipped)} skipped; clean reference: {workdir / 'clean'}"
+  )
+  for file, reason in skipped:
+    print(f"skipped: {file}: {reason}")
+  return 0
+
+
+def _protect_full_size(
+  config: Any, folder: Path, output: Path, workdir: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Protects the pictures as they are; the manifest and the pictures' origin."""
+  from udp_jax import pictures, run_config
+  from udp_jax.data import captions, masks, picture_folder
+  from udp_jax.models import factory
+
+  with config.unlocked():
+    config.data.image_size = 0
+    if _TILE_SIZE.value:
+      config.model.image_size = _TILE_SIZE.value
+  opened = factory.open_model(config.model, config.performance)
+  model = pictures.for_tiles(opened.model, _TILE_SIZE.value or opened.model.image_shape[0])
+  size = model.image_shape[0]
+  overlap = size // 8 if _OVERLAP.value < 0 else _OVERLAP.value
+  tiling = pictures.Tiling(size, overlap, _FILES.value)
+  pictures.check(config, _METHOD.value, model, opened.params, tiling)
+  found = picture_folder.list_pictures(
+    folder,
+    limit=config.data.limit or None,
+    seed=config.seed,
+    strict=config.data.strict,
+    classes=tuple(config.data.classes) or None,
+  )
+  mask_files = masks.find(_MASK.value, found.files) if _MASK.value else None
+  texts = {}
+  if opened.pipeline is not None and opened.pipeline.tokenizer is not None:
+    written = captions.read_captions(folder)
+    texts = {f.relative: written.get(f.relative, _PROMPT.value or "") for f in found.files}
+  elif _PROMPT.value is not None:
+    raise ConfigError("--prompt is for models with a text encoder; this one has none")
+  identity = {
+    "pictures": found.origin["sha256"],
+    "masks": masks.sha256(mask_files) if mask_files else None,
+    "captions": texts,
+    **tiling._asdict(),
+  }
+  run_config.check(config, workdir, pictures.identified(found, identity), replace=_OVERWRITE.value)
+  made = pictures.protect(
+    config,
+    _METHOD.value,
+    found,
+    workdir,
+    output,
+    model,
+    opened.params,
+    tiling,
+    mask_files=mask_files,
+    cond_of=_embeddings(opened, texts) if texts else None,
+    overwrite=_OVERWRITE.value,
+    progress=_PROGRESS.value,
+  )
+  return made, found.origin
+
+
+def _embeddings(opened: Any, texts: dict[str, str]) -> Callable[[Any], np.ndarray]:
+  """A function from a picture to its caption's embedding; every caption is embedded once."""
+  import jax
+
+  embed = jax.jit(opened.model.embed)
+  made: dict[str, np.ndarray] = {}
+
+  def cond_of(file: Any) -> np.ndarray:
+    text = texts[file.relative]
+    if text not in made:
+      made[text] = np.asarray(embed(opened.params, opened.pipeline.tokenizer([text])))[0]
+    return made[text]
+
+  return cond_of
+
+
+def _protect_resized(
+  config: Any, output: Path, workdir: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Protects the pictures cropped and resized to the model's size; manifest and origin."""
+  from udp_jax import run_config, study
+  from udp_jax.data import manifest
+  from udp_jax.models import factory
+
+  given = {"--tile_size": _TILE_SIZE.value, "--mask": _MASK.value, "--prompt": _PROMPT.value}
+  for flag, value in given.items():
+    if value:
+      raise ConfigError(f"{flag} is for pictures at full resolution, from a folder")
   model, _, params = factory.build(config.model, config.performance)
   study.build_protection(config, _METHOD.value, model, params)
   with config.unlocked():
@@ -75,16 +207,7 @@ def main(argv: Sequence[str]) -> int:
     overwrite=_OVERWRITE.value,
     progress=_PROGRESS.value,
   )
-  skipped = clean.origin.get("skipped") or []
-  worst = (manifest.read_manifest(output) or {}).get("worst", {})
-  print(
-    f"{len(clean.images)} pictures protected in {output} (at most {worst.get('max_abs_255')} of "
-    f"{config.radius_255:g} levels of change), {len(skipped)} skipped; clean reference: "
-    f"{workdir / 'clean'}"
-  )
-  for file, reason in skipped:
-    print(f"skipped: {file}: {reason}")
-  return 0
+  return manifest.read_manifest(output) or {}, clean.origin
 
 
 if __name__ == "__main__":

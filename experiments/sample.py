@@ -1,30 +1,58 @@
-"""Samples pictures from a diffusion model with DDIM: model folder in, picture folder out.
+"""Samples pictures from a diffusion model: model folder in, picture folder out.
 
-python -m experiments.sample --model=runs/train/model --output=runs/samples --num_samples=64
+  python -m experiments.sample --model=runs/train/model --output=runs/samples --num_samples=64
+  python -m experiments.sample --model=STABLE_DIFFUSION_FOLDER --output=runs/cats --num_samples=4 \
+    --prompt="a photograph of a cat" --negative_prompt=blurry --sampler=dpm_solver_pp_2m
+
+Several prompts take turns: sample i is of prompt i modulo their number. --init_image starts from a
+picture (img2img), with --mask painting only where the mask is white (inpainting). --model=tiny_ldm
+is the model in the package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from experiments import _cli
 from udp_jax import processes
-from udp_jax.errors import ConfigError
+from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 
-_MODEL = flags.DEFINE_string("model", None, "Diffusers folder of the model.")
+_MODEL = flags.DEFINE_string("model", None, "Diffusers folder of the model, or tiny_ldm.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the samples.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("sample_steps", 50, "Steps of DDIM.", lower_bound=1)
+_PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to draw; may be given several times.")
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with a prompt a line.")
+_NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What to keep away from.")
+_GUIDANCE = flags.DEFINE_float(
+  "guidance_scale", 7.5, "Of classifier-free guidance; 1 is none.", lower_bound=0
+)
+_SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm", "dpm_solver_pp_2m"], "Which.")
+_STEPS = flags.DEFINE_integer("sample_steps", 50, "Steps of the sampler.", lower_bound=1)
 _ETA = flags.DEFINE_float(
   "eta", 0.0, "Of DDIM: 0 is deterministic, 1 as noisy as DDPM.", lower_bound=0
 )
+_INIT_IMAGE = flags.DEFINE_string("init_image", None, "Picture to start from (centre square).")
+_STRENGTH = flags.DEFINE_float(
+  "strength", None, "With --init_image: how far from it, in (0, 1]; default 0.5, with a mask 1."
+)
+_MASK = flags.DEFINE_string("mask", None, "Picture, white where --init_image is painted anew.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
-_BATCH = flags.DEFINE_integer("per_device_batch_size", 64, "Samples at a time.", lower_bound=1)
+_BATCH = flags.DEFINE_integer(
+  "per_device_batch_size", None, "Samples at a time; default 64, 4 of a latent model.", 1
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+
+
+class _Sampler(NamedTuple):
+  """The part of a `threats.Threat` that `stages.sample_stage` uses."""
+
+  sample: Callable[..., Any]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,36 +60,146 @@ def main(argv: Sequence[str]) -> int:
   del argv
   if not _MODEL.value or not _OUTPUT.value:
     raise ConfigError("--model and --output are needed; see --help")
+  _check_flags()
+  prompts = _read_prompts()
   import jax
 
-  from udp_jax import stages, threats
+  from udp_jax import stages
   from udp_jax.data import manifest
-  from udp_jax.models import factory
+  from udp_jax.models import pipeline
 
   output = Path(_OUTPUT.value)
   processes.from_main(
     lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
   )
-  model, _, params = factory.load(_MODEL.value)
-  options = {"train_steps": 0, "sample_steps": _STEPS.value, "eta": _ETA.value}
-  try:
-    threat = threats.build("scratch", model, options)
-    stages.sample_stage(
-      threat,
-      params,
-      output,
-      key=jax.random.key(_SEED.value),
-      num_samples=_NUM_SAMPLES.value,
-      per_device_batch_size=_BATCH.value,
-      record={"method": "samples", "model": _MODEL.value, "seed": _SEED.value, **options},
-      label="sample",
-      overwrite=_OVERWRITE.value,
-      progress=_PROGRESS.value,
-    )
-  except ValueError as error:  # The samplers' word on step counts that the schedule cannot serve.
-    raise ConfigError(str(error)) from error
+  record: dict[str, Any] = {"method": "samples", "model": _MODEL.value, "seed": _SEED.value}
+  options: dict[str, Any] = {"sample_steps": _STEPS.value}
+  cond = uncond = None
+  is_latent = pipeline.is_pipeline(_MODEL.value)
+  if is_latent:
+    opened = pipeline.load_pipeline(_MODEL.value, {"dtype": _DTYPE.value})
+    model, params, options["scheduler"] = opened.model, opened.params, opened.scheduler
+    in_channels = opened.configs["unet"].in_channels
+    if opened.tokenizer is None:
+      raise ConfigError(f"{_MODEL.value} has no text encoder: it cannot be told what to draw")
+    cond = opened.tokenizer(prompts or [""])
+    uncond = opened.tokenizer([_NEGATIVE.value])
+    options["guidance_scale"] = _GUIDANCE.value if prompts else 1.0
+    record |= {"prompts": prompts or [""], "negative_prompt": _NEGATIVE.value}
+    record["guidance_scale"] = options["guidance_scale"]
+  else:
+    model, params, options["scheduler"] = _load_pixel_model()
+    in_channels = model.shape[-1]
+    if prompts or _NEGATIVE.value:
+      raise ConfigError(f"{_MODEL.value} is a model without text: it takes no prompt")
+  inpainting_unet = in_channels > model.shape[-1]
+  if inpainting_unet and not _MASK.value:
+    raise ConfigError(f"{_MODEL.value} is an inpainting model: give --init_image and --mask")
+  sample, used = _make_sample(model, options, inpainting_unet)
+  stages.sample_stage(
+    _Sampler(sample),  # type: ignore[arg-type]  # All that is used of a threat.
+    params,
+    output,
+    key=jax.random.key(_SEED.value),
+    num_samples=_NUM_SAMPLES.value,
+    per_device_batch_size=_BATCH.value or (4 if is_latent else 64),
+    record=record | used | {"sample_steps": _STEPS.value, "eta": _ETA.value},
+    label="sample",
+    cond=cond,
+    uncond=uncond,
+    overwrite=_OVERWRITE.value,
+    progress=_PROGRESS.value,
+  )
   print(f"{_NUM_SAMPLES.value} samples: {_OUTPUT.value}")
   return 0
+
+
+def _check_flags() -> None:
+  """Raises ConfigError for flags that mean nothing without another one."""
+  if _ETA.value and _SAMPLER.value != "ddim":
+    raise ConfigError(f"--eta is an option of ddim, not of {_SAMPLER.value}")
+  for name, value in (("mask", _MASK.value), ("strength", _STRENGTH.value)):
+    if value is not None and not _INIT_IMAGE.value:
+      raise ConfigError(f"--{name} needs --init_image")
+  if _INIT_IMAGE.value and (_SAMPLER.value != "ddim" or _ETA.value):
+    raise ConfigError("pictures are edited by --sampler=ddim with --eta=0")
+
+
+def _read_prompts() -> list[str]:
+  """All prompts: of the flag, then of the file, whose empty lines are left out."""
+  prompts = list(_PROMPTS.value)
+  if _PROMPT_FILE.value:
+    try:
+      lines = Path(_PROMPT_FILE.value).read_text("utf-8").splitlines()
+    except FileNotFoundError as error:
+      raise MissingDataError(f"{_PROMPT_FILE.value}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+      raise BadDataError(f"{_PROMPT_FILE.value}: cannot be read as UTF-8 text") from error
+    prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+      raise BadDataError(f"{_PROMPT_FILE.value} holds no prompt")
+  return prompts
+
+
+def _load_pixel_model() -> tuple[Any, Any, dict[str, Any]]:
+  """Model, parameters, and what its folder says about its scheduler."""
+  from udp_jax.models import factory, performance, weights
+
+  speed = performance.module_options({"dtype": _DTYPE.value})
+  model, _, params = factory.load(str(_MODEL.value), **speed)
+  return model, params, weights.load_scheduler_config(str(_MODEL.value)) or {}
+
+
+def _make_sample(
+  model: Any, options: dict[str, Any], inpainting_unet: bool
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+  """(key, params, num_samples, cond, uncond) -> images, and what the manifest says of it."""
+  from udp_jax.threats import build_edit, finetuning
+
+  if not _INIT_IMAGE.value:
+    sample = finetuning.make_sample(model, sampler=_SAMPLER.value, eta=_ETA.value, **options)
+    return sample, {"sampler": _SAMPLER.value}
+  used: dict[str, Any] = {"sampler": _SAMPLER.value, "init_image": _INIT_IMAGE.value}
+  image, mask = _read_start(model.image_shape[0])
+  options["strength"] = _STRENGTH.value or (1.0 if _MASK.value else 0.5)
+  used["strength"] = options["strength"]
+  if mask is not None:
+    options["inpainting_unet"] = inpainting_unet
+    used["mask"] = _MASK.value
+  edit = build_edit("img2img" if mask is None else "inpaint", model, options)
+  return _from_picture(edit, image, mask), used
+
+
+def _from_picture(edit: Any, image: Any, mask: Any) -> Callable[..., Any]:
+  """An `Edit` of one picture as the `sample` of a threat."""
+  import jax
+  import jax.numpy as jnp
+
+  def sample(key: Any, params: Any, num_samples: int, cond: Any = None, uncond: Any = None) -> Any:
+    keys = jax.random.split(key, num_samples)
+    repeat = lambda array: jnp.broadcast_to(jnp.asarray(array), (num_samples, *array.shape))
+    masks = None if mask is None else repeat(mask)
+    return edit.apply(keys, params, repeat(image), cond, uncond, masks)
+
+  return sample
+
+
+def _read_start(size: int) -> tuple[Any, Any]:
+  """--init_image (size, size, 3) in [0, 1], and --mask (size, size, 1) of 0 and 1 or None."""
+  import numpy as np
+
+  from udp_jax.data import images
+
+  picture = images.read_image(str(_INIT_IMAGE.value))
+  start = images.resize_picture(picture, size).pixels / np.float32(255)
+  if not _MASK.value:
+    return start, None
+  mask = images.read_image(_MASK.value)
+  if mask.pixels.shape != picture.pixels.shape:
+    height, width = picture.pixels.shape[:2]
+    raise BadDataError(f"{_MASK.value}: the mask is not of the picture's size, {width}x{height}")
+  level = images.resize_picture(mask, size).pixels.mean(axis=-1, keepdims=True)
+  return start, (level >= 128).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def gaussian_model() -> DiffusionModel:
     del params
     return jnp.clip(0.5 * (x0 + 1.0), 0.0, 1.0)
 
-  return DiffusionModel(init, encode, apply, decode, None, schedule, shape)
+  return DiffusionModel(init, encode, apply, decode, None, schedule, shape, shape)
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +91,105 @@ def pictures() -> np.ndarray:
   smooth = 127.5 + 127.5 * np.sin(0.7 * x + 0.4 * y + c)
   noise = np.random.default_rng(1).normal(scale=12.0, size=(20, 8, 8, 3))
   return np.clip(np.round(smooth + noise), 0, 255).astype(np.uint8)
+
+
+def random_params(shapes, seed: int = 0):
+  """Parameters (NumPy) of these shapes for networks that pass signals on; nothing is zero."""
+  generator = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    values = generator.normal(size=leaf.shape)
+    name = path[-1].key
+    if name == "kernel":
+      values /= np.prod(leaf.shape[:-1]) ** 0.5
+    elif name == "scale":
+      values = 1.0 + 0.1 * values
+    else:
+      values *= 0.1
+    return values.astype(leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+PROMPTS = ("a photograph of a cat", "a painting of a dog by the sea", "the sea at night")
+
+
+def _tiny_pipeline(*, in_channels: int = 4, prediction_type: str = "epsilon", **fields):
+  """A `models.pipeline.Pipeline` of Stable Diffusion's architecture, small, with random weights.
+
+  Pictures of 16x16, latents of 8x8x4, 2 levels everywhere, 2 layers of text encoder; `fields` are
+  the U-Net's.
+  """
+  from udp_jax.models import pipeline
+  from udp_jax.models.clip_text import CLIPTextConfig
+  from udp_jax.models.sd_unet import UNet2DConditionConfig
+  from udp_jax.models.sd_vae import AutoencoderKLConfig
+  from udp_jax.models.tokenizer import train_tokenizer
+
+  tokenizer = train_tokenizer(PROMPTS, 520)
+  configs = {
+    "unet": UNet2DConditionConfig(
+      sample_size=8,
+      in_channels=in_channels,
+      block_out_channels=(8, 16),
+      down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+      layers_per_block=1,
+      attention_head_dim=2,
+      cross_attention_dim=16,
+      norm_num_groups=4,
+      **fields,
+    ),
+    "vae": AutoencoderKLConfig(
+      block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16
+    ),
+    "text_encoder": CLIPTextConfig(
+      vocab_size=len(tokenizer),
+      hidden_size=16,
+      intermediate_size=32,
+      num_hidden_layers=2,
+      num_attention_heads=2,
+    ),
+  }
+  # What Stable Diffusion's own folders say.
+  scheduler = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": prediction_type,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+  }
+  model = pipeline.build_model(configs, scheduler)
+  params = random_params(jax.eval_shape(model.init, jax.random.key(0)))
+  return pipeline.Pipeline(model, params, tokenizer, configs, scheduler)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_pipeline():
+  """The function that makes tiny pipelines: of 9 channels, for v_prediction, ..."""
+  return _tiny_pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline():
+  """A tiny pipeline like Stable Diffusion 1.x."""
+  return _tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_folder(tiny_pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """`tiny_pipeline` as a Stable Diffusion folder. Copy it before changing anything."""
+  from udp_jax.models import pipeline
+
+  folder = tmp_path_factory.mktemp("pipeline") / "model"
+  pipeline.save_pipeline_folder(folder, tiny_pipeline)
+  return folder
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -92,3 +92,10 @@ def test_linf_projection_is_the_nearest_allowed_delta(images):
 def test_unknown_start(kind):
   with pytest.raises(ConfigError, match="unknown start of delta 'corner'; known: zero, uniform"):
     getattr(constraints, kind)(0.1, start="corner")
+
+
+@pytest.mark.parametrize("kind", RADIUS)
+@pytest.mark.parametrize("radius", [0.0, -0.1, float("nan")])
+def test_a_budget_is_positive(kind, radius):
+  with pytest.raises(ConfigError, match="the radius of a budget must be positive"):
+    getattr(constraints, kind)(radius)

@@ -30,7 +30,7 @@ def linear_model(prediction_type: str = "epsilon") -> DiffusionModel:
 
   schedule = schedules.linear(20, beta_end=0.3, prediction_type=prediction_type)
   # Objectives neither make parameters nor decode, so there is nothing to put there.
-  return DiffusionModel(None, encode, apply, None, None, schedule, SHAPE)  # type: ignore[arg-type]
+  return DiffusionModel(None, encode, apply, None, None, schedule, SHAPE, SHAPE)  # type: ignore[arg-type]
 
 
 PARAMS = {"gain": jnp.float32(0.7)}

@@ -59,7 +59,7 @@ def apply(p, x, timesteps, cond=None, key=None):
 
 
 model = DiffusionModel(init, lambda p, x, k: 2 * x - 1, apply, lambda p, x: (x + 1) / 2, None,
-                       schedules.linear(50, beta_end=0.2), (SIZE, SIZE, 3))
+                       schedules.linear(50, beta_end=0.2), (SIZE, SIZE, 3), (SIZE, SIZE, 3))
 pictures = np.random.default_rng(0).integers(0, 256, (22, SIZE, SIZE, 3), dtype=np.uint8)
 KEY, weights = jax.random.key(1), init(jax.random.key(0))
 KINDS = "all-reduce|all-gather|all-to-all|collective-permute|collective-broadcast|reduce-scatter"

@@ -73,15 +73,22 @@ def test_slurm():
   import os
   import subprocess
 
-  done = subprocess.run(
-    [sys.executable, "-c", program],
-    env=os.environ | slurm | nodes | CPU,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  def detected(**more: str) -> str:
+    done = subprocess.run(
+      [sys.executable, "-c", program],
+      env=os.environ | slurm | nodes | CPU | more,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    return done.stdout
+
   port = 5000 % 2**12 + 65536 - 2**12
-  assert f"coordinator='node003:{port}', num_processes=8, process_id=5" in done.stdout
+  said = detected()
+  assert f"coordinator='node003:{port}', num_processes=8, process_id=5" in said
+  assert "local_device_ids=[1]" in said
+  # One process a node, as launch/slurm.sh starts them: it has all of the node's devices.
+  assert "local_device_ids=[0, 1, 2, 3]" in detected(JAX_LOCAL_DEVICE_IDS="0,1,2,3")
 
 
 def test_a_single_process_agrees_with_itself():

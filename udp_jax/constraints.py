@@ -29,9 +29,13 @@ class Constraint(NamedTuple):
   project: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def _start(name: str, ball: Callable, sign: Callable) -> Callable[[jax.Array, tuple], jax.Array]:
+def _start(
+  name: str, radius: float, ball: Callable, sign: Callable
+) -> Callable[[jax.Array, tuple], jax.Array]:
   if name not in STARTS:
     raise ConfigError(f"unknown start of delta {name!r}; known: {', '.join(STARTS)}")
+  if not radius > 0:
+    raise ConfigError(f"the radius of a budget must be positive, not {radius}")
   if name == "zero":
     return lambda keys, shape: jnp.zeros((keys.shape[0], *shape))
   draw = ball if name == "uniform" else sign
@@ -46,10 +50,11 @@ def linf(radius: float, *, start: str = "zero") -> Constraint:
     start: "zero", "uniform" (in the ball) or "sign" (every pixel at +-radius).
 
   Raises:
-    ConfigError: unknown start.
+    ConfigError: unknown start, or a radius that is not positive.
   """
   draw = _start(
     start,
+    radius,
     lambda key, shape: projections.random_linf(key, shape, radius),
     lambda key, shape: projections.random_sign(key, shape, radius),
   )
@@ -60,17 +65,33 @@ def linf(radius: float, *, start: str = "zero") -> Constraint:
   return Constraint(lambda keys, images: project(draw(keys, images.shape[1:]), images), project)
 
 
+def intersection(first: Constraint, second: Constraint) -> Constraint:
+  """Both budgets: starts in `first`, projected on `second`.
+
+  For budgets that are balls around zero, such as those here: projecting on the second only shrinks
+  entries, which leaves the first.
+  """
+
+  def init(keys: jax.Array, images: jax.Array) -> jax.Array:
+    return second.project(first.init(keys, images), images)
+
+  def project(delta: jax.Array, images: jax.Array) -> jax.Array:
+    return second.project(first.project(delta, images), images)
+
+  return Constraint(init, project)
+
+
 def l2(radius: float, *, start: str = "zero") -> Constraint:
   """||delta||_2 <= radius for each picture, the norm over all its pixels on the [0, 1] scale.
 
   Raises:
-    ConfigError: unknown start.
+    ConfigError: unknown start, or a radius that is not positive.
   """
 
   def sign(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return projections.l2(projections.random_sign(key, shape, radius), radius)
 
-  draw = _start(start, lambda key, shape: projections.random_l2(key, shape, radius), sign)
+  draw = _start(start, radius, lambda key, shape: projections.random_l2(key, shape, radius), sign)
 
   def project(delta: jax.Array, images: jax.Array) -> jax.Array:
     # The box only shrinks entries (delta = 0 is inside it), so the norm stays within the budget.

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from udp_jax import objectives, training
 from udp_jax.models.base import DiffusionModel, Params
@@ -88,9 +89,14 @@ def statistics(features: np.ndarray) -> frechet.FeatureStatistics:
 
 
 def denoising_loss(
-  model: DiffusionModel, *, seed: int = 0, draws: int = 8, per_device_batch_size: int = 64
-) -> Callable[[Params, np.ndarray], float]:
-  """Mean denoising loss of trained parameters, timesteps uniform, with draws fixed by `seed`.
+  model: DiffusionModel,
+  *,
+  seed: int = 0,
+  draws: int = 8,
+  per_device_batch_size: int = 64,
+  probs: ArrayLike | None = None,
+) -> Callable[..., float]:
+  """Mean denoising loss of trained parameters, with draws fixed by `seed`.
 
   The same pictures and seed give every model the same timesteps and noises, so that two models
   can be compared at a fraction of the noise of their training losses.
@@ -100,25 +106,28 @@ def denoising_loss(
     seed: of timesteps and noises.
     draws: timesteps and noises a picture.
     per_device_batch_size: pictures in one call.
+    probs: (T,) distribution over timesteps; None for uniform.
 
   Returns:
-    (params, images uint8 (N, H, W, 3)) -> loss; compiled once.
+    (params, images uint8 (N, H, W, 3), cond (N, ...) or None) -> loss; compiled once.
   """
   key = jax.random.key(seed)
-  objective = objectives.denoising(model, timesteps.uniform(len(model.schedule.alphas_cumprod)))
+  uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
+  objective = objectives.denoising(model, uniform if probs is None else probs)
 
   @jax.jit
-  def batch_loss(params: Params, images: jax.Array, ids: jax.Array, used: jax.Array):
+  def batch_loss(params: Params, batch: training.Batch):
     def draw(total: jax.Array, step: jax.Array):
-      losses, _ = objective(params, to_float(images), None, example_keys(key, step, ids))
-      return total + jnp.sum(losses * used), None
+      keys = example_keys(key, step, batch.ids)
+      losses, _ = objective(params, to_float(batch.images), batch.cond, keys)
+      return total + jnp.sum(losses * batch.weight), None
 
     return jax.lax.scan(draw, jnp.zeros(()), jnp.arange(draws))[0]
 
-  def loss(params: Params, images: np.ndarray) -> float:
-    batches = training.make_batches(images, per_device_batch_size)
-    rows = zip(batches.images, batches.ids, batches.weight, strict=True)
-    return sum(float(batch_loss(params, *row)) for row in rows) / (len(images) * draws)
+  def loss(params: Params, images: np.ndarray, cond: np.ndarray | None = None) -> float:
+    batches = training.make_batches(images, per_device_batch_size, cond=cond)
+    rows = (jax.tree.map(lambda leaf, i=i: leaf[i], batches) for i in range(len(batches.ids)))
+    return sum(float(batch_loss(params, row)) for row in rows) / (len(images) * draws)
 
   return loss
 

@@ -11,7 +11,7 @@ from typing import Any
 from udp_jax.errors import ConfigError
 
 # Modules of a package of methods that are not methods themselves.
-_SHARED = ("base", "lookup", "maxmin")
+_SHARED = ("adaptive", "base", "finetuning", "lookup", "maxmin", "surrogates", "targets")
 
 
 def available(package: str) -> list[str]:

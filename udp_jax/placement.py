@@ -127,13 +127,23 @@ def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
   def apply(params: Params, *args: Any, **options: Any) -> jax.Array:
     return model.apply(whole(params), *args, **options)
 
-  def encode(params: Params, images: jax.Array, keys: jax.Array) -> jax.Array:
+  def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
     return model.encode(whole(params), images, keys)
 
-  def decode(params: Params, x0: jax.Array) -> jax.Array:
-    return model.decode(whole(params), x0)
+  def decode(params: Params, x0: jax.Array, clip: bool = True) -> jax.Array:
+    return model.decode(whole(params), x0, clip)
+
+  def reconstruct(params: Params, images: jax.Array) -> jax.Array:
+    assert model.reconstruct is not None  # Else this is not used.
+    return model.reconstruct(whole(params), images)
 
   def hold(params: Params) -> Params:
     return Gathered(model.hold(whole(params)))
 
-  return model._replace(apply=apply, encode=encode, decode=decode, hold=hold)
+  return model._replace(
+    apply=apply,
+    encode=encode,
+    decode=decode,
+    hold=hold,
+    reconstruct=reconstruct if model.reconstruct else None,
+  )

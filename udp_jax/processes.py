@@ -141,6 +141,11 @@ def _detect_cluster(env: Mapping[str, str]) -> Settings | None:
     ) from error
   if address is None or count is None or number is None:
     return None
+  # jax takes SLURM's processes for one a GPU; launch/slurm.sh says so where it is one a node.
+  if named := env.get("JAX_LOCAL_DEVICE_IDS"):
+    if not all(part.strip().isdigit() for part in named.split(",")):
+      raise ConfigError(f"JAX_LOCAL_DEVICE_IDS={named} is not a list of numbers")
+    devices = [int(part) for part in named.split(",")]
   return _checked(Settings(address, count, number, devices))
 
 

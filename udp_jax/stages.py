@@ -32,6 +32,7 @@ from udp_jax.models.base import Params
 from udp_jax.ops.image import quantise, quantise_within
 from udp_jax.protections.base import Protection
 from udp_jax.threats.base import Threat
+from udp_jax.training import Batch
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def protect_stage(
   label: str,
   record: Mapping[str, Any],
   reference: np.ndarray | None = None,
+  cond: np.ndarray | None = None,
   shard_batches: int = 0,
   train_visits: int | None = None,
   overwrite: bool = False,
@@ -74,6 +76,7 @@ def protect_stage(
     label: for the progress bar.
     record: what the manifest says of the method.
     reference: pictures of another method, for the controls that imitate it.
+    cond: (N, ...), what a conditioned model is told of each picture; None for other models.
     shard_batches: batches that the devices hold at a time, see `udp_jax.streaming`; 0 for all.
     train_visits: of `streaming.visit_options`, with which `protection` was built then.
     overwrite: replace a finished folder of ours.
@@ -87,8 +90,66 @@ def protect_stage(
   """
   if _is_done(folder, overwrite):
     return manifest.read_folder(folder)[0].images
-  count = len(clean.images)
-  batches = training.make_batches(clean.images, global_batch_size, reference=reference)
+  rows, delta = run_rounds(
+    protection,
+    training.make_batches(clean.images, global_batch_size, reference=reference, cond=cond),
+    len(clean.images),
+    key=key,
+    params=params,
+    mesh=mesh,
+    num_rounds=num_rounds,
+    scratch_folder=scratch_folder,
+    checkpoint_every=checkpoint_every,
+    label=label,
+    shard_batches=shard_batches,
+    train_visits=train_visits,
+    progress=progress,
+  )
+  protected = np.asarray(quantise_within(clean.images[rows], jnp.asarray(delta), radius_255))
+  manifest.write_folder(
+    folder,
+    protected,
+    clean.names,
+    rows=rows,
+    clean=clean.images,
+    alphas=clean.alphas,
+    metadata=clean.metadata,
+    record={**record, "radius_255": radius_255, "origin": clean.origin},
+    overwrite=overwrite,
+  )
+  return manifest.read_folder(folder)[0].images
+
+
+def run_rounds(
+  protection: Protection,
+  batches: training.Batch,
+  count: int,
+  *,
+  key: jax.Array,
+  params: Params | None,
+  mesh: Mesh,
+  num_rounds: int,
+  scratch_folder: Path,
+  checkpoint_every: int,
+  label: str,
+  shard_batches: int = 0,
+  train_visits: int | None = None,
+  progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+  """All rounds of a protection, from the newest checkpoint if there is one.
+
+  Args:
+    protection: the method.
+    batches: leaves (num_batches, B, ...), in host memory.
+    count: pictures in them, without padding; the others are as in `protect_stage`.
+
+  Returns:
+    rows (n,), the numbers of this process's pictures, and their delta (n, H, W, C) float32 on the
+    [0, 1] scale.
+
+  Raises:
+    DivergedError, OutputError, loop.Preempted: see `loop.run`.
+  """
   _log.info("%s: compiling for %d pictures", label, count)
   make = rounds.resident
   if shard_batches:
@@ -110,20 +171,7 @@ def protect_stage(
   )
   if writer is not None:
     writer.close()
-  rows, delta = made.own_delta(state)
-  protected = np.asarray(quantise_within(clean.images[rows], jnp.asarray(delta), radius_255))
-  manifest.write_folder(
-    folder,
-    protected,
-    clean.names,
-    rows=rows,
-    clean=clean.images,
-    alphas=clean.alphas,
-    metadata=clean.metadata,
-    record={**record, "radius_255": radius_255, "origin": clean.origin},
-    overwrite=overwrite,
-  )
-  return manifest.read_folder(folder)[0].images
+  return made.own_delta(state)
 
 
 def _is_done(folder: Path, overwrite: bool) -> bool:
@@ -148,7 +196,7 @@ def _writer(folder: Path) -> MetricsWriter | None:
 
 def train_stage(
   threat: Threat,
-  images: np.ndarray,
+  images: np.ndarray | Batch,
   *,
   key: jax.Array,
   params: Params | None,
@@ -160,23 +208,43 @@ def train_stage(
   label: str,
   progress: bool = True,
 ) -> Params:
-  """Trains a threat's model on 8-bit pictures (N, H, W, 3); returns the parameters to sample with.
+  """Trains a threat's theta on pictures; returns it, averaged where the threat keeps an average.
 
-  The parameters are whole on a device of this process, in every process.
+  The parameters to sample with are `threat.trainable.merge(theta, params)`; for a threat that
+  trains all of them, theta itself. theta is whole on a device of this process, in every process.
+
+  Args:
+    threat: what is trained, and how.
+    images: uint8 (N, H, W, 3), or batches of them that are arranged already, with prompts.
+    key: root of every draw.
+    params: of the model to start from; None starts afresh.
+    mesh: devices.
+    global_batch_size: pictures in a step, over all devices.
+    scratch_folder: for checkpoints and metrics.jsonl.
+    checkpoint_every: steps.
+    steps_per_call: between two looks at the numbers.
+    label: for the progress bar.
+    progress: show a bar.
 
   Raises:
     DivergedError, OutputError, loop.Preempted: see `loop.run`.
   """
-  data = parallel.place_batches(training.make_batches(images, global_batch_size), mesh)
+  if isinstance(images, np.ndarray):
+    images = training.make_batches(images, global_batch_size)
+  data = parallel.place_batches(images, mesh)
+  if params is not None and threat.needs_params:
+    params = parallel.place(params, placement.param_shardings(params, mesh))
   shardings = placement.param_shardings(jax.eval_shape(threat.init, key, params), mesh)
   state = rounds.run_once(threat.init, out_shardings=shardings)(key, params)
+  frozen = params if threat.needs_params else None
   batch = data.ids.shape[1]
-  update = _update_in_place(threat, mesh)
+  leaves, structure = jax.tree.flatten(shardings)
+  update = _update_in_place(threat, structure, tuple(leaves))
 
   def advance(state: Any, position: int) -> loop.Advance:
     num_steps = min(steps_per_call, threat.train_steps - position)
     start = time.monotonic()
-    state, losses = update(key, state, data, num_steps)
+    state, losses = update(key, state, data, num_steps, frozen)
     numbers = rounds.fetched(_train_metrics(losses, state.params))
     rate = num_steps * batch / (time.monotonic() - start)
     return loop.Advance(state, position + num_steps, numbers | {"images_per_s": rate})
@@ -200,11 +268,10 @@ def train_stage(
 
 
 @cache  # One compilation for all the models that one threat trains.
-def _update_in_place(threat: Threat, mesh: Mesh) -> Callable:
+def _update_in_place(threat: Threat, structure: Any, shardings: tuple[Any, ...]) -> Callable:
   """`threat.update` with its state where `placement` says, from step to step."""
-  state = jax.eval_shape(threat.init, jax.random.key(0), None)
-  shardings = placement.param_shardings(state, mesh)
-  return jax.jit(threat.update, static_argnums=3, donate_argnums=1, out_shardings=(shardings, None))
+  where = jax.tree.unflatten(structure, shardings)
+  return jax.jit(threat.update, static_argnums=3, donate_argnums=1, out_shardings=(where, None))
 
 
 @jax.jit
@@ -222,6 +289,8 @@ def sample_stage(
   per_device_batch_size: int,
   record: Mapping[str, Any],
   label: str,
+  cond: np.ndarray | None = None,
+  uncond: np.ndarray | None = None,
   overwrite: bool = False,
   progress: bool = True,
 ) -> np.ndarray:
@@ -239,6 +308,8 @@ def sample_stage(
     per_device_batch_size: pictures in a batch.
     record: what the manifest says of the method.
     label: for the progress bar.
+    cond: (P, ...), prompts of a conditioned model, which take turns; None for other models.
+    uncond: (1, ...), the empty or negative prompt.
     overwrite: replace a finished folder of ours.
     progress: show a bar.
 
@@ -250,7 +321,7 @@ def sample_stage(
     batches = processes.share(-(-num_samples // size))
     quiet = not (progress and processes.is_main())
     with tqdm(batches, desc=label, unit="batch", disable=quiet) as bar:
-      chunks = [np.asarray(_sample(threat, key, i, params, size)) for i in bar]
+      chunks = [np.asarray(_sample(threat, key, i, params, size, cond, uncond)) for i in bar]
     rows = np.arange(num_samples)
     rows = rows[np.isin(rows // size, batches)]
     images = np.concatenate(chunks)[: len(rows)] if chunks else np.zeros((0, 1, 1, 3), np.uint8)
@@ -259,5 +330,14 @@ def sample_stage(
   return manifest.read_folder(folder)[0].images
 
 
-def _sample(threat: Threat, key: jax.Array, number: int, params: Params, size: int) -> jax.Array:
-  return quantise(threat.sample(jax.random.fold_in(key, number), params, size))
+def _sample(
+  threat: Threat,
+  key: jax.Array,
+  number: int,
+  params: Params,
+  size: int,
+  cond: np.ndarray | None,
+  uncond: np.ndarray | None,
+) -> jax.Array:
+  turn = None if cond is None else cond[np.arange(number * size, (number + 1) * size) % len(cond)]
+  return quantise(threat.sample(jax.random.fold_in(key, number), params, size, turn, uncond))

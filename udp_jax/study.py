@@ -177,6 +177,7 @@ def protect_row(
   model: DiffusionModel,
   params: Params | None,
   *,
+  cond: np.ndarray | None = None,
   folder: Path | None = None,
   overwrite: bool = False,
   progress: bool = True,
@@ -190,6 +191,7 @@ def protect_row(
     workdir: of the study.
     model: the attacked model.
     params: its parameters, or None.
+    cond: (N, ...), what a conditioned model is told of each picture.
     folder: for the files; default workdir/protected/<row>.
     overwrite: replace a finished folder of ours.
     progress: show bars.
@@ -211,7 +213,7 @@ def protect_row(
   reference = None
   if protection.needs_reference:
     assert of is not None  # Checked when it was built.
-    reference = protect_row(config, of, clean, workdir, model, params, progress=progress)
+    reference = protect_row(config, of, clean, workdir, model, params, cond=cond, progress=progress)
   return stages.protect_stage(
     protection,
     clean,
@@ -227,6 +229,7 @@ def protect_row(
     label=f"protect {row}",
     record={"method": method, "row": row, "config": config.to_dict(), "seed": config.seed},
     reference=reference,
+    cond=cond,
     shard_batches=shard_batches,
     train_visits=train_visits,
     overwrite=overwrite,

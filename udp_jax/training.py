@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     cond: conditioning of the model, or None.
     reference: (..., H, W, C) uint8, the same pictures protected by another method, for the controls
       that imitate it; otherwise None.
+    mask: (..., H, W, 1) uint8, 1 where a perturbation may be, 0 elsewhere; None for everywhere.
   """
 
   images: jax.Array | np.ndarray
@@ -40,6 +41,7 @@ class Batch(NamedTuple):
   weight: jax.Array | np.ndarray
   cond: Any = None
   reference: jax.Array | np.ndarray | None = None
+  mask: jax.Array | np.ndarray | None = None
 
 
 class TrainState(NamedTuple):

@@ -133,6 +133,26 @@ def study(title: str) -> ConfigDict:
   return config
 
 
+def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
+  """Turns a study into one of pictures as they are, protected against a latent model's learning."""
+  config.rows = ("clean", "random_noise", "udp", "eudp")
+  config.data.update({"source": "builtin", "image_size": 0, "holdout": 0.0})
+  # Of pictures that have no caption in the folder's metadata.jsonl.
+  config.data.prompt = ""
+  config.model.path = model
+  # Side of a tile, for models that are made for another; 0 for the model's own.
+  config.model.image_size = 0
+  # overlap: pixels, -1 for an eighth of a tile. files_at_a_time: 0 for the method's default.
+  config.pictures = ConfigDict({"tile_size": 0, "overlap": -1, "files_at_a_time": 0})
+  # Of the installed ones, where the source is "builtin".
+  config.pictures.photographs = ("cat", "coffee", "rocket")
+  # More than these change speed and memory of latent models: see `models.performance`.
+  config.performance.update({"frozen_dtype": "", "vae_attention": "", "vae_slices": 1})
+  for row in ("udp", "eudp"):
+    config.protections[row].update({"trains": "denoiser", "rank": 4})
+  return config
+
+
 def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
   """Applies the `:smoke` variant: every part of the run in seconds, the numbers without meaning."""
   if variant == "smoke":
@@ -153,6 +173,11 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
     config.evaluation.loss_images = 8
     config.checkpoint.update({"every_rounds": 3, "every_steps": 4})
     config.performance.update({"steps_per_call": 2, "sample_batch_size": 8})
+    if "pictures" in config:
+      config.model.path = "tiny_ldm"
+      config.data.update({"image_size": 0, "limit": 0, "holdout": 0.0})
+      config.pictures.photographs = ("cat",)
+      config.num_rounds = 2
   return config
 
 

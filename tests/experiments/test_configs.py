@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import _cli
-from udp_jax import protections, run_config, study, threats, training
+from udp_jax import lookup, protections, run_config, study, threats, training
 from udp_jax.models import factory
 
 CONFIGS = Path(_cli.__file__).parent / "configs"
@@ -20,8 +20,11 @@ NAMES = [
   for path in sorted(CONFIGS.glob("*/*.py"))
   if path.stem != "__init__"
 ]
-# Those that describe a study; tests/benchmark has the tests of the others.
-STUDIES = [(experiment, name) for experiment, name in NAMES if experiment != "benchmark"]
+# Those that describe a study of pictures of one size, and of pictures as they are; the others have
+# tests beside what they configure.
+_ROUNDS = [(experiment, name) for experiment, name in NAMES if experiment in ("udp", "eudp")]
+STUDIES = [one for one in _ROUNDS if "pictures" not in _cli.get_config(*one)]
+PICTURES = [one for one in _ROUNDS if one not in STUDIES]
 
 
 def test_configs_are_found() -> None:
@@ -99,7 +102,27 @@ def test_paper_setting_traces_without_allocating() -> None:
   assert samples.shape == (4, 32, 32, 3)
 
 
-@pytest.mark.parametrize(("experiment", "name"), STUDIES)
+@pytest.mark.parametrize("variant", ["", *_cli.VARIANTS])
+@pytest.mark.parametrize(("experiment", "name"), PICTURES)
+def test_pictures_as_they_are(experiment: str, name: str, variant: str) -> None:
+  config = _cli.get_config(experiment, f"{name}:{variant}")
+  run_config.check_values(config)
+  assert config.rows[0] == study.CLEAN and experiment in config.rows
+  if variant == "smoke":
+    assert config.data.source == "builtin" and config.model.path == "tiny_ldm"
+  for row in config.rows[1:]:
+    method, rounds, _, options = study.row_settings(config, row)
+    lookup.check_options(
+      lookup.constructor("udp_jax.protections", method), row, _without_levels(options)
+    )
+    assert rounds >= 1
+
+
+def _without_levels(options: dict) -> dict:
+  return {name.removesuffix("_255"): value for name, value in options.items()}
+
+
+@pytest.mark.parametrize(("experiment", "name"), [*STUDIES, *PICTURES])
 def test_smoke_changes_no_setting_that_it_need_not(experiment: str, name: str) -> None:
   full, small = (_cli.get_config(experiment, f"{name}:{v}") for v in ("", "smoke"))
   assert (small.rows, small.radius_255, small.seed) == (full.rows, full.radius_255, full.seed)

@@ -21,6 +21,7 @@ from udp_jax.benchmark import flops, serve
 from udp_jax.models import factory
 from udp_jax.models.base import DiffusionModel
 from udp_jax.models.ddpm_unet import UNet2DConfig
+from udp_jax.models.performance import DTYPES
 from udp_jax.protections.base import PERTURB, TRAIN, WHOLE, Protection
 
 PHASES = {"min": TRAIN, "max": PERTURB, "round": WHOLE, "joint": WHOLE}
@@ -185,7 +186,7 @@ def matmul(size: int) -> dict[str, Any]:
   """Peak GFLOP/s of a matrix product, by dtype."""
   rates = {}
   product = jax.jit(lambda a: a @ a)
-  for name, dtype in factory.DTYPES.items():
+  for name, dtype in DTYPES.items():
     a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
     rates[name] = serve.matmul_gflops(partial(_block, product, a), size)
   return {"gflops": rates}

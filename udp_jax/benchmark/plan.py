@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from udp_jax.benchmark.jax_worker import PHASES
 from udp_jax.errors import ConfigError
-from udp_jax.models.factory import DTYPES
+from udp_jax.models.performance import DTYPES
 from udp_jax.ops import conv
 
 SECTIONS = ("races", "primitives", "cost", "scaling", "host", "compile")

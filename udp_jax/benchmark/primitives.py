@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from udp_jax.models.factory import DTYPES
+from udp_jax.models.performance import DTYPES
 from udp_jax.ops.attention import dot_product_attention
 from udp_jax.ops.conv import conv2d
 from udp_jax.ops.norm import group_norm

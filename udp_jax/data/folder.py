@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -118,8 +118,56 @@ def load_folder(
   classes: Sequence[str] | None,
 ) -> ImageSet:
   """Reads a folder; arguments and errors as in `sources.load`."""
-  image_set.check_limit(limit)
   folder = Path(folder)
+
+  def prepare(picture: images.Picture) -> images.Picture:
+    return picture if image_size is None else images.resize_picture(picture, image_size)
+
+  found = select(folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=prepare)
+  chosen, pictures, class_names = found.files, found.kept, found.class_names
+  _check_sizes(folder, chosen, pictures)
+  return image_set.finish(
+    np.stack([picture.pixels for picture in pictures]),
+    [file.name for file in chosen],
+    f"folder {folder}",
+    labels=np.array([class_names.index(f.relative.split("/")[0]) for f in chosen], np.int32)
+    if class_names
+    else None,
+    alphas=[picture.alpha for picture in pictures],
+    metadata=[
+      Metadata(file.relative, picture.icc_profile, picture.exif, picture.notes)
+      for file, picture in zip(chosen, pictures)
+    ],
+    classes=class_names or None,
+    skipped=found.skipped,
+    ignored=found.ignored,
+  )
+
+
+class Selection(NamedTuple):
+  """The usable files in order, what was kept of each, and what an origin reports."""
+
+  files: list[ImageFile]
+  kept: list[Any]
+  class_names: list[str]
+  skipped: list[list[str]]
+  ignored: int
+
+
+def select(
+  folder: Path,
+  *,
+  limit: int | None,
+  seed: int,
+  strict: bool,
+  classes: Sequence[str] | None,
+  keep: Callable[[images.Picture], Any],
+) -> Selection:
+  """Reads the wanted pictures of a folder, one at a time, and keeps of each what `keep` returns.
+
+  The other arguments and the errors are those of `sources.load`.
+  """
+  image_set.check_limit(limit)
   if (folder / INCOMPLETE).exists():
     raise BadDataError(f"{folder}: its writing was interrupted; run the stage that makes it again")
   listing = scan(folder)
@@ -139,7 +187,7 @@ def load_folder(
   if limit is not None and limit < len(candidates):
     # Bad files are replaced by the next of the same permutation, so a limit is kept if it can be.
     order = np.random.default_rng(seed).permutation(len(candidates))
-  good: dict[int, images.Picture] = {}
+  good: dict[int, Any] = {}
   for index in order.tolist():
     if len(good) == limit:
       break
@@ -154,30 +202,17 @@ def load_folder(
         raise
       skipped.append((file.relative, str(error)))
       continue
-    good[index] = picture if image_size is None else images.resize_picture(picture, image_size)
+    good[index] = keep(picture)
   for _, reason in skipped:
     _log.warning("skipped %s", reason)
   if skipped:
     _log.warning("%s: skipped %d unusable files", folder, len(skipped))
   if not good:
     raise BadDataError(f"{folder}: none of {len(skipped)} image files is usable; {skipped[0][1]}")
-
-  chosen = [candidates[index] for index in sorted(good)]
-  pictures = [good[index] for index in sorted(good)]
-  _check_sizes(folder, chosen, pictures)
-  return image_set.finish(
-    np.stack([picture.pixels for picture in pictures]),
-    [file.name for file in chosen],
-    f"folder {folder}",
-    labels=np.array([class_names.index(f.relative.split("/")[0]) for f in chosen], np.int32)
-    if class_names
-    else None,
-    alphas=[picture.alpha for picture in pictures],
-    metadata=[
-      Metadata(file.relative, picture.icc_profile, picture.exif, picture.notes)
-      for file, picture in zip(chosen, pictures)
-    ],
-    classes=class_names or None,
+  return Selection(
+    files=[candidates[index] for index in sorted(good)],
+    kept=[good[index] for index in sorted(good)],
+    class_names=class_names,
     skipped=[list(entry) for entry in skipped],
     ignored=listing.ignored,
   )

@@ -44,6 +44,8 @@ __all__ = [
   "MANIFEST",
   "check_output",
   "code_sha256",
+  "describe",
+  "file_sha256",
   "is_complete",
   "max_abs_255",
   "read_folder",
@@ -124,7 +126,7 @@ def write_folder(
       alpha is not None and (saved.alpha is None or not np.array_equal(saved.alpha, alpha))
     ):
       raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
-    entry: dict[str, Any] = {"file": relatives[index], "sha256": _file_sha256(path)}
+    entry: dict[str, Any] = {"file": relatives[index], "sha256": file_sha256(path)}
     if clean is not None:
       entry["max_abs_255"] = max_abs_255(saved.pixels, clean[index])
     return entry
@@ -140,10 +142,7 @@ def write_folder(
 
   def merge() -> dict[str, Any]:
     entries = _merge(folder, relatives, parts) if parts else own
-    manifest = {"format": FORMAT, "complete": True, **record}
-    manifest["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    manifest["versions"] = {package: _version(package) for package in _VERSIONS}
-    manifest["code_sha256"] = code_sha256()
+    manifest = describe(record)
     manifest["source_sha256"] = None if clean is None else image_set.pixels_sha256(clean)
     manifest["images"] = entries
     if clean is not None:
@@ -191,7 +190,7 @@ def _merge(folder: Path, relatives: Sequence[str], parts: Sequence[str]) -> list
 
   def check(index: int) -> dict[str, Any]:
     path = folder / relatives[index]
-    if not path.is_file() or _file_sha256(path) != entries[index]["sha256"]:
+    if not path.is_file() or file_sha256(path) != entries[index]["sha256"]:
       raise OutputError(f"{path} is not the file that another process wrote")
     return entries[index]
 
@@ -242,6 +241,18 @@ def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | N
     made_from=origin.get("source"),
   )
   return read, manifest
+
+
+def describe(record: Mapping[str, Any]) -> dict[str, Any]:
+  """A manifest's fields beside its images: `record`, and when and by which code it was made."""
+  return {
+    "format": FORMAT,
+    "complete": True,
+    **record,
+    "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "versions": {package: _version(package) for package in _VERSIONS},
+    "code_sha256": code_sha256(),
+  }
 
 
 def max_abs_255(first: np.ndarray, second: np.ndarray) -> int:
@@ -335,7 +346,8 @@ def _add_similarity(
       entry["ssim"] = None if ssim is None else round(float(ssim[offset]), 6)
 
 
-def _file_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+  """SHA-256 of a file's bytes."""
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -56,19 +56,28 @@ def check_output(folder: str | os.PathLike, *, overwrite: bool = False) -> None:
     remove(folder, [".writable"], created)
 
 
-def claim(folder: Path, relatives: Sequence[str], overwrite: bool) -> list[Path]:
-  """Clears what is ours, marks the folder as unfinished, and returns the folders it created."""
+def claim(
+  folder: Path, relatives: Sequence[str], overwrite: bool, *, keep: Collection[str] = ()
+) -> list[Path]:
+  """Clears what is ours, marks the folder as unfinished, and returns the folders it created.
+
+  Args:
+    folder: to be written.
+    relatives: files to come.
+    overwrite: a finished folder of ours is cleared too.
+    keep: those of `relatives` that an earlier writing finished, which stay.
+  """
   old = _ours(folder, overwrite)
+  cleared = [name for name in old if name != INCOMPLETE and name not in keep]
   created = _missing(folder)
   try:
     # The new marker lists the old files too, until they are gone: a kill in between stays ours.
     plan = {"files": sorted({*old, *relatives} - {INCOMPLETE, MANIFEST})}
     files.write_bytes(folder / INCOMPLETE, json.dumps(plan).encode())
     with files.output_errors(folder):
-      for name in [MANIFEST, *old]:
-        if name != INCOMPLETE:
-          (folder / name).unlink(missing_ok=True)
-    remove(folder, [name for name in old if name != INCOMPLETE], ())  # subfolders now empty
+      for name in [MANIFEST, *cleared]:
+        (folder / name).unlink(missing_ok=True)
+    remove(folder, cleared, ())  # subfolders now empty
   except BaseException:
     if created:
       remove(folder, [INCOMPLETE], created)

@@ -36,25 +36,32 @@ class DiffusionModel(NamedTuple):
   Attributes:
     init: key -> params.
     encode: (params, images, keys) -> x0. images (B, H, W, 3) in [0, 1]; keys (B,), one a picture,
-      for models whose encoder draws (a VAE); pixel models ignore them.
+      for models whose encoder draws (a VAE), or None for the mean of what it draws; pixel models
+      ignore them.
     apply: (params, x_t, timesteps, cond, keys=None) -> prediction, the shape of x_t. Keys (B,), one
       a picture, turn dropout on.
-    decode: (params, x0) -> images in [0, 1].
+    decode: (params, x0, clip=True) -> images in [0, 1]; without `clip` values outside are kept, and
+      with them their gradients.
     embed: (params, token_ids) -> cond; None for unconditional pixel models.
     schedule: the noise schedule that the model was or will be trained with.
     shape: of one x0, without the batch axis.
+    image_shape: of one picture, (H, W, 3); the same as `shape` for pixel models.
     hold: params -> `Held`, which every function here takes in place of params. For loops that hold
       the parameters still; nothing is differentiated with respect to them then.
+    reconstruct: (params, images) -> what the autoencoder gives back for the posterior's mean, not
+      clipped, so that gradients reach every pixel; None for models without an autoencoder.
   """
 
   init: Callable[[jax.Array], Params]
-  encode: Callable[[Params, jax.Array, jax.Array], jax.Array]
+  encode: Callable[[Params, jax.Array, jax.Array | None], jax.Array]
   apply: Callable[..., jax.Array]
-  decode: Callable[[Params, jax.Array], jax.Array]
+  decode: Callable[..., jax.Array]
   embed: Callable[[Params, jax.Array], Cond] | None
   schedule: NoiseSchedule
   shape: tuple[int, ...]
+  image_shape: tuple[int, int, int]
   hold: Callable[[Params], Params] = lambda params: params
+  reconstruct: Callable[[Params, jax.Array], jax.Array] | None = None
 
 
 def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
@@ -65,7 +72,7 @@ def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
   def init(key: jax.Array) -> Params:
     return unet.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))["params"]
 
-  def encode(params: Params, images: jax.Array, keys: jax.Array) -> jax.Array:
+  def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
     del params, keys  # Pixels are their own code.
     return to_model_range(images)
 
@@ -80,9 +87,9 @@ def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
     prediction = unet.apply(variables, x_t, timesteps, seeds=seeds)
     return jnp.asarray(prediction)
 
-  def decode(params: Params, x0: jax.Array) -> jax.Array:
+  def decode(params: Params, x0: jax.Array, clip: bool = True) -> jax.Array:
     del params
-    return jnp.clip(from_model_range(x0), 0.0, 1.0)
+    return from_model_range(x0, clip=clip)
 
   def hold(params: Params) -> Params:
     if isinstance(params, Held):
@@ -94,4 +101,4 @@ def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
     _, made = unet.apply({"params": cast}, *one, mutable=["prepared"])
     return Held(cast, made.get("prepared", {}))
 
-  return DiffusionModel(init, encode, apply, decode, None, schedule, shape, hold)
+  return DiffusionModel(init, encode, apply, decode, None, schedule, shape, shape, hold)

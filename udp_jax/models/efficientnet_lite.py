@@ -186,6 +186,26 @@ def features(params: Params, images: jax.Array, *, input_size: int = 96) -> jax.
   return x.mean((1, 2))
 
 
+def feature_maps(params: Params, images: jax.Array) -> list[jax.Array]:
+  """Returns what the stages with a change of resolution, and the last, hand on.
+
+  Args:
+    params: from `load`.
+    images: (B, H, W, 3) in [0, 1], not resized; at least 32x32.
+
+  Returns:
+    Five float32 arrays (B, h, w, C): C = 16, 24, 40, 112 and 320 at 1/2, 1/4, 1/8, 1/16 and 1/32 of
+    the size, not rectified.
+  """
+  x = _relu6(_conv(params["stem"], (images * 255.0 - 127.0) / 128.0, 2))
+  maps = []
+  for index, block in enumerate(BLOCKS):
+    x = _block(params, f"block{index}", block, x)
+    if index + 1 == len(BLOCKS) or BLOCKS[index + 1].stride == 2:
+      maps.append(x)
+  return maps
+
+
 def logits(params: Params, images: jax.Array, *, input_size: int = 224) -> jax.Array:
   """Returns the (B, 1000) logits of the ImageNet-1k classes, in the usual order.
 

@@ -4,23 +4,55 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
+from udp_jax.models import performance as performance_lib
+from udp_jax.models import pipeline as pipeline_lib
 from udp_jax.models import weights
 from udp_jax.models.base import DiffusionModel, Params, pixel_diffusion
 from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
-from udp_jax.ops import attention, conv, schedules
+from udp_jax.models.pipeline import Pipeline
+from udp_jax.ops import schedules
 
 SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
   "linear": schedules.linear,
   "scaled_linear": schedules.scaled_linear,
   "cosine": schedules.cosine,
 }
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Opened(NamedTuple):
+  """A model of any kind.
+
+  Attributes:
+    model: the functions.
+    params: as loaded; None for a fresh model.
+    unet: the config of a pixel model's U-Net; None for a latent model.
+    pipeline: of a latent model; None for a pixel model.
+  """
+
+  model: DiffusionModel
+  params: Params | None
+  unet: UNet2DConfig | None
+  pipeline: Pipeline | None
+
+
+def open_model(config: Any, performance: Any) -> Opened:
+  """The model that a config names: a Stable Diffusion folder or "tiny_ldm", or as `build`.
+
+  Raises:
+    ConfigError, MissingDataError, BadDataError: see `build` and `pipeline.load_pipeline`.
+  """
+  if config.path and pipeline_lib.is_pipeline(config.path):
+    size = config.get("image_size") or None
+    opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size)
+    return Opened(opened.model, opened.params, None, opened)
+  model, unet, params = build(config, performance)
+  return Opened(model, params, unet, None)
 
 
 def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, Params | None]:
@@ -37,23 +69,7 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
     MissingDataError: the folder or a file of it is not there.
     BadDataError: tensors that do not fit.
   """
-  if performance.dtype not in DTYPES:
-    raise ConfigError(f"unknown dtype {performance.dtype!r}; known: {', '.join(DTYPES)}")
-  if performance.conv_method and performance.conv_method not in conv.METHODS:
-    known = ", ".join(conv.METHODS)
-    raise ConfigError(f"unknown conv_method {performance.conv_method!r}; known: {known}")
-  function = performance.get("attention") or attention.default()
-  if function not in attention.FUNCTIONS:
-    known = ", ".join(attention.FUNCTIONS)
-    raise ConfigError(f"unknown attention {function!r}; known: {known}")
-  if function == "flash" and jax.default_backend() != "tpu":
-    raise ConfigError("attention 'flash' runs on TPUs only; 'chunked' saves memory elsewhere")
-  options = {
-    "attention": attention.FUNCTIONS[function],
-    "dtype": DTYPES[performance.dtype],
-    "conv_method": performance.conv_method or None,
-    "remat": performance.remat,
-  }
+  options = performance_lib.module_options(performance)
   if config.path:
     return load(config.path, **options)
   if config.schedule not in SCHEDULES:

@@ -11,7 +11,7 @@ import numpy as np
 
 from udp_jax.data import files
 from udp_jax.errors import BadDataError
-from udp_jax.ops import schedules
+from udp_jax.ops import samplers, schedules
 
 
 def load_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -73,3 +73,46 @@ def scheduler_config(schedule: schedules.NoiseSchedule, **fields: Any) -> dict[s
       return named
   betas = 1.0 - abar / np.concatenate([[1.0], abar[:-1]])
   return {"trained_betas": betas.tolist(), **config}
+
+
+def sampler_options(
+  config: Mapping[str, Any] | None, sampler: str, *, latent: bool
+) -> dict[str, Any]:
+  """Keyword options of `ops.samplers`' function `sampler` for a model with these scheduler fields.
+
+  They are what diffusers gets by `DDIMScheduler.from_config(...)` and the like from whatever
+  scheduler the folder names (PNDM, Euler, ...): a field that the file leaves out means the default
+  of the sampler that runs, not of the one that is named.
+
+  Args:
+    config: fields of scheduler_config.json; None for diffusers' defaults.
+    sampler: "ddim", "ddpm" or "dpm_solver_pp_2m".
+    latent: latents are never clipped, whatever the file says (as in diffusers' pipelines).
+
+  Raises:
+    BadDataError: for a setting that the sampler does not have.
+  """
+  config = config or {}
+  options: dict[str, Any] = {"clip_sample": False}
+  if not latent:
+    options["clip_sample"] = bool(config.get("clip_sample", True))
+    for name, supported in (("thresholding", False), ("clip_sample_range", 1.0)):
+      if config.get(name, supported) != supported:
+        raise BadDataError(f"scheduler_config.json: {name}={config[name]!r} is not supported")
+  multistep = sampler == "dpm_solver_pp_2m"
+  options["spacing"] = config.get("timestep_spacing", "linspace" if multistep else "leading")
+  if options["spacing"] not in samplers.SPACINGS:
+    known = ", ".join(samplers.SPACINGS)
+    raise BadDataError(
+      f"scheduler_config.json: timestep_spacing {options['spacing']!r} is not one of {known}"
+    )
+  options["steps_offset"] = int(config.get("steps_offset", 0))
+  if sampler == "ddim":
+    options["set_alpha_to_one"] = bool(config.get("set_alpha_to_one", True))
+  if sampler == "ddpm":
+    options["variance"] = config.get("variance_type", "fixed_small")
+    if options["variance"] not in samplers.VARIANCES:
+      raise BadDataError(
+        f"scheduler_config.json: variance_type {options['variance']!r} is not supported"
+      )
+  return options

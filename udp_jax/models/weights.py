@@ -10,7 +10,9 @@ way between the two is a short table of rules and not a table of tensors:
   embeddings      embedding (N, C)          <->  weight (N, C)
   biases          bias (C,)                 <->  bias (C,)
 
-Attention names from before diffusers 0.17 (query, key, value, proj_attn) are accepted on reading.
+Accepted on reading, too: attention names from before diffusers 0.17 (query, key, value, proj_attn),
+also where those layers were stored as 1x1 convolutions, and CLIP's names without "text_model.", as
+transformers 5 writes them.
 Only safetensors files are read: a PyTorch `.bin` is a pickle, which can run code when opened.
 """
 
@@ -64,11 +66,15 @@ _LIST_MODULE = re.compile(rf"({LIST_MODULES})_(\d+)")
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY_NAME = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
+# Dense layers that converted checkpoints may hold as 1x1 convolutions.
+_ONCE_CONVOLUTIONS = re.compile(r"attentions\.\d+\.to_(q|k|v|out\.0)\.weight")
+_TEXT_PREFIX = "text_model."
 # Constants that older files store beside the weights.
 _BUFFERS = ("position_ids",)
 
 # diffusers models, then transformers models (CLIP).
 _STEMS = ("diffusion_pytorch_model", "model")
+_TRANSFORMERS_MODELS = ("CLIPTextModel",)
 _HOW_TO_GET = (
   "On a machine with network access run `hf download google/ddpm-cifar10-32 --local-dir"
   " ddpm-cifar10-32` (or the model you want) and give the path of that folder"
@@ -115,13 +121,20 @@ def from_torch_names(
     BadDataError: naming every missing, unexpected and mis-shaped tensor.
   """
   named = {_modern_name(name): value for name, value in tensors.items()}
+  wanted = _flatten(template)
+  if all(path[0] == _TEXT_PREFIX[:-1] for path, _ in wanted) and not any(
+    name.startswith(_TEXT_PREFIX) for name in named
+  ):
+    named = {_TEXT_PREFIX + name: value for name, value in named.items()}
   leaves, missing, mis_shaped = [], [], []
-  for path, expected in _flatten(template):
+  for path, expected in wanted:
     name = torch_name(path)
     if name not in named:
       missing.append(name)
       continue
     array = np.asarray(named.pop(name))
+    if array.shape[2:] == (1, 1) and _ONCE_CONVOLUTIONS.search(name):
+      array = array[:, :, 0, 0]
     if path[-1] == "kernel" and array.ndim >= 2:  # (O, I, ...) -> (..., I, O)
       array = np.transpose(array, (*range(2, array.ndim), 1, 0))
     if array.shape != tuple(expected.shape):
@@ -161,7 +174,7 @@ def save_pretrained(
     folder: made if need be.
     config: the model's fields, under diffusers' names.
     params: flax params; stored as float32.
-    class_name: the diffusers class.
+    class_name: the diffusers class, or "CLIPTextModel" of transformers.
 
   Raises:
     OutputError: if the folder cannot be written, or holds a sharded model (whose index file would
@@ -174,13 +187,15 @@ def save_pretrained(
   if stale := sorted(folder.glob("*.safetensors.index*.json")):
     raise OutputError(f"{folder} holds a sharded model ({stale[0].name}): choose another folder")
   metadata = {"format": "pt"}  # PyTorch's readers insist on it.
+  transformers = class_name in _TRANSFORMERS_MODELS
+  named = {"architectures": [class_name]} if transformers else {"_class_name": class_name}
   try:
     files.write_together(
       {
-        folder / f"{_STEMS[0]}.safetensors": lambda path: safetensors.numpy.save_file(
+        folder / f"{_STEMS[transformers]}.safetensors": lambda path: safetensors.numpy.save_file(
           tensors, path, metadata=metadata
         ),
-        folder / "config.json": _as_json({"_class_name": class_name, **config}),
+        folder / "config.json": _as_json({**named, **config}),
       }
     )
   except safetensors.SafetensorError as error:

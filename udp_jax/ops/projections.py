@@ -49,7 +49,7 @@ def l2(delta: jax.Array, radius: ArrayLike) -> jax.Array:
   return jnp.where(outside, delta * (bound / jnp.where(outside, norm, 1.0)), delta)
 
 
-def masked(delta: jax.Array, mask: jax.Array) -> jax.Array:
+def masked(delta: jax.Array, mask: ArrayLike) -> jax.Array:
   """Sets delta to zero where `mask` is zero.
 
   Args:

@@ -1,4 +1,4 @@
-"""DDPM and DDIM sampling by `lax.scan`, with the numerics of diffusers' schedulers.
+"""Sampling by `lax.scan`, with the numerics of diffusers' schedulers: DDPM, DDIM, DPM-Solver++(2M).
 
 `predict(x_t, timesteps)` is the network with its parameters and conditioning bound: x_t (B, ...)
 float32 and timesteps (B,) int32 in, a prediction of x_t's shape out, read by
@@ -9,70 +9,42 @@ float32 and timesteps (B,) int32 in, a prediction of x_t's shape out, read by
 To start in the middle (image to image), noise x0 to the timestep where the chain shall begin:
 
   steps = samplers.spaced_timesteps(schedule.num_steps, 50)
-  x_t = schedules.add_noise(schedule, x0, noise, steps[20])
-  samplers.ddim(key, predict, schedule, x_t, num_steps=50, first_step=20)
+  first = samplers.start_step(50, strength=0.6)
+  x_t = schedules.add_noise(schedule, x0, noise, steps[first])
+  samplers.ddim(key, predict, schedule, x_t, num_steps=50, first_step=first)
+
+`known` keeps a region (inpainting), `guidance.guided` makes a `predict` of a conditional network.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from udp_jax.ops import schedules
+from udp_jax.ops import chain, schedules
+from udp_jax.ops.chain import SPACINGS, Known, Predict, spaced_timesteps, start_step
+from udp_jax.ops.dpm_solver import dpm_solver_pp_2m
+from udp_jax.ops.guidance import guided
 from udp_jax.ops.schedules import NoiseSchedule
 
-Predict = Callable[[jax.Array, jax.Array], jax.Array]
+__all__ = [
+  "SPACINGS",
+  "VARIANCES",
+  "Known",
+  "Predict",
+  "ddim",
+  "ddim_step",
+  "ddpm",
+  "ddpm_step",
+  "dpm_solver_pp_2m",
+  "guided",
+  "spaced_timesteps",
+  "start_step",
+]
 
-SPACINGS = ("leading", "trailing", "linspace")
 VARIANCES = ("fixed_small", "fixed_large")
-
-
-def spaced_timesteps(
-  num_train_steps: int, num_steps: int, *, spacing: str = "leading", steps_offset: int = 0
-) -> np.ndarray:
-  """The timesteps a sampler visits, descending (Lin et al. 2023, table 2).
-
-  Args:
-    num_train_steps: T, the length of the noise schedule.
-    num_steps: how many of them to visit, at most T.
-    spacing: "leading" (multiples of T // num_steps, from 0), "trailing" (steps back from T - 1) or
-      "linspace" (both ends included).
-    steps_offset: added to "leading" timesteps; Stable Diffusion uses 1.
-
-  Returns:
-    (num_steps,) int32 in [0, T).
-
-  Raises:
-    ValueError: for an unknown spacing, a num_steps outside [1, T], an offset that leaves the
-      schedule, or a num_steps so awkward that strides of T // num_steps leave out over a quarter of
-      the schedule: samples would still be full of noise.
-  """
-  if spacing not in SPACINGS:
-    raise ValueError(f"spacing {spacing!r} is not one of {SPACINGS}")
-  if not 1 <= num_steps <= num_train_steps:
-    raise ValueError(f"num_steps must be in [1, {num_train_steps}], got {num_steps}")
-  stride = num_train_steps // num_steps
-  if 4 * stride * num_steps < 3 * num_train_steps:
-    raise ValueError(
-      f"num_steps={num_steps} in strides of {stride} covers {stride * num_steps} of "
-      f"{num_train_steps} timesteps; use {num_train_steps // (stride + 1)} or "
-      f"{num_train_steps // stride} steps"
-    )
-  if spacing == "leading":
-    steps = np.arange(num_steps, dtype=np.float64)[::-1] * stride + steps_offset
-  elif spacing == "trailing":
-    # By index, not by repeated subtraction, so that there are exactly num_steps of them.
-    ratio = num_train_steps / num_steps
-    steps = np.round(num_train_steps - np.arange(num_steps) * ratio) - 1
-  else:
-    steps = np.round(np.linspace(0, num_train_steps - 1, num_steps))[::-1]
-  if steps.min() < 0 or steps.max() >= num_train_steps:
-    raise ValueError(f"steps_offset={steps_offset} moves timesteps out of [0, {num_train_steps})")
-  return steps.astype(np.int32)
 
 
 def _previous_alphas_cumprod(
@@ -193,6 +165,7 @@ def ddim(
   spacing: str = "leading",
   steps_offset: int = 0,
   first_step: int = 0,
+  known: Known | None = None,
 ) -> jax.Array:
   """Samples with DDIM. Each step goes T // num_steps timesteps back, as in diffusers.
 
@@ -209,6 +182,7 @@ def ddim(
     spacing: see `spaced_timesteps`.
     steps_offset: see `spaced_timesteps`.
     first_step: index in `spaced_timesteps` where the chain starts; needs an array x_init.
+    known: a region to keep.
 
   Returns:
     (B, ...) float32 on the model's range.
@@ -221,11 +195,10 @@ def ddim(
   )
   previous = steps - schedule.num_steps // num_steps
 
-  def step(
-    key: jax.Array, x_t: jax.Array, prediction: jax.Array, timestep: jax.Array, prev: jax.Array
-  ) -> jax.Array:
+  def step(key, x_t, prediction, row, memory):
+    timestep, prev = row
     noise = jax.random.normal(key, x_t.shape, x_t.dtype) if eta > 0.0 else None
-    return ddim_step(
+    x_prev = ddim_step(
       schedule,
       prediction,
       x_t,
@@ -237,8 +210,12 @@ def ddim(
       use_clipped_prediction=use_clipped_prediction,
       set_alpha_to_one=set_alpha_to_one,
     )
+    return x_prev, memory
 
-  return _run(key, predict, step, x_init, steps, previous, first_step)
+  rows = steps, previous
+  return chain.run(
+    key, predict, step, schedule, x_init, steps, rows=rows, first_step=first_step, known=known
+  )
 
 
 def ddpm(
@@ -253,6 +230,7 @@ def ddpm(
   spacing: str = "leading",
   steps_offset: int = 0,
   first_step: int = 0,
+  known: Known | None = None,
 ) -> jax.Array:
   """Samples with the ancestral chain of DDPM.
 
@@ -267,6 +245,7 @@ def ddpm(
     spacing: see `spaced_timesteps`.
     steps_offset: see `spaced_timesteps`.
     first_step: index in `spaced_timesteps` where the chain starts; needs an array x_init.
+    known: a region to keep.
 
   Returns:
     (B, ...) float32 on the model's range.
@@ -282,40 +261,15 @@ def ddpm(
   )
   previous = np.append(steps[1:], np.int32(-1))
 
-  def step(
-    key: jax.Array, x_t: jax.Array, prediction: jax.Array, timestep: jax.Array, prev: jax.Array
-  ) -> jax.Array:
+  def step(key, x_t, prediction, row, memory):
     noise = jax.random.normal(key, x_t.shape, x_t.dtype)
-    return ddpm_step(
+    timestep, prev = row
+    x_prev = ddpm_step(
       schedule, prediction, x_t, timestep, prev, noise, variance=variance, clip_sample=clip_sample
     )
+    return x_prev, memory
 
-  return _run(key, predict, step, x_init, steps, previous, first_step)
-
-
-def _run(
-  key: jax.Array,
-  predict: Predict,
-  step: Callable[..., jax.Array],
-  x_init: jax.Array | tuple[int, ...],
-  steps: np.ndarray,
-  previous: np.ndarray,
-  first_step: int,
-) -> jax.Array:
-  """Scans `step` from `first_step` on; a step's noise depends on the key and its index alone."""
-  if not 0 <= first_step < len(steps):
-    raise ValueError(f"first_step must be in [0, {len(steps)}), got {first_step}")
-  init_key, steps_key = jax.random.split(key)
-  if isinstance(x_init, tuple):
-    if first_step:
-      raise ValueError("a chain that starts at first_step > 0 needs x_t, not a shape")
-    x_init = jax.random.normal(init_key, x_init, jnp.float32)
-
-  def body(x_t: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-    index, timestep, prev = at
-    prediction = predict(x_t, jnp.full(x_t.shape[:1], timestep))
-    return step(jax.random.fold_in(steps_key, index), x_t, prediction, timestep, prev), None
-
-  indices = np.arange(len(steps), dtype=np.int32)
-  at = tuple(jnp.asarray(row[first_step:]) for row in (indices, steps, previous))
-  return jax.lax.scan(body, jnp.asarray(x_init, jnp.float32), at)[0]
+  rows = steps, previous
+  return chain.run(
+    key, predict, step, schedule, x_init, steps, rows=rows, first_step=first_step, known=known
+  )

@@ -92,3 +92,60 @@ def ssim(
   luminance = (2.0 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
   structure = (2.0 * covariance + c2) / (var_a + var_b + c2)
   return jnp.mean(luminance * structure, axis=(1, 2, 3))
+
+
+def _gaussian_means(x: jax.Array, size: int) -> jax.Array:
+  """Means of (B, H, W, C) over whole windows, Gaussian of sigma = size / 5."""
+  offsets = np.arange(size) - size // 2
+  weights = np.exp(-0.5 * (offsets / (size / 5.0)) ** 2)
+  weights = (weights / weights.sum()).astype(np.float32)
+  h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
+  rows = jnp.asarray(sum(weights[i] * x[:, i : i + h] for i in range(size)))
+  return jnp.asarray(sum(weights[i] * rows[:, :, i : i + w] for i in range(size)))
+
+
+def vif_p(
+  a: jax.Array, b: jax.Array, *, data_range: float = 1.0, noise_variance: float = 2.0
+) -> jax.Array:
+  """Visual information fidelity in the pixel domain (Sheikh & Bovik 2006), (B,).
+
+  The information that `b` keeps of the reference `a` at four scales; 1 for identical images, above
+  1 where contrast was raised; not symmetric. Equals `sewar.vifp`: the mean over channels.
+
+  Args:
+    a: (B, H, W, C), the reference.
+    b: (B, H, W, C).
+    data_range: largest minus smallest possible value, 1 for images in [0, 1].
+    noise_variance: of the observer, for images in [0, 255].
+
+  Raises:
+    ValueError: if the shapes differ, or the images have a side below 41 pixels.
+  """
+  _check_shapes(a, b)
+  if min(a.shape[1:3]) < 41:
+    raise ValueError(f"VIFp needs images of at least 41x41, got {a.shape[1]}x{a.shape[2]}")
+  tiny = 1e-10
+  # Only variances enter. Without the mean of the reference their float32 form loses fewer digits.
+  offset = jnp.mean(a, axis=(1, 2), keepdims=True)
+  a, b = (255.0 / data_range * (x - offset) for x in (a, b))
+  kept = jnp.zeros(a.shape[:1] + a.shape[-1:])
+  whole = jnp.zeros_like(kept)
+  for scale in range(4):
+    size = 2 ** (4 - scale) + 1
+    if scale:
+      a, b = (_gaussian_means(x, size)[:, ::2, ::2] for x in (a, b))
+    mean_a, mean_b = _gaussian_means(a, size), _gaussian_means(b, size)
+    var_a = jnp.maximum(_gaussian_means(a * a, size) - mean_a * mean_a, 0.0)
+    var_b = jnp.maximum(_gaussian_means(b * b, size) - mean_b * mean_b, 0.0)
+    covariance = _gaussian_means(a * b, size) - mean_a * mean_b
+    # b = gain * a + rest, window by window.
+    gain = jnp.where((var_a < tiny) | (var_b < tiny), 0.0, covariance / (var_a + tiny))
+    rest = jnp.where(var_a < tiny, var_b, var_b - gain * covariance)
+    rest = jnp.where(var_b < tiny, 0.0, rest)
+    rest = jnp.where(gain < 0.0, var_b, rest)
+    gain = jnp.maximum(gain, 0.0)
+    var_a = jnp.where(var_a < tiny, 0.0, var_a)
+    signal = gain * gain * var_a / (jnp.maximum(rest, tiny) + noise_variance)
+    kept = kept + jnp.sum(jnp.log1p(signal), axis=(1, 2))
+    whole = whole + jnp.sum(jnp.log1p(var_a / noise_variance), axis=(1, 2))
+  return jnp.mean(kept / whole, axis=-1)

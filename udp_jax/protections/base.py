@@ -19,6 +19,7 @@ import optax
 from udp_jax.constraints import Constraint
 from udp_jax.models.base import Params
 from udp_jax.objectives import Objective
+from udp_jax.ops import projections
 from udp_jax.ops.image import to_float
 from udp_jax.randomness import example_keys
 from udp_jax.training import Batch
@@ -81,7 +82,11 @@ class PGDState(NamedTuple):
 
 
 def pgd(
-  objective: Objective, constraint: Constraint, tx: optax.GradientTransformation
+  objective: Objective,
+  constraint: Constraint,
+  tx: optax.GradientTransformation,
+  *,
+  sees_batch: bool = False,
 ) -> Protection:
   """Projected gradient descent of `objective` over delta, for one batch (leaves (B, ...)).
 
@@ -93,11 +98,14 @@ def pgd(
     objective: minimised; wrap in `negate` to maximise.
     constraint: budget.
     tx: what makes a step of a gradient, e.g. `sign_descent(step_size)`.
+    sees_batch: `objective` gets the whole `Batch` in place of `cond`: the clean pictures and the
+      reference too.
   """
 
   def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState:
     del params
     delta = constraint.init(example_keys(key, 0, batch.ids), to_float(batch.images))
+    delta = delta if batch.mask is None else projections.masked(delta, batch.mask)
     return PGDState(delta, tx.init(delta), jnp.zeros((), jnp.int32))
 
   def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None, phase=None):
@@ -106,12 +114,14 @@ def pgd(
     keys = example_keys(key, state.step, batch.ids)
 
     def total(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
-      losses, _ = objective(params, images + delta, batch.cond, keys)
+      seen = batch if sees_batch else batch.cond
+      losses, _ = objective(params, images + delta, seen, keys)
       return losses.sum(), losses
 
     gradients, losses = jax.grad(total, has_aux=True)(state.delta)
     updates, opt_state = tx.update(gradients, state.opt_state, state.delta)
     delta = constraint.project(optax.apply_updates(state.delta, updates), images)
+    delta = delta if batch.mask is None else projections.masked(delta, batch.mask)
     return PGDState(delta, opt_state, state.step + 1), Info(losses, jnp.zeros((0,)))
 
   return Protection(init, update, needs_params=True)

@@ -31,6 +31,8 @@ def eudp(
   warmup_rounds: int = 0,
   restart_every: int = 0,
   joint_gradients: bool = False,
+  trains: str = "denoiser",
+  rank: int = 4,
 ) -> Protection:
   """The bilevel loop with p(t) proportional to abar_t^a (1 - abar_t)^b in the perturb steps.
 
@@ -48,6 +50,8 @@ def eudp(
     warmup_rounds: see `udp`.
     restart_every: see `udp`.
     joint_gradients: see `udp`.
+    trains: see `udp`.
+    rank: see `udp`.
   """
   options: dict[str, Any] = {
     "train_steps": train_steps,
@@ -58,6 +62,8 @@ def eudp(
     "warmup_rounds": warmup_rounds,
     "restart_every": restart_every,
     "joint_gradients": joint_gradients,
+    "trains": trains,
+    "rank": rank,
   }
   probs = timesteps.schedule_power(model.schedule, a, b)
   return udp(model, radius=radius, step_size=step_size, probs=probs, **options)

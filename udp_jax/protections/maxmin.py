@@ -11,7 +11,9 @@ import optax
 
 from udp_jax import training
 from udp_jax.constraints import Constraint
+from udp_jax.models import trainable as trainable_lib
 from udp_jax.models.base import Params
+from udp_jax.models.trainable import Trainable
 from udp_jax.objectives import Objective
 from udp_jax.ops.image import to_float
 from udp_jax.protections.base import PERTURB, TRAIN, Info, PGDState, Protection, over_batches
@@ -43,6 +45,7 @@ def bilevel(
   warmup_rounds: int = 0,
   restart_every: int = 0,
   hold: Callable[[Params], Params] | None = None,
+  trainable: Trainable | None = None,
 ) -> Protection:
   """The max-min loop: max over delta of min over the surrogate's weights.
 
@@ -59,28 +62,33 @@ def bilevel(
     warmup_rounds: first rounds without perturb steps, so that the surrogate knows something.
     restart_every: rounds after which the surrogate starts afresh; 0 for never.
     hold: see `over_batches`.
+    trainable: the part of the parameters that the surrogate trains; None for the denoiser. What it
+      leaves alone is taken from the `params` of `update`.
   """
-  train_update = training.make_update(train_objective, tx)
+  trainable = trainable or trainable_lib.denoiser()
   perturb = over_batches(inner, num_steps=perturb_steps, hold=hold)
 
   def init(key: jax.Array, data: Batch, params: Params | None) -> BilevelState:
     # A copy: the state is donated to every round, the caller's parameters are not.
-    fresh = init_params(stream(key, "surrogate"))
-    params = fresh if params is None else jax.tree.map(jnp.copy, params)
-    deltas = perturb.init(stream(key, "start"), data, params)
-    return BilevelState(deltas, training.init_state(params, tx), jnp.zeros((), jnp.int32))
+    theta = _theta(trainable, init_params, stream(key, "surrogate"), params)
+    deltas = perturb.init(stream(key, "start"), data, trainable.merge(theta, params))
+    return BilevelState(deltas, training.init_state(theta, tx), jnp.zeros((), jnp.int32))
 
-  def restart(key: jax.Array, state: BilevelState) -> TrainState:
-    fresh = init_params(jax.random.fold_in(stream(key, "surrogate"), state.round))
+  def restart(key: jax.Array, state: BilevelState, params: Params | None) -> TrainState:
+    key = jax.random.fold_in(stream(key, "surrogate"), state.round)
+    fresh = trainable.init(key, init_params(key) if params is None else params)
     return training.init_state(fresh, tx)._replace(step=state.surrogate.step)
 
-  def trained(key: jax.Array, state: BilevelState, data: Batch) -> tuple[TrainState, jax.Array]:
+  def trained(
+    key: jax.Array, state: BilevelState, data: Batch, params: Params | None
+  ) -> tuple[TrainState, jax.Array]:
     surrogate = state.surrogate
     if restart_every:
       due = (state.round > 0) & (state.round % restart_every == 0)
-      surrogate = _if(due, lambda _: restart(key, state), surrogate)
+      surrogate = run_if(due, lambda _: restart(key, state, params), surrogate)
+    step = training.make_update(of_theta(train_objective, trainable, params), tx)
     return training.train_steps(
-      train_update, stream(key, "train"), surrogate, data, train_steps, delta=state.delta
+      step, stream(key, "train"), surrogate, data, train_steps, delta=state.delta
     )
 
   def perturbed(key: jax.Array, inner_state: PGDState, data: Batch, params: Params):
@@ -88,18 +96,18 @@ def bilevel(
     return result, info.loss
 
   def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None, phase=None):
-    del params  # The surrogate's own are in the state.
-    surrogate, train_loss = _if(
+    surrogate, train_loss = run_if(
       None if phase is None else phase != PERTURB,
-      lambda carry: trained(key, state._replace(surrogate=carry[0]), data),
+      lambda carry: trained(key, state._replace(surrogate=carry[0]), data, params),
       (state.surrogate, jnp.full((train_steps,), jnp.nan)),
     )
     warm = None if not warmup_rounds else state.round >= warmup_rounds
     if phase is not None:
       warm = (phase != TRAIN) if warm is None else warm & (phase != TRAIN)
-    inner_state, loss = _if(
+    attacked = trainable.merge(surrogate.params, params)
+    inner_state, loss = run_if(
       warm,
-      lambda carry: perturbed(key, carry[0], data, surrogate.params),
+      lambda carry: perturbed(key, carry[0], data, attacked),
       (state.inner, jnp.full(data.ids.shape, jnp.nan)),
     )
     done = 1 if phase is None else (phase != TRAIN).astype(jnp.int32)
@@ -108,7 +116,22 @@ def bilevel(
   return Protection(init, update, phases=(TRAIN, PERTURB), perturb_steps=perturb_steps)
 
 
-def _if(condition: jax.Array | None, function: Callable[[Any], Any], carry: Any) -> Any:
+def _theta(
+  trainable: Trainable,
+  init_params: Callable[[jax.Array], Params],
+  key: jax.Array,
+  params: Params | None,
+) -> Params:
+  """What the surrogate trains, of `params` or afresh; a copy, because the state is donated."""
+  return trainable.init(key, init_params(key) if params is None else params)
+
+
+def of_theta(objective: Objective, trainable: Trainable, params: Params | None) -> Objective:
+  """`objective` as a function of the trained part of the parameters alone."""
+  return lambda theta, *rest: objective(trainable.merge(theta, params), *rest)
+
+
+def run_if(condition: jax.Array | None, function: Callable[[Any], Any], carry: Any) -> Any:
   """`function(carry)`, or `carry` where the condition is false; None means always.
 
   A loop of at most one round and no `lax.cond`: XLA's CPU backend spreads the body of a loop over
@@ -132,6 +155,7 @@ def joint(
   *,
   init_params: Callable[[jax.Array], Params],
   train_steps: int,
+  trainable: Trainable | None = None,
 ) -> Protection:
   """The max-min loop at half the price: one backward pass gives both gradients.
 
@@ -147,16 +171,17 @@ def joint(
     ascent: makes a step of delta of the *negated* gradient; without state, e.g. `sign_descent`.
     init_params: see `bilevel`.
     train_steps: of each round.
+    trainable: see `bilevel`.
 
   Raises:
     ValueError: `ascent` keeps a state.
   """
   if jax.tree.leaves(ascent.init(jnp.zeros(1))):
     raise ValueError("joint steps visit pictures in no fixed batches: `ascent` must keep no state")
+  trainable = trainable or trainable_lib.denoiser()
 
   def init(key: jax.Array, data: Batch, params: Params | None) -> BilevelState:
-    fresh = init_params(stream(key, "surrogate"))
-    params = fresh if params is None else jax.tree.map(jnp.copy, params)
+    theta = _theta(trainable, init_params, stream(key, "surrogate"), params)
 
     def start(batch: Batch) -> jax.Array:
       keys = example_keys(stream(key, "start"), 0, batch.ids)
@@ -165,10 +190,11 @@ def joint(
     delta = jax.lax.map(start, data)
     steps = jnp.zeros(data.ids.shape[0], jnp.int32)
     inner = PGDState(delta, ascent.init(delta), steps)
-    return BilevelState(inner, training.init_state(params, tx), jnp.zeros((), jnp.int32))
+    return BilevelState(inner, training.init_state(theta, tx), jnp.zeros((), jnp.int32))
 
   def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None, phase=None):
-    del params, phase  # The surrogate's own are in the state; a step has no parts.
+    del phase  # A step has no parts.
+    merged = of_theta(objective, trainable, params)
     num_batches, lanes = data.ids.shape
     shuffle, draws = stream(key, "shuffle"), stream(key, "draws")
 
@@ -179,8 +205,8 @@ def joint(
       images = to_float(batch.images)
       keys = example_keys(draws, surrogate.step, batch.ids)
 
-      def total(params: Params, delta: jax.Array):
-        losses, _ = objective(params, images + delta, batch.cond, keys)
+      def total(theta: Params, delta: jax.Array):
+        losses, _ = merged(theta, images + delta, batch.cond, keys)
         return jnp.sum(losses * batch.weight), losses
 
       gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from udp_jax import constraints, objectives
 from udp_jax.errors import ConfigError
+from udp_jax.models import trainable as trainable_lib
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import timesteps
 from udp_jax.protections.base import Protection, pgd, sign_descent
@@ -32,6 +33,8 @@ def udp(
   restart_every: int = 0,
   probs: ArrayLike | None = None,
   joint_gradients: bool = False,
+  trains: str = "denoiser",
+  rank: int = 4,
 ) -> Protection:
   """The bilevel loop with timesteps drawn uniformly.
 
@@ -50,10 +53,14 @@ def udp(
       surrogate trains on uniform timesteps, as whoever trains on the pictures will.
     joint_gradients: one backward pass for both sides (`maxmin.joint`): `perturb_steps` does not
       count then, and `probs` holds for both sides.
+    trains: what of the surrogate is trained: "denoiser" (the whole U-Net), or of a latent model's
+      U-Net "lora" or "cross_attention" (keys and values of the text, as in CAAT).
+    rank: of the factors of "lora".
 
   Raises:
-    ConfigError: an option that joint steps do not have.
+    ConfigError: an option that joint steps do not have, or an unknown part.
   """
+  trainable = trainable_lib.by_name(trains, rank=rank)
   uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
   probs = uniform if probs is None else probs
   constraint, ascent = constraints.linf(radius, start=start), sign_descent(step_size)
@@ -62,7 +69,15 @@ def udp(
     if warmup_rounds or restart_every:
       raise ConfigError("joint_gradients does not go with warmup_rounds or restart_every")
     both = objectives.denoising(model, probs, dropout=True)
-    return joint(both, tx, constraint, ascent, init_params=model.init, train_steps=train_steps)
+    return joint(
+      both,
+      tx,
+      constraint,
+      ascent,
+      init_params=model.init,
+      train_steps=train_steps,
+      trainable=trainable,
+    )
   return bilevel(
     pgd(objectives.negate(objectives.denoising(model, probs)), constraint, ascent),
     objectives.denoising(model, uniform, dropout=True),
@@ -73,4 +88,5 @@ def udp(
     warmup_rounds=warmup_rounds,
     restart_every=restart_every,
     hold=model.hold,
+    trainable=trainable,
   )

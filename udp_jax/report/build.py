@@ -43,8 +43,35 @@ def label(config: Any, row: str) -> str:
   return row.replace("_", " ")
 
 
-def _column(key: str, label: str, help_text: str, better: str | None, digits: int) -> dict:
+def column(key: str, label: str, help_text: str, better: str | None, digits: int) -> dict:
+  """A column of a report's table; `better` is "higher", "lower" or None."""
   return {"key": key, "label": label, "help": help_text, "better": better, "digits": digits}
+
+
+def naming(config: Any, row: str) -> dict[str, Any]:
+  """What a report says of a row beside its numbers."""
+  return {"label": label(config, row), "control": _is_control(config, row)}
+
+
+def frame(
+  config: Any, summary: str, rows: list[dict[str, Any]], columns: list[dict[str, Any]]
+) -> dict[str, Any]:
+  """The part of a report that every kind of study has: what, where, when, and the table."""
+  return {
+    "title": config.title,
+    "summary": summary,
+    "notice": config.notice or None,
+    "command": provenance.command(),
+    "commit": provenance.commit() or "not a checkout",
+    "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    "seeds": list(config.threat.seeds),
+    "hardware": provenance.hardware(),
+    "versions": provenance.versions(),
+    "config": config.to_dict(),
+    "radius_255": config.radius_255,
+    "columns": columns,
+    "rows": rows,
+  }
 
 
 def columns(feature_label: str) -> list[dict[str, Any]]:
@@ -54,14 +81,14 @@ def columns(feature_label: str) -> list[dict[str, Any]]:
     "in the notes. "
   )
   return [
-    _column(
+    column(
       "fd_samples",
       f"{feature_label} (samples)",
       distance.format("samples of the trained model") + "Larger: the model learned less.",
       "higher",
       1,
     ),
-    _column(
+    column(
       "fd_training_set",
       f"{feature_label} (training set)",
       distance.format("the training pictures themselves")
@@ -69,26 +96,26 @@ def columns(feature_label: str) -> list[dict[str, Any]]:
       None,
       1,
     ),
-    _column("precision", "Precision", "Samples that look like held-out pictures.", "lower", 3),
-    _column("recall", "Recall", "Held-out pictures that samples come near to.", "lower", 3),
-    _column("mmd", "MMD", "Polynomial-kernel distance of samples (KID).", "higher", 3),
-    _column(
+    column("precision", "Precision", "Samples that look like held-out pictures.", "lower", 3),
+    column("recall", "Recall", "Held-out pictures that samples come near to.", "lower", 3),
+    column("mmd", "MMD", "Polynomial-kernel distance of samples (KID).", "higher", 3),
+    column(
       "loss_training_set",
       "Loss (training set)",
       "Denoising loss that is left on its own training pictures: the max-min objective itself.",
       "higher",
       4,
     ),
-    _column(
+    column(
       "loss_clean_holdout",
       "Loss (held-out)",
       "Denoising loss on held-out clean pictures: what the model knows of the real thing.",
       "higher",
       4,
     ),
-    _column("psnr", "PSNR (dB)", "Protected against clean; larger is less visible.", "higher", 2),
-    _column("ssim", "SSIM", "Protected against clean; 1 is identical.", "higher", 3),
-    _column("rms_ratio", "RMS / budget", "How much of the budget is used.", None, 2),
+    column("psnr", "PSNR (dB)", "Protected against clean; larger is less visible.", "higher", 2),
+    column("ssim", "SSIM", "Protected against clean; 1 is identical.", "higher", 3),
+    column("rms_ratio", "RMS / budget", "How much of the budget is used.", None, 2),
   ]
 
 
@@ -103,22 +130,10 @@ def build(
   clean, record = manifest.read_folder(workdir / "clean")
   holdout = manifest.read_folder(workdir / "holdout")[0]
   origin = (record or {}).get("origin") or {}
-  table = [
-    row | {"label": label(config, row["name"]), "control": _is_control(config, row["name"])}
-    for row in rows
-  ]
+  table = [row | naming(config, row["name"]) for row in rows]
   notes = [str(origin[name]) for name in ("note", "notes") if origin.get(name)]
-  report = {
-    "title": config.title,
-    "summary": summary(config, table, len(clean.images)),
-    "notice": config.notice or None,
-    "command": provenance.command(),
-    "commit": provenance.commit() or "not a checkout",
-    "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    "seeds": list(config.threat.seeds),
-    "hardware": provenance.hardware(),
-    "versions": provenance.versions(),
-    "config": config.to_dict(),
+  words = summary(config, table, len(clean.images))
+  report = frame(config, words, table, columns(feature_label)) | {
     "data": {
       "source": str(origin.get("source", config.data.source)),
       "train_images": len(clean.images),
@@ -126,12 +141,9 @@ def build(
       "image_size": int(clean.images.shape[1]),
       "notes": notes,
     },
-    "radius_255": config.radius_255,
     "feature_label": feature_label,
-    "columns": columns(feature_label),
-    "rows": table,
-    "curves": {"victims": _victims(config, workdir), "protection": _rounds(config, workdir)},
-    "timesteps": _timesteps(config, model),
+    "curves": {"victims": _victims(config, workdir), "protection": rounds(config, workdir)},
+    "timesteps": timestep_curves(config, model),
   }
   # Evenly spread over the set: its order often follows classes or photographs.
   shown = np.linspace(0, len(clean.images) - 1, min(_SHOWN_PICTURES, len(clean.images)), dtype=int)
@@ -190,7 +202,8 @@ def _victims(config: Any, workdir: Path) -> dict[str, Any]:
   return curves
 
 
-def _rounds(config: Any, workdir: Path) -> dict[str, Any]:
+def rounds(config: Any, workdir: Path) -> dict[str, Any]:
+  """Losses of the rounds of every row that trains a surrogate."""
   curves = {}
   for row in config.rows:
     records = read_metrics(workdir / "stages" / f"protect_{row}" / "metrics.jsonl")
@@ -203,7 +216,8 @@ def _rounds(config: Any, workdir: Path) -> dict[str, Any]:
   return curves
 
 
-def _timesteps(config: Any, model: DiffusionModel) -> dict[str, list[float]]:
+def timestep_curves(config: Any, model: DiffusionModel) -> dict[str, list[float]]:
+  """The distribution over timesteps of every row that has one."""
   shown = {}
   for row in config.rows:
     method, _, _, options = (CLEAN, 0, None, {}) if row == CLEAN else row_settings(config, row)

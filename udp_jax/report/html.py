@@ -132,7 +132,7 @@ def _table(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> lis
   for column in report["columns"]:
     means = [text.metric_values(row, column["key"])[0] for row in report["rows"]]
     known = [mean for mean in means if mean is not None]
-    if column.get("better") in _DIRECTIONS and len(known) > 1:
+    if column.get("better") in _DIRECTIONS and len(set(known)) > 1:  # No best among equals.
       best[column["key"]] = max(known) if column["better"] == "higher" else min(known)
   rows = []
   for row in report["rows"]:

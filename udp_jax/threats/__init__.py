@@ -1,5 +1,5 @@
 """Threats: what an infringer does with pictures; one module each, looked up by module name."""
 
-from udp_jax.threats.base import Threat, build
+from udp_jax.threats.base import Edit, Threat, build, build_edit
 
-__all__ = ["Threat", "build"]
+__all__ = ["Edit", "Threat", "build", "build_edit"]

@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from udp_jax import objectives, training
-from udp_jax.errors import ConfigError
 from udp_jax.models.base import Cond, DiffusionModel, Params
 from udp_jax.ops import samplers, timesteps
 from udp_jax.threats.base import Threat
+from udp_jax.threats.finetuning import learning_rates
 from udp_jax.training import Batch, TrainState
-
-DECAYS = ("constant", "cosine")
 
 
 def scratch(
@@ -48,16 +46,7 @@ def scratch(
   Raises:
     ConfigError: unknown decay.
   """
-  if decay not in DECAYS:
-    raise ConfigError(f"unknown learning-rate decay {decay!r}; known: {', '.join(DECAYS)}")
-  rest = max(1, train_steps - warmup_steps)
-  after: optax.Schedule = (
-    optax.constant_schedule(learning_rate)
-    if decay == "constant"
-    else optax.cosine_decay_schedule(learning_rate, rest)
-  )
-  warmup = optax.linear_schedule(0.0, learning_rate, max(1, warmup_steps))
-  rate = optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
+  rate = learning_rates(train_steps, learning_rate, warmup_steps=warmup_steps, decay=decay)
   tx = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(rate))
   uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
   objective = objectives.denoising(model, uniform, dropout=True)
@@ -70,7 +59,8 @@ def scratch(
     fresh = model.init(key) if params is None else jax.tree.map(jnp.copy, params)
     return training.init_state(fresh, tx, ema=True)
 
-  def update(key: jax.Array, state: TrainState, data: Batch, num_steps: int):
+  def update(key: jax.Array, state: TrainState, data: Batch, num_steps: int, params=None):
+    del params  # All of them are in the state.
     return training.train_steps(step, key, state, data, num_steps)
 
   def sample(key: jax.Array, params: Params, num_samples: int, cond: Cond = None) -> jax.Array:

@@ -1,11 +1,8 @@
 """Where the effect is: variants of the game on 512 pictures at 16x16, minutes a row.
 
 python -m experiments.eudp --config=ablation --config.data.source=cifar10:PATH --workdir=runs/ab
-Hardware: 2 CPU cores, about 2 minutes a row and core. Expected numbers: the table of settings in
-WORKSPACE.md.
+Hardware: 2 CPU cores, about 2 minutes a row and core. Expected: the table in WORKSPACE.md.
 """
-
-from ml_collections import ConfigDict
 
 from experiments.configs import common
 
@@ -33,9 +30,9 @@ def get_config(variant=None):
   config.model.unet.update(common.DDPM_16PX)
   config.num_rounds = 16
   config.threat.options.update({"train_steps": 800, "sample_steps": 50})
-  base: dict = common.GAME | {"method": "eudp", "a": 0.5, "b": 0.0}
-  base |= {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 8e-4}
+  base: dict = {"method": "eudp", "a": 0.5, "b": 0.0, "learning_rate": 8e-4}
+  base |= {"train_steps": 30, "perturb_steps": 2, "start": "sign"}
   for row, changes in VARIANTS.items():
-    config.protections[row] = ConfigDict(base | changes)
+    config.protections[row] = base | changes
   config.rows = ("clean", "sign_noise", *VARIANTS)
   return common.finish(config, variant)

@@ -1,0 +1,24 @@
+"""Pictures of any size against fine-tuning of Stable Diffusion 1.x or 2.x, at full resolution.
+
+python -m experiments.eudp --config=sd --config.model.path=FOLDER --config.data.source=PICTURES \
+  --workdir=runs/sd
+FOLDER is a Stable Diffusion folder as diffusers writes it, with safetensors. Hardware: a TPU or a
+GPU of 16 GiB and more; `python -m launch.aot --config=sd` says what fits. Budget: 16 levels, as in
+most published protections.
+"""
+
+from experiments.configs import common
+
+
+def get_config(variant=None):
+  """LoRA as the surrogate's weights; `variant` "smoke" takes seconds with a small model."""
+  config = common.study("UDP and EUDP against fine-tuning of Stable Diffusion")
+  config = common.of_pictures(config, "")
+  config.radius_255, config.step_size_255 = 16.0, 1.0
+  config.num_rounds = 20
+  config.global_batch_size = 4
+  game = {"train_steps": 20, "perturb_steps": 5, "learning_rate": 1e-4}
+  for row in ("udp", "eudp"):
+    config.protections[row].update(game | {"trains": "lora", "rank": 4})
+  config.performance.update({"dtype": "bfloat16", "frozen_dtype": "bfloat16", "remat": True})
+  return common.finish(config, variant)

@@ -1,0 +1,118 @@
+"""Building blocks of the configs that train a latent diffusion model from scratch."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def training(title: str) -> ConfigDict:
+  """Everything that `experiments.train_ldm` may set, at its default."""
+  config = ConfigDict()
+  config.title = title
+  config.seed = 0
+  config.image_size = 64
+
+  config.data = ConfigDict()
+  # A source of labelled photographs (cifar10:PATH, npz:PATH, a folder of folders), and a folder of
+  # paintings with a subfolder for every artist; "" leaves it out. Without both: the photographs
+  # inside scikit-image and scikit-learn.
+  config.data.photos = ""
+  config.data.photo_classes = ("automobile", "horse")
+  config.data.photo_holdout = 0.2
+  config.data.limit = 0
+  config.data.paintings = ""
+  config.data.held_out_artists = ("monet",)
+  config.data.paintings_held = 2
+  config.data.windows_per_painting = 200
+  config.data.smallest_window = 112
+  # What captions call a class, where its name will not do.
+  config.data.words = ConfigDict({"automobile": "a car", "vangogh": "vincent van gogh"})
+
+  config.vae = ConfigDict(
+    {
+      "block_out_channels": (16, 32, 64),
+      "layers_per_block": 1,
+      "latent_channels": 4,
+      "norm_num_groups": 8,
+    }
+  )
+  config.unet = ConfigDict(
+    {
+      "block_out_channels": (64, 128),
+      "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+      "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+      "layers_per_block": 1,
+      "attention_head_dim": 4,
+      "norm_num_groups": 16,
+    }
+  )
+  config.text_encoder = ConfigDict(
+    {
+      "hidden_size": 96,
+      "intermediate_size": 384,
+      "num_hidden_layers": 2,
+      "num_attention_heads": 4,
+    }
+  )
+  config.vocabulary_merges = 200
+  config.schedule = ConfigDict(
+    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+  )
+
+  config.autoencoder = ConfigDict(
+    {
+      "train_steps": 4500,
+      "global_batch_size": 16,
+      "learning_rate": 1.5e-3,
+      "warmup_steps": 100,
+      "ema_decay": 0.995,
+      # L1 of neighbouring differences, which blur gives away, and the KL divergence, both against
+      # an L1 of 1.
+      "gradient_weight": 1.0,
+      "kl_weight": 3e-4,
+    }
+  )
+  config.denoiser = ConfigDict(
+    {
+      "train_steps": 6000,
+      "global_batch_size": 32,
+      "learning_rate": 1e-3,
+      "warmup_steps": 200,
+      "ema_decay": 0.999,
+      # Of captions, for classifier-free guidance.
+      "drop_captions": 0.1,
+    }
+  )
+  config.samples = ConfigDict({"each": 8, "num_steps": 50, "guidance_scale": 3.0})
+  config.checkpoint = ConfigDict({"every_steps": 250})
+  config.performance = ConfigDict(
+    {
+      "dtype": "float32",
+      "conv_method": "",
+      "attention": "",
+      "remat": False,
+      "steps_per_call": 25,
+      "encode_batch_size": 64,
+    }
+  )
+  return config
+
+
+def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
+  """Applies the `:smoke` variant: every part of the run in seconds, a model of no use."""
+  if variant == "smoke":
+    config.image_size = 32
+    config.data.update({"photos": "", "paintings": "", "limit": 24})
+    config.vae.update({"block_out_channels": (8, 8), "norm_num_groups": 4})
+    blocks = {"block_out_channels": (8,), "norm_num_groups": 4, "attention_head_dim": 2}
+    blocks |= {"down_block_types": ("CrossAttnDownBlock2D",)}
+    config.unet.update(blocks | {"up_block_types": ("CrossAttnUpBlock2D",)})
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2}
+    config.text_encoder.update(sizes | {"num_hidden_layers": 1})
+    config.vocabulary_merges = 20
+    for stage in (config.autoencoder, config.denoiser):
+      stage.update({"train_steps": 4, "global_batch_size": 8, "warmup_steps": 2})
+    config.samples.update({"each": 1, "num_steps": 2})
+    config.checkpoint.every_steps = 2
+    config.performance.update({"steps_per_call": 2, "encode_batch_size": 8})
+  return config

@@ -1,0 +1,310 @@
+"""Pictures of any size: files keep what they had, masks hold exactly, runs go on, groups agree."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from experiments.configs import common
+from udp_jax import pictures, rounds
+from udp_jax.data import masks, picture_folder
+from udp_jax.data.images import read_image
+from udp_jax.data.verify import verify
+from udp_jax.errors import ConfigError, OutputError, Preempted
+
+TITLE = 0x010E
+TILING = pictures.Tiling(8, 2)
+
+
+def _photograph(seed: int, height: int, width: int) -> np.ndarray:
+  y, x, c = np.mgrid[:height, :width, :3]
+  values = 128 + 90 * np.sin(0.2 * (seed % 5 + 1) * x + 0.13 * y + seed + c)
+  return np.clip(values, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """Five files: one pixel, a large one, one turned by EXIF, one with a profile, one with alpha."""
+  folder = tmp_path_factory.mktemp("pictures")
+  (folder / "sub").mkdir()
+  Image.fromarray(_photograph(0, 1, 1)).save(folder / "dot.png")
+  Image.fromarray(_photograph(1, 61, 83)).save(folder / "large.bmp")
+  exif = Image.Exif()
+  exif[0x0112], exif[TITLE] = 6, "a title"
+  Image.fromarray(_photograph(2, 13, 30)).save(folder / "turned.jpg", exif=exif, quality=95)
+  profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+  Image.fromarray(_photograph(3, 8, 8)).save(folder / "sub" / "profile.tif", icc_profile=profile)
+  alpha = np.full((20, 17, 1), 255, np.uint8)
+  alpha[:9], alpha[9:12] = 0, 90
+  glass = np.concatenate([_photograph(4, 20, 17), alpha], -1)
+  Image.fromarray(glass).save(folder / "sub" / "glass.png")
+  return folder
+
+
+@pytest.fixture
+def config():
+  config = common.study("a test")
+  config.radius_255, config.step_size_255, config.num_rounds = 12.0, 3.0, 3
+  config.global_batch_size = 32
+  config.checkpoint.every_rounds = 1
+  config.protections.udp.update({"train_steps": 2, "perturb_steps": 1, "start": "sign"})
+  config.protections.advdm.num_rounds = 3
+  return config
+
+
+class Fixed(NamedTuple):
+  model: Any
+  params: Any
+
+
+@pytest.fixture(scope="module")
+def fixed(gaussian_model) -> Fixed:
+  """A model on 8x8 pictures, and trained parameters for it."""
+  return Fixed(gaussian_model, gaussian_model.init(jax.random.key(0)))
+
+
+def _protect(config, row, folder, place: Path, fixed: Fixed, *, tiling=TILING, **options):
+  found = picture_folder.list_pictures(folder)
+  workdir = options.pop("workdir", place.parent / f"{place.name}.work")
+  params = fixed.params if row == "advdm" else None
+  options = {"progress": False} | options
+  return pictures.protect(
+    config, row, found, workdir, place, fixed.model, params, tiling, **options
+  )
+
+
+def _files(place: Path) -> dict[str, bytes]:
+  return {p.relative_to(place).as_posix(): p.read_bytes() for p in place.rglob("*.png")}
+
+
+@pytest.fixture(scope="module")
+def protected(folder: Path, fixed: Fixed, tmp_path_factory: pytest.TempPathFactory):
+  """The folder protected by AdvDM, three pictures at a time, undisturbed: (output, manifest)."""
+  config = common.study("a test")
+  config.radius_255, config.step_size_255 = 12.0, 3.0
+  config.protections.advdm.num_rounds = 3
+  output = tmp_path_factory.mktemp("protected") / "out"
+  tiling = TILING._replace(files_at_a_time=3)
+  return output, _protect(config, "advdm", folder, output, fixed, tiling=tiling)
+
+
+def test_files_keep_what_they_had_and_the_budget(protected, folder: Path) -> None:
+  output, made = protected
+  names = ["dot.png", "large.png", "sub/glass.png", "sub/profile.png", "turned.png"]
+  assert sorted(_files(output)) == names == [entry["file"] for entry in made["images"]]
+  for clean in (folder, Path(f"{output}.work") / "clean"):
+    report = verify(clean, output, 12)
+    assert report.ok and report.checked == 5
+  assert not (output / ".incomplete").exists()
+  assert json.loads((output / "manifest.json").read_text()) == made
+  sizes = [(entry["width"], entry["height"]) for entry in made["images"]]
+  assert sizes == [(1, 1), (83, 61), (17, 20), (8, 8), (13, 30)]
+  assert 6 <= made["worst"]["max_abs_255"] <= 12
+  for entry in made["images"]:
+    original = read_image(next(folder.glob(f"{entry['file'].removesuffix('.png')}.*")))
+    saved = read_image(output / entry["file"])
+    difference = np.abs(saved.pixels.astype(int) - original.pixels)
+    assert entry["max_abs_255"] == difference.max() > 0
+    psnr = 10 * np.log10(255**2 / np.mean(np.square(difference)))
+    assert entry["psnr"] == pytest.approx(psnr, abs=1e-3)
+    assert saved.icc_profile == original.icc_profile
+    if original.alpha is not None:
+      np.testing.assert_array_equal(saved.alpha, original.alpha)
+  assert read_image(output / "sub" / "profile.png").icc_profile
+  with Image.open(output / "turned.png") as turned:
+    assert turned.size == (13, 30)
+    assert turned.getexif()[TITLE] == "a title" and 0x0112 not in turned.getexif()
+
+
+def test_transparent_pixels_do_not_change_and_faint_ones_do(protected, folder: Path) -> None:
+  before = read_image(folder / "sub" / "glass.png").pixels
+  after = read_image(protected[0] / "sub" / "glass.png").pixels
+  changed = (before != after).any(axis=-1)
+  assert not changed[:9].any()
+  assert changed[9:].mean() > 0.9
+
+
+@pytest.mark.parametrize("row", ["advdm", "random_noise", "udp"])
+def test_delta_is_zero_outside_of_the_mask(row, config, folder, fixed, tmp_path: Path) -> None:
+  (tmp_path / "masks" / "sub").mkdir(parents=True)
+  found = picture_folder.list_pictures(folder)
+  white = {}
+  for file in found.files:
+    mask = np.zeros((file.height, file.width), np.uint8)
+    mask[file.height // 3 :, : -(-file.width // 2)] = 255
+    white[file.name] = mask > 0
+    Image.fromarray(mask).save(tmp_path / "masks" / f"{file.name}.png")
+  mask_files = masks.find(tmp_path / "masks", found.files)
+  made = _protect(config, row, folder, tmp_path / "out", fixed, mask_files=mask_files)
+  # A surrogate learns from all pictures at once.
+  assert made["tiling"]["files_at_a_time"] == (5 if row == "udp" else 8)
+  assert made["tiling"]["masked"]
+  for file, entry in zip(found.files, made["images"]):
+    before = read_image(file.path).pixels
+    changed = (read_image(tmp_path / "out" / entry["file"]).pixels != before).any(axis=-1)
+    assert not changed[~white[file.name]].any()
+    if file.name == "large":
+      assert changed[white[file.name]].mean() > 0.8
+
+
+def test_noise_does_not_depend_on_groups_and_shards(config, folder, fixed, tmp_path: Path) -> None:
+  _protect(config, "random_noise", folder, tmp_path / "whole", fixed)
+  tiling = TILING._replace(files_at_a_time=3)
+  _protect(config, "random_noise", folder, tmp_path / "groups", fixed, tiling=tiling)
+  assert _files(tmp_path / "whole") == _files(tmp_path / "groups")
+  config.performance.shard_batches = 2
+  _protect(config, "random_noise", folder, tmp_path / "shards", fixed)
+  assert _files(tmp_path / "whole") == _files(tmp_path / "shards")
+
+
+def test_a_fixed_model_perturbs_the_same_in_other_groups(
+  protected, config, folder, fixed, tmp_path: Path
+) -> None:
+  """Up to a sign here and there: sums over another number of tiles round differently."""
+  _protect(config, "advdm", folder, tmp_path / "out", fixed)
+  for name in _files(protected[0]):
+    first, second = (read_image(place / name).pixels for place in (protected[0], tmp_path / "out"))
+    assert (first == second).mean() > 0.99
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+  """The next runs are asked to stop (SIGTERM) in their `number`-th round."""
+  made, left = rounds.resident, [number]
+
+  def resident(*args, **options):
+    inner = made(*args, **options)
+
+    def advance(state, position):
+      left[0] -= 1
+      if left[0] == 0:
+        signal.raise_signal(signal.SIGTERM)
+      return inner.advance(state, position)
+
+    return inner._replace(advance=advance)
+
+  monkeypatch.setattr(rounds, "resident", resident)
+
+
+def test_stopped_run_goes_on_to_the_same_files(
+  protected, config, folder, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  output, tiling = tmp_path / "out", TILING._replace(files_at_a_time=3)
+  run = {"tiling": tiling}
+  with monkeypatch.context() as context:
+    _stop_after(context, 5)  # The second of three rounds of the second of two groups.
+    with pytest.raises(Preempted, match=r"^protect advdm 2/2: stopped at round 2 of 3 and saved"):
+      _protect(config, "advdm", folder, output, fixed, **run)
+  # The first group's files are there, and a reader is told that others are not.
+  finished = {path: path.stat().st_mtime_ns for path in output.rglob("*.png")}
+  assert len(finished) == 3 and (output / ".incomplete").exists()
+  assert not verify(folder, output, 12).ok
+
+  write, left = picture_folder.write, [1]
+
+  def killed(place, *args, **options):
+    if place == output:
+      left[0] -= 1
+      if left[0] < 0:
+        raise KeyboardInterrupt
+    return write(place, *args, **options)
+
+  with monkeypatch.context() as context:
+    context.setattr(picture_folder, "write", killed)
+    with pytest.raises(KeyboardInterrupt):  # While the second group's files are written.
+      _protect(config, "advdm", folder, output, fixed, **run)
+  assert len(_files(output)) == 4
+  with monkeypatch.context() as context:
+    _stop_after(context, 1)  # No round is left to do, only a file to write.
+    _protect(config, "advdm", folder, output, fixed, **run)
+  assert _files(output) == _files(protected[0])
+  assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
+  assert not (output / ".incomplete").exists()
+  assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_changed_and_lost_files_are_made_again(
+  config, folder, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  output = tmp_path / "out"
+  first = _protect(config, "random_noise", folder, output, fixed)
+  whole = _files(output)
+  with pytest.raises(OutputError, match="finished output already"):
+    _protect(config, "random_noise", folder, output, fixed)
+  (output / "turned.png").write_bytes(b"something else")
+  (output / "dot.png").unlink()
+  again = _protect(config, "random_noise", folder, output, fixed, overwrite=True)
+  assert _files(output) == whole and again["images"] == first["images"]
+
+
+def test_nothing_is_left_of_a_run_that_failed_at_once(
+  config, folder, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  def full(place, *args, **options):
+    raise OutputError(f"cannot write {place}")
+
+  workdir = tmp_path / "work"
+  _protect(config, "random_noise", folder, tmp_path / "first", fixed, workdir=workdir)
+  monkeypatch.setattr(picture_folder, "write", full)
+  with pytest.raises(OutputError, match="cannot write"):
+    _protect(config, "random_noise", folder, tmp_path / "b" / "out", fixed, workdir=workdir)
+  assert not (tmp_path / "b").exists()
+
+
+def test_conditioning_belongs_to_the_picture(config, folder, fixed, tmp_path: Path) -> None:
+  seen = {}
+
+  def apply(params, x_t, timesteps, cond=None, key=None):
+    seen["shape"] = cond.shape
+    # Two pictures' loss is flat: they stay where delta begins, at zero.
+    return fixed.model.apply(params, x_t, timesteps) * cond[..., None]
+
+  config.protections.advdm.start = "zero"
+  model = Fixed(fixed.model._replace(apply=apply), fixed.params)
+  _protect(
+    config,
+    "advdm",
+    folder,
+    tmp_path / "out",
+    model,
+    cond_of=lambda file: np.full((1, 1), file.name != "large", np.float32),
+  )
+  assert seen["shape"] == (32, 1, 1)
+  for name, moved in (("large", False), ("turned", True)):
+    before = next(folder.glob(f"{name}.*"))
+    assert (read_image(before).pixels != read_image(tmp_path / f"out/{name}.png").pixels).any() == (
+      moved
+    )
+
+
+def test_what_tiles_cannot_do_is_said_before_anything_is_written(
+  config, folder, fixed, tmp_path: Path
+) -> None:
+  for row, tiling, message in (
+    ("udp_shuffled", TILING, "udp_shuffled imitates another row's pictures: it needs --resize"),
+    ("udp", TILING._replace(overlap=8), r"overlap is 8: it must be in \[0, 8\)"),
+    ("udp", TILING._replace(files_at_a_time=-1), "files_at_a_time must be 1 or more"),
+    ("nope", TILING, "unknown method or row 'nope'"),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      _protect(config, row, folder, tmp_path / "out", fixed, tiling=tiling)
+  assert not list(tmp_path.iterdir())
+
+
+def test_tile_sizes_that_a_network_takes(tiny_model) -> None:
+  assert pictures.for_tiles(tiny_model.model, 8) is tiny_model.model
+  larger = pictures.for_tiles(tiny_model.model, 24)
+  assert larger.image_shape == larger.shape == (24, 24, 3)
+  made = larger.apply(
+    larger.hold(tiny_model.params), jnp.zeros((1, 24, 24, 3)), jnp.zeros((1,), jnp.int32), None
+  )
+  assert made.shape == (1, 24, 24, 3)
+  with pytest.raises(ConfigError, match="tile_size is 0"):
+    pictures.for_tiles(tiny_model.model, 0)

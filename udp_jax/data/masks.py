@@ -1,0 +1,71 @@
+"""Masks: which part of a picture may be changed. White means yes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from udp_jax.data import folder as folders
+from udp_jax.data import images
+from udp_jax.data.picture_folder import PictureFile
+from udp_jax.errors import BadDataError, MissingDataError
+
+# A mask is yes or no: a level in between would be a budget of its own.
+_WHITE = 128
+
+
+def find(place: str | os.PathLike, pictures: Sequence[PictureFile]) -> dict[str, Path]:
+  """The mask file of every picture, by the picture's name; all of them are read and checked.
+
+  Args:
+    place: one mask for all pictures, or a folder of masks with the pictures' names (extensions may
+      differ).
+    pictures: to be masked.
+
+  Raises:
+    MissingDataError: nothing is there, or no mask for one of the pictures.
+    BadDataError: a mask is unreadable, or not of its picture's size.
+  """
+  place = Path(place)
+  if place.is_dir():
+    masks = {file.name: file.path for file in folders.scan(place).files}
+  elif place.is_file():
+    masks = {picture.name: place for picture in pictures}
+  else:
+    raise MissingDataError(f"{place}: no such file or folder; give a mask, or a folder of masks")
+  for picture in pictures:
+    if picture.name not in masks:
+      raise MissingDataError(
+        f"{place}: no mask for {picture.relative}; give it an all-white one to protect all of it"
+      )
+    read(masks[picture.name], picture)
+  return {picture.name: masks[picture.name] for picture in pictures}
+
+
+def read(path: Path, picture: PictureFile) -> np.ndarray:
+  """A mask as booleans (H, W): where its grey value is 128 or more, and it is not transparent.
+
+  Raises:
+    MissingDataError, BadDataError: see `find`.
+  """
+  mask = images.read_image(path)
+  height, width = mask.pixels.shape[:2]
+  if (height, width) != (picture.height, picture.width):
+    raise BadDataError(
+      f"{path}: the mask is {width}x{height}, {picture.relative} is "
+      f"{picture.width}x{picture.height}; save it in the picture's size"
+    )
+  white = mask.pixels.mean(axis=-1) >= _WHITE
+  return white if mask.alpha is None else white & (mask.alpha >= _WHITE)
+
+
+def sha256(masks: dict[str, Path]) -> str:
+  """SHA-256 over the files of all masks, by the pictures' names."""
+  digest = hashlib.sha256()
+  for name in sorted(masks):
+    digest.update(name.encode() + b"\0" + hashlib.sha256(masks[name].read_bytes()).digest())
+  return digest.hexdigest()

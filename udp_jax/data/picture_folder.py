@@ -1,0 +1,220 @@
+"""Folders of pictures of any sizes, read and written one file at a time.
+
+Beside an `ImageSet`, which holds pictures of one size in memory, this is for pictures as they come.
+An output folder looks like those of `data.manifest`; what differs is that its files appear one by
+one over as many runs as it takes. A file that is there and whole has a *record* in a working
+folder, and is not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from udp_jax.data import files, image_set, images, manifest, output
+from udp_jax.data import folder as folders
+from udp_jax.errors import OutputError
+
+
+class PictureFile(NamedTuple):
+  """A usable picture, whose pixels stay on the disk.
+
+  Attributes:
+    name: unique, relative, without extension.
+    path: of the file.
+    relative: path below the folder.
+    height: upright, pixels.
+    width: upright, pixels.
+    sha256: of its pixels and its transparency.
+  """
+
+  name: str
+  path: Path
+  relative: str
+  height: int
+  width: int
+  sha256: str
+
+
+class PictureFolder(NamedTuple):
+  """The usable pictures of a folder, of any sizes, and what `ImageSet.origin` says of a source."""
+
+  folder: Path
+  files: tuple[PictureFile, ...]
+  origin: dict[str, Any]
+
+
+def list_pictures(
+  folder: str | os.PathLike,
+  *,
+  limit: int | None = None,
+  seed: int = 0,
+  strict: bool = False,
+  classes: Sequence[str] | None = None,
+) -> PictureFolder:
+  """Decodes every picture of a folder once, one at a time, and keeps none of them in memory.
+
+  Arguments and errors are those of `sources.load`; pictures of different sizes are no error here.
+  """
+  folder = Path(folder)
+
+  def measure(picture: images.Picture) -> tuple[int, int, str]:
+    digest = image_set.pixels_sha256(picture.pixels)
+    if picture.alpha is not None:
+      digest += image_set.pixels_sha256(picture.alpha)
+    return *picture.pixels.shape[:2], hashlib.sha256(digest.encode()).hexdigest()
+
+  found = folders.select(
+    folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
+  )
+  files = tuple(PictureFile(*file, *kept) for file, kept in zip(found.files, found.kept))
+  identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
+  origin = {
+    "source": f"folder {folder}",
+    "count": len(files),
+    "sha256": hashlib.sha256(identity.encode()).hexdigest(),
+    "classes": found.class_names or None,
+    "skipped": found.skipped,
+    "ignored": found.ignored,
+  }
+  return PictureFolder(folder, files, origin)
+
+
+def finished(folder: Path, records: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """Records of the files that earlier runs wrote and that are in the folder as they were written.
+
+  Args:
+    folder: of the pictures.
+    records: the working folder that `write` was given.
+    names: without extension.
+  """
+  found: dict[str, dict[str, Any]] = {}
+  for name in names:
+    record, path = _record(records, name), folder / f"{name}.png"
+    if record.is_file() and path.is_file():
+      entry = files.read_json(record)
+      if entry.get("sha256") == manifest.file_sha256(path):
+        found[name] = entry
+  return found
+
+
+def claim(
+  folder: Path, names: Sequence[str], *, keep: Iterable[str] = (), overwrite: bool = False
+) -> list[Path]:
+  """Marks the folder as unfinished and clears what is ours but not in `keep`; folders it created.
+
+  Raises:
+    OutputError: the folder cannot be written, or holds somebody else's files.
+  """
+  relatives = [f"{name}.png" for name in names]
+  parents = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+  if clash := parents.intersection(relatives):
+    raise OutputError(
+      f"{sorted(clash)[0]} would be both a file and a folder; rename one of the source's images"
+    )
+  return output.claim(folder, relatives, overwrite, keep=[f"{name}.png" for name in keep])
+
+
+def withdraw(folder: Path, created: Sequence[Path]) -> None:
+  """Takes back a `claim` after which nothing was written."""
+  output.remove(folder, [manifest.INCOMPLETE], created)
+
+
+def write(
+  folder: Path,
+  records: Path,
+  name: str,
+  picture: images.Picture,
+  *,
+  clean: np.ndarray | None = None,
+  radius_255: float | None = None,
+) -> dict[str, Any]:
+  """Writes one picture, reads it back, checks and measures it, and writes its record.
+
+  Args:
+    folder: of the pictures, claimed.
+    records: working folder.
+    name: relative, without extension.
+    picture: uint8 pixels and what is saved with them.
+    clean: uint8 (H, W, 3) to measure against.
+    radius_255: budget in 8-bit levels that the file must keep.
+
+  Returns:
+    The record: "file", "sha256", "width", "height" and, with `clean`, "max_abs_255" (levels) and
+    "psnr" (dB; null when identical), measured on the pixels of the file.
+
+  Raises:
+    OutputError: the place is full or read-only.
+    RuntimeError: the file breaks the budget or does not hold what was written: a bug.
+  """
+  path = folder / f"{name}.png"
+  height, width = picture.pixels.shape[:2]
+  images.write_png(
+    path,
+    picture.pixels,
+    alpha=picture.alpha,
+    icc_profile=picture.icc_profile,
+    exif=picture.exif,
+  )
+  saved = images.read_image(path)
+  same = np.array_equal(saved.pixels, picture.pixels) and (
+    picture.alpha is None or np.array_equal(saved.alpha, picture.alpha)  # type: ignore[arg-type]
+  )
+  if not same:
+    raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
+  entry: dict[str, Any] = {"file": f"{name}.png", "sha256": manifest.file_sha256(path)}
+  entry |= {"width": width, "height": height}
+  if clean is not None:
+    entry["max_abs_255"], entry["psnr"] = _difference(saved.pixels, clean)
+    if radius_255 is not None and entry["max_abs_255"] > radius_255:
+      raise RuntimeError(
+        f"{path}: {entry['max_abs_255']} levels from its clean image, over the budget of "
+        f"{radius_255:g}"
+      )
+  files.write_json(_record(records, name), entry)
+  return entry
+
+
+def finish(
+  folder: Path, entries: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Writes manifest.json, which says that the folder is done; returns it.
+
+  Args:
+    folder: all of whose files are written.
+    entries: of `write`, in the order of the manifest.
+    record: what made the pictures, as in `manifest.write_folder`.
+  """
+  made = manifest.describe(record) | {"images": list(entries)}
+  measured = [entry for entry in entries if "max_abs_255" in entry]
+  if measured:
+    worst = max(measured, key=lambda entry: entry["max_abs_255"])
+    made["worst"] = {"file": worst["file"], "max_abs_255": worst["max_abs_255"]}
+  files.write_json(folder / manifest.MANIFEST, made)
+  with files.output_errors(folder):
+    (folder / manifest.INCOMPLETE).unlink(missing_ok=True)
+  return made
+
+
+def _record(records: Path, name: str) -> Path:
+  return records / f"{name}.json"
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> tuple[int, float | None]:
+  """Largest difference in levels, and the PSNR in dB; by rows, to need little memory."""
+  largest, squares = 0, 0
+  for a, b in zip(
+    np.array_split(first, -(-len(first) // 256)), np.array_split(second, -(-len(second) // 256))
+  ):
+    difference = np.abs(a.astype(np.int32) - b)
+    largest = max(largest, int(difference.max()))
+    squares += int(np.square(difference, dtype=np.int64).sum())
+  if not squares:
+    return largest, None
+  return largest, round(10 * math.log10(255**2 * first.size / squares), 4)

@@ -1,0 +1,38 @@
+"""Runs a compiled function over a set of pictures in batches of one size, on all devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from udp_jax import parallel
+
+
+def over_pictures(
+  function: Callable[..., jax.Array], *leaves: Any, per_device_batch_size: int, mesh: Mesh
+) -> np.ndarray:
+  """`function` of leaves (N, ...), batch by batch; its results (N, ...).
+
+  The last batch is filled up with the first pictures, so that one shape is compiled. What a picture
+  gets must not depend on the others of its batch.
+
+  Args:
+    function: jitted, (*leaves (B, ...)) -> (B, ...). Leaves that are None are passed as None.
+    leaves: host arrays (N, ...), or None.
+    per_device_batch_size: pictures that a device works on at a time, at most.
+    mesh: devices, over which a batch is split.
+  """
+  count = next(len(leaf) for leaf in leaves if leaf is not None)
+  share = min(per_device_batch_size, -(-count // mesh.size))
+  size = share * mesh.size
+  sharding = NamedSharding(mesh, PartitionSpec(parallel.AXES))
+  parts = []
+  for start in range(0, count, size):
+    rows = np.arange(start, start + size) % count
+    batch = [None if leaf is None else jax.device_put(leaf[rows], sharding) for leaf in leaves]
+    parts.append(np.asarray(function(*batch))[: count - start])
+  return np.concatenate(parts)

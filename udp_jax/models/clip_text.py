@@ -1,0 +1,221 @@
+"""CLIP's text encoder (Radford et al., arXiv:2103.00020) in flax.linen.
+
+Stable Diffusion 1.x uses that of CLIP ViT-L/14 (quick_gelu); 2.x uses OpenCLIP ViT-H/14's (gelu)
+without its last layer: its folder says `num_hidden_layers: 23` of the 24 that were trained, so that
+the last layer here is the penultimate there, and the final layer norm comes after it all the same.
+
+The parameter tree uses the names of transformers' `CLIPTextModel` as in the published files
+(`text_model.encoder.layers.0...`), with `.N` written `_N`; `models.weights` converts both ways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from udp_jax.errors import ConfigError
+from udp_jax.models.layers import Dense
+from udp_jax.models.transformer import LayerNorm, gelu
+
+_normal = nn.initializers.normal(0.02)
+
+ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": gelu}
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig:
+  """The fields of transformers' `CLIPTextConfig` that this class of models uses.
+
+  The defaults are the text encoder of CLIP ViT-L/14, 123,060,480 parameters. `projection_dim` and
+  the ids of special tokens are kept for the file: Stable Diffusion uses neither.
+  """
+
+  vocab_size: int = 49408
+  hidden_size: int = 768
+  intermediate_size: int = 3072
+  num_hidden_layers: int = 12
+  num_attention_heads: int = 12
+  max_position_embeddings: int = 77
+  hidden_act: str = "quick_gelu"
+  layer_norm_eps: float = 1e-5
+  projection_dim: int = 768
+  bos_token_id: int | None = 49406
+  eos_token_id: int | None = 49407
+  pad_token_id: int | None = 1
+
+  def __post_init__(self):
+    if self.hidden_act not in ACTIVATIONS:
+      raise ConfigError(
+        f"CLIP text config: hidden_act={self.hidden_act!r} is not supported, only"
+        f" {' and '.join(ACTIVATIONS)}"
+      )
+    if self.hidden_size % self.num_attention_heads:
+      raise ConfigError(
+        f"hidden_size={self.hidden_size} does not divide into {self.num_attention_heads} heads"
+      )
+
+  @classmethod
+  def from_dict(cls, config: Mapping[str, Any]) -> CLIPTextConfig:
+    """Reads a transformers `config.json`. Raises ConfigError for what this class cannot do."""
+    fixed = {"model_type": ("clip_text_model",), "attention_dropout": (0.0,), "dropout": (0.0,)}
+    for name, allowed in fixed.items():
+      if config.get(name, allowed[0]) not in allowed:
+        raise ConfigError(f"CLIP text config: {name}={config[name]!r} is not supported")
+    known = {field.name for field in dataclasses.fields(cls)}
+    # A config that leaves a field out means transformers' own default, where it is not ours.
+    theirs = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    theirs |= {"projection_dim": 512}
+    return cls(**(theirs | {k: v for k, v in config.items() if k in known}))
+
+  def to_dict(self) -> dict[str, Any]:
+    """The transformers `config.json` of this model."""
+    kind = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+    return dict(vars(self)) | kind | {"attention_dropout": 0.0, "torch_dtype": "float32"}
+
+
+class _Embeddings(nn.Module):
+  config: CLIPTextConfig
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, token_ids, inputs_embeds):
+    c = self.config
+    tokens = _Embedding(c.vocab_size, c.hidden_size, name="token_embedding")()
+    positions = _Embedding(c.max_position_embeddings, c.hidden_size, name="position_embedding")()
+    if inputs_embeds is None:
+      # An id that is not in the table makes NaNs rather than another word.
+      inputs_embeds = jnp.take(tokens, token_ids, axis=0, mode="fill", fill_value=jnp.nan)
+    return (inputs_embeds + positions[: inputs_embeds.shape[1]]).astype(self.dtype)
+
+
+class _Embedding(nn.Module):
+  size: int
+  features: int
+
+  @nn.compact
+  def __call__(self):
+    if self.has_variable("params", "embedding"):  # Learned tokens make a table longer.
+      return self.get_variable("params", "embedding")
+    return self.param("embedding", _normal, (self.size, self.features))
+
+
+class _SelfAttention(nn.Module):
+  """Every token attends to itself and to those before it; padding is not masked."""
+
+  heads: int
+  wide: bool | None
+
+  @nn.compact
+  def __call__(self, x):
+    b, length, c = x.shape
+    shape = (b, length, self.heads, c // self.heads)
+    query, key, value = (
+      Dense(c, wide=self.wide, name=f"{name}_proj")(x).reshape(shape) for name in "qkv"
+    )
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query * shape[-1] ** -0.5, key)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    past = jnp.tri(length, dtype=bool)
+    weights = jax.nn.softmax(jnp.where(past, logits, -jnp.inf)).astype(x.dtype)
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(b, length, c)
+    return Dense(c, wide=self.wide, name="out_proj")(out)
+
+
+class _MLP(nn.Module):
+  features: int
+  activation: str
+  wide: bool | None
+
+  @nn.compact
+  def __call__(self, x):
+    hidden = ACTIVATIONS[self.activation](Dense(self.features, wide=self.wide, name="fc1")(x))
+    return Dense(x.shape[-1], wide=self.wide, name="fc2")(hidden)
+
+
+class _Layer(nn.Module):
+  config: CLIPTextConfig
+  wide: bool | None
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    normed = LayerNorm(c.layer_norm_eps, name="layer_norm1")(x)
+    x = x + _SelfAttention(c.num_attention_heads, self.wide, name="self_attn")(normed)
+    normed = LayerNorm(c.layer_norm_eps, name="layer_norm2")(x)
+    return x + _MLP(c.intermediate_size, c.hidden_act, self.wide, name="mlp")(normed)
+
+
+class _Encoder(nn.Module):
+  config: CLIPTextConfig
+  wide: bool | None
+  remat: bool
+
+  @nn.compact
+  def __call__(self, x):
+    layer = nn.remat(_Layer) if self.remat else _Layer
+    for i in range(self.config.num_hidden_layers):
+      x = layer(self.config, self.wide, name=f"layers_{i}")(x)
+    return x
+
+
+class _TextTransformer(nn.Module):
+  config: CLIPTextConfig
+  dtype: Any
+  wide: bool | None
+  remat: bool
+
+  @nn.compact
+  def __call__(self, token_ids, inputs_embeds):
+    x = _Embeddings(self.config, self.dtype, name="embeddings")(token_ids, inputs_embeds)
+    x = _Encoder(self.config, self.wide, self.remat, name="encoder")(x)
+    return LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)
+
+
+class CLIPText(nn.Module):
+  """Token ids -> the hidden states that Stable Diffusion's U-Net attends to.
+
+  Attributes:
+    config: architecture.
+    dtype: of the computation; parameters stay float32.
+    conv_method: as in the other networks; "xla" keeps matrix products narrow, see `ops.linear`.
+    remat: recompute each layer in the backward pass.
+  """
+
+  config: CLIPTextConfig
+  dtype: Any = jnp.float32
+  conv_method: str | None = None
+  remat: bool = False
+
+  @nn.compact
+  def __call__(
+    self, token_ids: jax.Array | None, *, inputs_embeds: jax.Array | None = None
+  ) -> jax.Array:
+    """Encodes prompts.
+
+    Args:
+      token_ids: (B, L) integers below vocab_size, L at most max_position_embeddings (77), with the
+        tokens of start and end and the padding; None where embeddings are given.
+      inputs_embeds: (B, L, hidden_size), in place of the token embeddings, e.g. for textual
+        inversion; positions are added here.
+
+    Returns:
+      (B, L, hidden_size) float32, after the final layer norm.
+
+    Raises:
+      ValueError: for neither or both, or more tokens than there are positions.
+    """
+    given = token_ids if inputs_embeds is None else inputs_embeds
+    if given is None or (token_ids is not None and inputs_embeds is not None):
+      raise ValueError("give either token_ids or inputs_embeds")
+    if given.shape[1] > self.config.max_position_embeddings:
+      raise ValueError(
+        f"{given.shape[1]} tokens, but this model has {self.config.max_position_embeddings}"
+        " positions"
+      )
+    wide = None if self.conv_method is None else self.conv_method != "xla"
+    model = _TextTransformer(self.config, self.dtype, wide, self.remat, name="text_model")
+    return model(token_ids, inputs_embeds).astype(jnp.float32)

@@ -1,0 +1,218 @@
+"""Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) as a `DiffusionModel`.
+
+The parts are modules with the interfaces of `sd_unet.UNet2DCondition`, `sd_vae.AutoencoderKL` and
+`clip_text.CLIPText`; their parameters stay apart in one dictionary, {"unet", "vae",
+"text_encoder"}, so that a part can be trained, frozen, cast or saved on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from udp_jax.errors import ConfigError
+from udp_jax.models.base import Cond, DiffusionModel, Held, Params
+from udp_jax.ops.image import from_model_range, to_model_range
+from udp_jax.ops.schedules import NoiseSchedule
+from udp_jax.randomness import normal_each
+
+UNET, VAE, TEXT = "unet", "vae", "text_encoder"
+
+
+class InpaintCond(TypedDict):
+  """What a U-Net with 9 input channels is told, see `apply` of `latent_diffusion`.
+
+  Attributes:
+    text: embeddings (B, L, D) or token ids (B, L).
+    mask: (B, h, w, 1), 1 where the picture is to be made anew.
+    masked_latents: (B, h, w, 4), `encode` of the picture with that region grey (0 in [-1, 1]).
+  """
+
+  text: jax.Array
+  mask: jax.Array
+  masked_latents: jax.Array
+
+
+def latent_diffusion(
+  unet: nn.Module,
+  vae: nn.Module,
+  text: nn.Module | None,
+  schedule: NoiseSchedule,
+  *,
+  image_size: int | tuple[int, int],
+  deterministic: bool = False,
+  vae_slices: int = 1,
+) -> DiffusionModel:
+  """A diffusion model on a VAE's latents: x0 = latents * scaling_factor.
+
+  `params` = {"unet": ..., "vae": ..., "text_encoder": ...}, the last one only with `text`.
+  `encode` draws from the VAE's posterior, one key a picture; gradients reach the pictures through
+  the draw (its noise is held). `apply` takes `cond` as embeddings (B, L, D), as token ids (B, L) of
+  an integer type, which are embedded inside, or for inpainting U-Nets as an `InpaintCond`.
+
+  Args:
+    unet: (x_t, timesteps, cond, seeds=None) -> prediction.
+    vae: `encode` -> (mean, logvar), `decode`.
+    text: token ids -> embeddings; None for models whose `cond` comes from elsewhere.
+    schedule: the noise schedule.
+    image_size: side of the pictures that are sampled, or (height, width). `encode` and `apply` take
+      any size that the VAE and the U-Net can halve; `hold` prepares filters for this one.
+    deterministic: `encode` gives the posterior's mean and draws nothing.
+    vae_slices: at most this many equal slices of a batch go through the VAE one after the other,
+      and are computed again for the gradient: memory of one slice. Changes no result.
+
+  Raises:
+    ConfigError: the U-Net's or the text encoder's sizes do not fit, or the image size does not
+      divide.
+  """
+  vae_config: Any = vae.config
+  unet_config: Any = unet.config
+  height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+  downscale, channels = vae_config.downscale, vae_config.latent_channels
+  if height % downscale or width % downscale:
+    raise ConfigError(f"image size {height}x{width} is not a multiple of {downscale}")
+  _check_parts(unet_config, vae_config, text)
+  shape = (height // downscale, width // downscale, channels)
+  levels = len(unet_config.block_out_channels)
+  cross = unet_config.cross_attention_dim
+
+  def init(key: jax.Array) -> Params:
+    keys = jax.random.split(key, 3)
+    # Parameters do not depend on the size of what the networks see, so it is the smallest.
+    x_t = jnp.zeros((1, 2**levels, 2**levels, unet_config.in_channels))
+    cond = jnp.zeros((1, 1, cross))
+    params = {
+      UNET: unet.init(keys[0], x_t, jnp.zeros((1,), jnp.int32), cond)["params"],
+      VAE: vae.init(keys[1], jnp.zeros((1, 2 * downscale, 2 * downscale, 3)))["params"],
+    }
+    if text is not None:
+      params[TEXT] = text.init(keys[2], jnp.zeros((1, 1), jnp.int32))["params"]
+    return params
+
+  def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
+    def moments(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+      return vae.apply(_variables(params, VAE), to_model_range(images), method="encode")  # type: ignore[return-value]
+
+    mean, logvar = _sliced(moments, images, vae_slices)
+    if not deterministic and keys is not None:
+      mean = mean + jnp.exp(0.5 * logvar) * normal_each(keys, mean.shape[1:])
+    return mean * vae_config.scaling_factor
+
+  def decode(params: Params, x0: jax.Array, clip: bool = True) -> jax.Array:
+    def pictures(latents: jax.Array) -> jax.Array:
+      return vae.apply(_variables(params, VAE), latents, method="decode")  # type: ignore[return-value]
+
+    return from_model_range(
+      _sliced(pictures, x0 / vae_config.scaling_factor, vae_slices), clip=clip
+    )
+
+  def reconstruct(params: Params, images: jax.Array) -> jax.Array:
+    def round_trip(images: jax.Array) -> jax.Array:
+      return vae.apply(_variables(params, VAE), to_model_range(images))  # type: ignore[return-value]
+
+    return from_model_range(_sliced(round_trip, images, vae_slices))
+
+  def embed(params: Params, token_ids: jax.Array) -> jax.Array:
+    if text is None:
+      raise ConfigError("this model has no text encoder: give embeddings, not token ids")
+    return jnp.asarray(text.apply(_variables(params, TEXT), token_ids))
+
+  def apply(
+    params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None, keys=None
+  ) -> jax.Array:
+    if isinstance(cond, dict):
+      x_t = jnp.concatenate([x_t, cond["mask"], cond["masked_latents"]], axis=-1)
+      cond = cond["text"]
+    if cond is None:
+      raise ConfigError("this model is conditioned: give text embeddings or token ids")
+    if x_t.shape[-1] != unet_config.in_channels:
+      raise ConfigError(
+        f"the U-Net takes {unet_config.in_channels} channels and was given {x_t.shape[-1]}"
+        + ("; it is an inpainting model, see InpaintCond" if unet_config.in_channels == 9 else "")
+      )
+    if jnp.issubdtype(cond.dtype, jnp.integer):
+      cond = embed(params, cond)
+    seeds = None
+    if keys is not None and getattr(unet_config, "dropout", 0.0) > 0:
+      seeds = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys)
+    return jnp.asarray(unet.apply(_variables(params, UNET), x_t, timesteps, cond, seeds=seeds))
+
+  # Jitted: the networks are run to learn each layer's sizes, and what else they compute is dropped.
+  @jax.jit
+  def prepare(params: Params) -> Any:
+    x_t, timesteps = jnp.zeros((1, *shape[:2], unet_config.in_channels)), jnp.zeros((1,), jnp.int32)
+    cond, images = jnp.zeros((1, 1, cross)), jnp.zeros((1, height, width, 3))
+    _, made = unet.apply({"params": params[UNET]}, x_t, timesteps, cond, mutable=["prepared"])
+    variables = {"params": params[VAE]}
+    _, made_vae = vae.apply(variables, images, method="encode", mutable=["prepared"])
+    return {UNET: made.get("prepared", {}), VAE: made_vae.get("prepared", {})}
+
+  def hold(params: Params) -> Params:
+    if isinstance(params, Held):
+      return params
+    cast = {name: _cast(part, _dtype_of(name)) for name, part in params.items()}
+    return Held(cast, prepare(cast))
+
+  def _dtype_of(name: str) -> Any:
+    module: Any = {UNET: unet, VAE: vae, TEXT: text}[name]
+    return module.dtype
+
+  embed_function = embed if text is not None else None
+  image_shape = (height, width, 3)
+  return DiffusionModel(
+    init, encode, apply, decode, embed_function, schedule, shape, image_shape, hold, reconstruct
+  )
+
+
+def cast_parts(params: Params, dtype: Any, *, parts: tuple[str, ...] = (VAE, TEXT)) -> Params:
+  """`params` with the matrices and filters of `parts` in `dtype`; the others stay as they are.
+
+  For parts that nothing trains: bfloat16 halves their memory, and where the computation is bfloat16
+  it changes no result. Vectors (biases, scales of norms) stay wide.
+  """
+  return {name: _cast(part, dtype) if name in parts else part for name, part in params.items()}
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+  return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, tree)
+
+
+def _variables(params: Params, part: str) -> dict[str, Any]:
+  """The variables of one part, with its prepared filters where the parameters are held."""
+  if isinstance(params, Held):
+    return {"params": params.params[part], "prepared": params.prepared.get(part, {})}
+  return {"params": params[part]}
+
+
+def _sliced(function: Callable[[jax.Array], Any], batch: jax.Array, slices: int) -> Any:
+  """`function` of (B, ...), a slice at a time; the slices are as equal as B's divisors allow."""
+  size = batch.shape[0]
+  count = max(n for n in range(1, max(1, min(slices, size)) + 1) if size % n == 0)
+  if count == 1:
+    return function(batch)
+  # A slice takes every count-th picture: of a batch over devices, the same share from each.
+  stacked = batch.reshape(size // count, count, *batch.shape[1:]).swapaxes(0, 1)
+  out = jax.lax.map(jax.checkpoint(function), stacked)
+  return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(size, *leaf.shape[2:]), out)
+
+
+def _check_parts(unet: Any, vae: Any, text: nn.Module | None) -> None:
+  """Raises ConfigError for parts of different models."""
+  channels = vae.latent_channels
+  if unet.out_channels != channels or unet.in_channels not in (channels, 2 * channels + 1):
+    raise ConfigError(
+      f"the U-Net (in_channels={unet.in_channels}, out_channels={unet.out_channels}) and the VAE "
+      f"(latent_channels={channels}) do not belong together"
+    )
+  if text is None:
+    return
+  width: int = text.config.hidden_size
+  if width != unet.cross_attention_dim:
+    raise ConfigError(
+      f"the U-Net takes text embeddings of {unet.cross_attention_dim} values, the text encoder "
+      f"makes {width}"
+    )

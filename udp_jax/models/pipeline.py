@@ -1,0 +1,226 @@
+"""Stable Diffusion folders: what diffusers' `StableDiffusionPipeline` opens, in and out.
+
+model_index.json                            which class each part is of
+unet/ vae/ text_encoder/                    config.json and safetensors (whole, sharded, fp16)
+tokenizer/                                  vocab.json, merges.txt, tokenizer_config.json, ...
+scheduler/scheduler_config.json             the noise schedule
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from udp_jax.data import files
+from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.models import performance as performance_lib
+from udp_jax.models import weights
+from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
+from udp_jax.models.latent import TEXT, UNET, VAE, cast_parts, latent_diffusion
+from udp_jax.models.sd_unet import UNet2DCondition, UNet2DConditionConfig
+from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
+from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
+
+# Models in the package, by the name that stands for their folder.
+PACKAGED = ("tiny_ldm",)
+CLASSES = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL", TEXT: "CLIPTextModel"}
+_CONFIGS: dict[str, Any] = {
+  UNET: UNet2DConditionConfig,
+  VAE: AutoencoderKLConfig,
+  TEXT: CLIPTextConfig,
+}
+_HOW_TO_GET = (
+  "On a machine with network access run `hf download OWNER/MODEL --local-dir FOLDER` and give the"
+  " path of that folder"
+)
+
+
+class Pipeline(NamedTuple):
+  """A latent diffusion model and what its folder says about it.
+
+  Attributes:
+    model: the functions.
+    params: {"unet": ..., "vae": ..., "text_encoder": ...}.
+    tokenizer: None for a model without a text encoder.
+    configs: `UNet2DConditionConfig`, `AutoencoderKLConfig` and `CLIPTextConfig`, by part.
+    scheduler: the fields of scheduler_config.json.
+  """
+
+  model: DiffusionModel
+  params: Params
+  tokenizer: Tokenizer | None
+  configs: dict[str, Any]
+  scheduler: dict[str, Any]
+
+
+def resolve(folder: str | os.PathLike[str]) -> Path:
+  """The folder that a name of `PACKAGED` stands for; any other path as it is."""
+  if os.fspath(folder) in PACKAGED:
+    return Path(__file__).parent / os.fspath(folder)
+  return Path(folder)
+
+
+def is_pipeline(folder: str | os.PathLike[str]) -> bool:
+  """Whether a folder holds a latent diffusion model, as far as its layout tells."""
+  folder = resolve(folder)
+  return all((folder / part / "config.json").is_file() for part in (UNET, VAE))
+
+
+def load_pipeline(
+  folder: str | os.PathLike[str],
+  performance: Mapping[str, Any] | None = None,
+  *,
+  variant: str | None = None,
+  deterministic: bool = False,
+  image_size: int | tuple[int, int] | None = None,
+) -> Pipeline:
+  """Reads a Stable Diffusion folder, version 1.x, 2.x or inpainting; no network, no pickle.
+
+  Args:
+    folder: as diffusers writes it, or "tiny_ldm" for the model in the package. Everything beside
+      the parts above (safety_checker, feature_extractor) is left alone.
+    performance: see `models.performance`.
+    variant: "fp16" for `*.fp16.safetensors`; None for full precision where there is such.
+      Parameters become float32 either way, unless performance.frozen_dtype says otherwise.
+    deterministic: encode pictures to the posterior's mean and draw nothing.
+    image_size: of the pictures to sample, None for what the U-Net was trained on.
+
+  Raises:
+    MissingDataError: the folder or a part is not there, or only as a pickle; says how to get it.
+    BadDataError: a damaged file, another class of model, tensors that do not fit: names them.
+    ConfigError: an architecture or a performance setting that this library does not have.
+  """
+  folder = resolve(folder)
+  if not folder.is_dir():
+    raise MissingDataError(f"no folder {folder}. {_HOW_TO_GET}")
+  _check_index(folder)
+  parts = [UNET, VAE] + ([TEXT] if (folder / TEXT).is_dir() else [])
+  configs, tensors = {}, {}
+  for part in parts:
+    if not (folder / part / "config.json").is_file():
+      raise MissingDataError(
+        f"no {part}/config.json in {folder}: not a Stable Diffusion folder, or not all of it."
+        f" {_HOW_TO_GET}"
+      )
+    raw, tensors[part] = weights.load_pretrained(
+      folder / part, class_name=CLASSES[part], variant=variant
+    )
+    try:
+      configs[part] = _CONFIGS[part].from_dict(raw)
+    except TypeError as error:  # A list where a number belongs, ...
+      raise BadDataError(f"{folder / part / 'config.json'}: {error}") from error
+  scheduler = weights.load_scheduler_config(folder)
+  if scheduler is None:
+    raise MissingDataError(f"no scheduler/scheduler_config.json in {folder}. {_HOW_TO_GET}")
+
+  model = build_model(
+    configs, scheduler, performance, deterministic=deterministic, image_size=image_size
+  )
+  template = jax.eval_shape(model.init, jax.random.key(0))
+  params = {
+    part: weights.from_torch_names(tensors.pop(part), template[part], origin=str(folder / part))
+    for part in parts
+  }
+  params = cast_parts(params, performance_lib.frozen_dtype(performance))
+  tokenizer = load_tokenizer(folder / "tokenizer") if TEXT in parts else None
+  return Pipeline(model, jax.tree.map(jnp.asarray, params), tokenizer, configs, scheduler)
+
+
+def build_model(
+  configs: Mapping[str, Any],
+  scheduler: Mapping[str, Any],
+  performance: Mapping[str, Any] | None = None,
+  *,
+  deterministic: bool = False,
+  image_size: int | tuple[int, int] | None = None,
+) -> DiffusionModel:
+  """The model of these configs, without parameters; arguments as of `Pipeline` and `load_pipeline`.
+
+  Raises:
+    BadDataError: a noise schedule that this library does not have.
+    ConfigError: parts that do not belong together, or a performance setting that does not exist.
+  """
+  options = performance_lib.module_options(performance)
+  vae = AutoencoderKL(configs[VAE], **performance_lib.vae_options(performance))
+  text_options = {name: options[name] for name in ("dtype", "conv_method", "remat")}
+  text = CLIPText(configs[TEXT], **text_options) if TEXT in configs else None
+  return latent_diffusion(
+    UNet2DCondition(configs[UNET], **options),
+    vae,
+    text,
+    weights.schedule_from_config(scheduler),
+    image_size=image_size or configs[UNET].sample_size * configs[VAE].downscale,
+    deterministic=deterministic,
+    vae_slices=performance_lib.vae_slices(performance),
+  )
+
+
+def save_pipeline_folder(
+  folder: str | os.PathLike[str], pipeline: Pipeline, params: Params | None = None
+) -> None:
+  """Writes a folder that diffusers' `StableDiffusionPipeline.from_pretrained` and we open.
+
+  model_index.json is written last: a folder without it is not finished. Tensors are float32.
+
+  Args:
+    folder: made if need be.
+    pipeline: the model; its configs, scheduler and tokenizer are written.
+    params: the parameters; None for the pipeline's own.
+
+  Raises:
+    OutputError: if the folder cannot be written, or holds a sharded model.
+  """
+  folder = Path(folder)
+  params = pipeline.params if params is None else params
+  with files.output_errors(folder):
+    (folder / "model_index.json").unlink(missing_ok=True)
+  for part, config in pipeline.configs.items():
+    weights.save_pretrained(folder / part, config.to_dict(), params[part], class_name=CLASSES[part])
+  scheduler = {"_class_name": "DDIMScheduler", **pipeline.scheduler}
+  files.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+  if pipeline.tokenizer is not None:
+    pipeline.tokenizer.save(folder / "tokenizer")
+  files.write_json(folder / "model_index.json", _index(pipeline, scheduler["_class_name"]))
+
+
+def _index(pipeline: Pipeline, scheduler_class: str) -> dict[str, Any]:
+  inpainting = pipeline.configs[UNET].in_channels > pipeline.configs[VAE].latent_channels
+  kind = "StableDiffusionInpaintPipeline" if inpainting else "StableDiffusionPipeline"
+  nothing = [None, None]
+  index: dict[str, Any] = {
+    "_class_name": kind,
+    "scheduler": ["diffusers", scheduler_class],
+    "text_encoder": nothing,
+    "tokenizer": nothing,
+    UNET: ["diffusers", CLASSES[UNET]],
+    VAE: ["diffusers", CLASSES[VAE]],
+    "feature_extractor": nothing,
+    "image_encoder": nothing,
+    "safety_checker": nothing,
+    "requires_safety_checker": False,
+  }
+  if TEXT in pipeline.configs:
+    index[TEXT] = ["transformers", CLASSES[TEXT]]
+  if pipeline.tokenizer is not None:
+    index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+  return index
+
+
+def _check_index(folder: Path) -> None:
+  """Raises ConfigError for a pipeline of another kind, by its model_index.json, if there is one."""
+  path = folder / "model_index.json"
+  if not path.is_file():
+    return
+  index = files.read_json(path)
+  other = [n for n in ("text_encoder_2", "transformer", "prior") if index.get(n, [None])[0]]
+  if other or "XL" in str(index.get("_class_name", "")):
+    raise ConfigError(
+      f"{path} describes a {index.get('_class_name')}"
+      f"{f' with {other[0]}' if other else ''}: only Stable Diffusion 1.x and 2.x are supported"
+    )

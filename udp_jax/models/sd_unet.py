@@ -1,0 +1,286 @@
+"""The conditional U-Net of Stable Diffusion (Rombach et al., arXiv:2112.10752) in flax.linen.
+
+Versions 1.x, 2.x and their inpainting variants, at any size. The parameter tree uses the names of
+diffusers' `UNet2DConditionModel` with `.N` written `_N`, so that `models.weights` converts both
+ways by rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from udp_jax.errors import ConfigError
+from udp_jax.models.layers import (
+  Conv,
+  Norm,
+  Resample,
+  ResnetBlock,
+  TimeEmbedding,
+  timestep_embedding,
+)
+from udp_jax.models.transformer import Transformer2D
+from udp_jax.ops.attention import AttentionFn, dot_product_attention
+
+_DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
+_UP = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+# Fields of diffusers' config that choose between architectures, and the values that mean this one;
+# the first is what a missing field stands for.
+_FIXED: dict[str, tuple[Any, ...]] = {
+  "act_fn": ("silu", "swish"),
+  "addition_embed_type": (None,),
+  "attention_type": ("default",),
+  "center_input_sample": (False,),
+  "class_embed_type": (None,),
+  "class_embeddings_concat": (False,),
+  "conv_in_kernel": (3,),
+  "conv_out_kernel": (3,),
+  "cross_attention_norm": (None,),
+  "dual_cross_attention": (False,),
+  "encoder_hid_dim": (None,),
+  "encoder_hid_dim_type": (None,),
+  "mid_block_only_cross_attention": (None, False),
+  "mid_block_scale_factor": (1,),
+  "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+  "num_attention_heads": (None,),
+  "num_class_embeds": (None,),
+  "only_cross_attention": (False,),
+  "projection_class_embeddings_input_dim": (None,),
+  "resnet_out_scale_factor": (1.0,),
+  "resnet_skip_time_act": (False,),
+  "resnet_time_scale_shift": ("default",),
+  "reverse_transformer_layers_per_block": (None,),
+  "time_cond_proj_dim": (None,),
+  "time_embedding_act_fn": (None,),
+  "time_embedding_dim": (None,),
+  "time_embedding_type": ("positional",),
+  "timestep_post_act": (None,),
+  "transformer_layers_per_block": (1,),
+}
+# Without effect where the fields above have these values.
+_IGNORED = ("addition_embed_type_num_heads", "addition_time_embed_dim")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNet2DConditionConfig:
+  """The fields of diffusers' `UNet2DConditionModel` config that this class of models uses.
+
+  The defaults are Stable Diffusion 1.4 and 1.5 (859,520,964 parameters).
+
+  `attention_head_dim` is the *number of heads*, for all levels or by level: diffusers kept the
+  field's wrong name. `upcast_attention` changes nothing here, the softmax is always float32; it is
+  kept for the file. `sample_size` is the side of the latents that the model was trained on; other
+  multiples of 2 ** (levels - 1) work.
+  """
+
+  sample_size: int = 64
+  in_channels: int = 4
+  out_channels: int = 4
+  block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+  down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+  up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+  layers_per_block: int = 2
+  attention_head_dim: int | tuple[int, ...] = 8
+  cross_attention_dim: int = 768
+  use_linear_projection: bool = False
+  upcast_attention: bool = False
+  norm_num_groups: int = 32
+  norm_eps: float = 1e-5
+  downsample_padding: int = 1
+  flip_sin_to_cos: bool = True
+  freq_shift: int = 0
+  dropout: float = 0.0
+
+  def __post_init__(self):
+    levels = len(self.block_out_channels)
+    if levels != len(self.down_block_types) or levels != len(self.up_block_types):
+      raise ConfigError("block_out_channels, down_block_types and up_block_types differ in length")
+    for kinds, known in ((self.down_block_types, _DOWN), (self.up_block_types, _UP)):
+      for kind in kinds:
+        if kind not in known:
+          raise ConfigError(f"unknown U-Net block {kind!r}; known: {', '.join(known)}")
+    if self.use_linear_projection not in (True, False):
+      raise ConfigError(f"use_linear_projection={self.use_linear_projection!r} is no truth value")
+    for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups", "sample_size"):
+      if type(value := getattr(self, name)) is not int or value < 1:
+        raise ConfigError(f"U-Net config: {name}={value!r} is not supported, one number is wanted")
+    if isinstance(self.attention_head_dim, tuple) and len(self.attention_head_dim) != levels:
+      raise ConfigError("attention_head_dim must be one number of heads, or one for each level")
+    for channels, heads in zip(self.block_out_channels, self.heads):
+      if channels % self.norm_num_groups:
+        raise ConfigError(f"{channels} channels do not divide into {self.norm_num_groups} groups")
+      if channels % heads:
+        raise ConfigError(f"{channels} channels do not divide into {heads} attention heads")
+
+  @property
+  def heads(self) -> tuple[int, ...]:
+    """The number of attention heads of each level."""
+    heads = self.attention_head_dim
+    return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
+
+  @classmethod
+  def from_dict(cls, config: Mapping[str, Any]) -> UNet2DConditionConfig:
+    """Reads a diffusers `config.json`. Raises ConfigError for what this class cannot do."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name, value in config.items():
+      if name.startswith("_") or name in known or name in _IGNORED:
+        continue
+      if name not in _FIXED:
+        # A field newer than this module: harmless where it is switched off.
+        if value is not None and value is not False:
+          raise ConfigError(f"UNet2DConditionModel config: unknown field {name}={value!r}")
+      elif value not in _FIXED[name]:
+        raise ConfigError(f"UNet2DConditionModel config: {name}={value!r} is not supported")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
+    if values.get("sample_size", 0) is None:
+      del values["sample_size"]
+    # A config that leaves a field out means diffusers' own default, where it differs from ours.
+    return cls(**({"cross_attention_dim": 1280} | values))
+
+  def to_dict(self) -> dict[str, Any]:
+    """The diffusers `config.json` of this model, without its `_class_name`."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+    return values | {"act_fn": "silu", "mid_block_type": "UNetMidBlock2DCrossAttn"}
+
+
+class _Level(nn.Module):
+  """One level of the U-Net, or its middle: resnets, transformers, and a change of resolution.
+
+  `heads` is None for levels without attention. The middle has one transformer less than resnets.
+  """
+
+  config: UNet2DConditionConfig
+  features: int
+  layers: int
+  heads: int | None = None
+  resample: str | None = None
+  middle: bool = False
+  method: str | None = None
+  attention: AttentionFn = dot_product_attention
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, x, temb, cond, skips, seeds):
+    """Takes a list of skips to consume (up), None to produce them (down); returns (x, outputs)."""
+    c = self.config
+    resnet, transformer = ResnetBlock, Transformer2D
+    if self.remat:
+      resnet, transformer = nn.remat(ResnetBlock), nn.remat(Transformer2D)
+    outputs = []
+    for i in range(self.layers):
+      if skips is not None:
+        x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
+      options = (self.features, c.norm_num_groups, c.norm_eps, c.dropout, self.method)
+      x = resnet(*options, name=f"resnets_{i}")(x, temb, seeds)
+      if self.heads is not None and not (self.middle and i == self.layers - 1):
+        x = transformer(
+          heads=self.heads,
+          num_groups=c.norm_num_groups,
+          linear_projection=c.use_linear_projection,
+          attention=self.attention,
+          method=self.method,
+          name=f"attentions_{i}",
+        )(x, cond)
+      outputs.append(x)
+    if self.resample is not None:
+      up = self.resample == "up"
+      name = f"{self.resample}samplers_0"
+      x = Resample(self.features, up, c.downsample_padding, self.method, name=name)(x)
+      outputs.append(x)
+    return x, outputs
+
+
+class UNet2DCondition(nn.Module):
+  """The denoiser: (x_t, timesteps, cond) -> prediction, as the schedule's prediction type says.
+
+  Attributes:
+    config: architecture.
+    dtype: of the computation; parameters stay float32.
+    conv_method: see `ops.conv`; None picks by backend.
+    attention: exchangeable attention function, for self-attention over long sequences
+      (`transformer.LONG_SEQUENCE`); short ones and the text are best done at once everywhere.
+    remat: recompute each residual block and each transformer in the backward pass.
+  """
+
+  config: UNet2DConditionConfig
+  dtype: Any = jnp.float32
+  conv_method: str | None = None
+  attention: AttentionFn = dot_product_attention
+  remat: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x_t: jax.Array,
+    timesteps: jax.Array,
+    cond: jax.Array,
+    *,
+    seeds: jax.Array | None = None,
+  ) -> jax.Array:
+    """Predicts the noise (or what the schedule says) in noised latents.
+
+    Args:
+      x_t: (B, h, w, in_channels), h and w multiples of 2 ** (levels - 1). Inpainting models take
+        the noised latents, the mask (1 where to paint) and the masked picture's latents, in this
+        order.
+      timesteps: (B,) integers.
+      cond: (B, L, cross_attention_dim), the text encoder's output.
+      seeds: (B,) uint32, one a picture: with dropout, where the config has any.
+
+    Returns:
+      (B, h, w, out_channels) float32.
+
+    Raises:
+      ValueError: for sizes that this network cannot take.
+    """
+    c, dtype = self.config, self.dtype
+    channels = c.block_out_channels
+    _check(c, x_t, cond)
+    temb = timestep_embedding(
+      timesteps, channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift
+    )
+    temb = TimeEmbedding(4 * channels[0], dtype, name="time_embedding")(temb.astype(dtype))
+    cond = cond.astype(dtype)
+
+    def level(name, i, layers, kind, resample=None, middle=False):
+      heads = c.heads[i] if "CrossAttn" in kind else None
+      speed = {"method": self.conv_method, "attention": self.attention, "remat": self.remat}
+      return _Level(c, channels[i], layers, heads, resample, middle, **speed, name=name)
+
+    x = Conv(channels[0], method=self.conv_method, name="conv_in")(x_t.astype(dtype))
+    skips = [x]
+    last = len(channels) - 1
+    for i, kind in enumerate(c.down_block_types):
+      resample = "down" if i < last else None
+      block = level(f"down_blocks_{i}", i, c.layers_per_block, kind, resample)
+      x, outputs = block(x, temb, cond, None, seeds)
+      skips += outputs
+    x, _ = level("mid_block", last, 2, "CrossAttn", middle=True)(x, temb, cond, None, seeds)
+    for i, kind in enumerate(c.up_block_types):
+      layers = c.layers_per_block + 1
+      taken, skips = skips[-layers:], skips[:-layers]
+      resample = "up" if i < last else None
+      block = level(f"up_blocks_{i}", last - i, layers, kind, resample)
+      x, _ = block(x, temb, cond, taken, seeds)
+    x = Norm(c.norm_num_groups, c.norm_eps, name="conv_norm_out")(x)
+    x = Conv(c.out_channels, zero=True, method=self.conv_method, name="conv_out")(x)
+    return x.astype(jnp.float32)
+
+
+def _check(c: UNet2DConditionConfig, x_t: jax.Array, cond: jax.Array) -> None:
+  factor = 2 ** (len(c.block_out_channels) - 1)
+  if x_t.shape[-1] != c.in_channels or x_t.shape[1] % factor or x_t.shape[2] % factor:
+    raise ValueError(
+      f"x_t {x_t.shape}: wanted (B, h, w, {c.in_channels}) with h and w multiples of {factor}"
+    )
+  if cond.ndim != 3 or cond.shape[-1] != c.cross_attention_dim or len(cond) != len(x_t):
+    raise ValueError(
+      f"cond {cond.shape}: wanted ({len(x_t)}, length, {c.cross_attention_dim}), the output of the"
+      " text encoder that belongs to this U-Net"
+    )

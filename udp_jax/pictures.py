@@ -1,0 +1,380 @@
+"""Protecting pictures as they are: of any size, by overlapping tiles of the model's size.
+
+  workdir/clean/<name>.png            the 8-bit reference at full resolution
+  workdir/stages/protect_<row>/       checkpoints and metrics.jsonl, of each group where there are
+                                      several; a record of every finished file
+  output/<name>.png, manifest.json    the protected pictures; the manifest comes last
+
+The tiles of a *group* of pictures are one data set for `stages.run_rounds`; their deltas stay in
+float32, are feathered into one delta for each picture, and that is rounded to 8 bits once, within
+the budget (`ops.image.quantise_within`). A run that was killed goes on in the middle of a group
+from its checkpoint, and otherwise at the next file.
+
+Groups. A method that trains a surrogate learns from all pictures, so all of them are one group; the
+tiles of all pictures are then in memory together. A method that attacks a model as it is, and
+noise, works on a few pictures at a time. A tile's draws depend on the picture's name and the tile's
+place, so for these methods grouping changes nothing but the rounding of sums.
+
+Memory. The host holds a group's tiles (3 bytes a pixel), their delta and its copies (12 bytes each)
+and one whole picture with its delta; the devices hold tiles and delta, or as many batches as
+`config.performance.shard_batches` says.
+
+Where a mask is black, and where a picture is fully transparent (its colours there are not seen, and
+often not anything), not one level changes; no step of the method moves delta there either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from udp_jax import lookup, placement, processes, stages, streaming, study, training
+from udp_jax.data import files, images, masks, picture_folder
+from udp_jax.data.image_set import ImageSet
+from udp_jax.data.picture_folder import PictureFile, PictureFolder
+from udp_jax.errors import ConfigError
+from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.ops import tiles
+from udp_jax.ops.image import quantise_within
+from udp_jax.randomness import stream
+
+_log = logging.getLogger(__name__)
+
+# Pictures of a group where they do not depend on each other.
+_FEW = 8
+# Values that are quantised at a time: one compiled program, whatever the pictures' sizes.
+_CHUNK = 1 << 18
+
+
+class Tiling(NamedTuple):
+  """How pictures are cut and grouped.
+
+  Attributes:
+    tile_size: side of a tile in pixels.
+    overlap: pixels over which neighbouring tiles blend.
+    files_at_a_time: pictures of a group; 0 for all of them where the method trains a surrogate,
+      for a few otherwise.
+  """
+
+  tile_size: int
+  overlap: int
+  files_at_a_time: int = 0
+
+
+def protect(
+  config: Any,
+  row: str,
+  pictures: PictureFolder,
+  workdir: Path,
+  output: Path,
+  model: DiffusionModel,
+  params: Params | None,
+  tiling: Tiling,
+  *,
+  mask_files: dict[str, Path] | None = None,
+  cond_of: Callable[[PictureFile], np.ndarray] | None = None,
+  overwrite: bool = False,
+  progress: bool = True,
+) -> dict[str, Any]:
+  """Protects a folder of pictures at full resolution, now or in the rest of an earlier run.
+
+  Args:
+    config: of a study; its row says the method.
+    row: of `config.protections`, or a method.
+    pictures: what to protect.
+    workdir: for the clean reference, checkpoints and records.
+    output: folder for the protected pictures.
+    model: the attacked model.
+    params: its parameters, or None.
+    tiling: how pictures are cut and grouped.
+    mask_files: of `data.masks.find`; None changes all of every picture.
+    cond_of: a picture's conditioning for the model, without a batch axis; None for none.
+    overwrite: replace a finished folder of ours.
+    progress: show bars.
+
+  Returns:
+    The manifest of the output folder.
+
+  Raises:
+    ConfigError: the method cannot work on tiles, or its options do not fit.
+    DivergedError, OutputError, loop.Preempted: see `loop.run`; finished files stay.
+  """
+  check(config, row, model, params, tiling)
+  scratch = workdir / "stages" / f"protect_{row}"
+  names = [file.name for file in pictures.files]
+  _write_clean(pictures, workdir, progress=progress)
+  job = _Job(config, row, model, params, tiling, workdir / "clean", mask_files or {}, cond_of)
+  entries = picture_folder.finished(output, scratch / "files", names)
+  if entries and len(entries) < len(names):
+    _log.info("protect %s: %d of %d pictures are finished", row, len(entries), len(names))
+  created: list[Path] | None = None
+  size = tiling.files_at_a_time or (len(names) if _trains(config, row) else _FEW)
+  groups = [pictures.files[i : i + size] for i in range(0, len(names), size)]
+  try:
+    for number, group in enumerate(groups, 1):
+      if all(file.name in entries for file in group):
+        continue
+      label, folder = f"protect {row}", scratch
+      if len(groups) > 1:
+        label, folder = f"{label} {number}/{len(groups)}", scratch / f"group_{number:05d}"
+      grids, deltas = _perturb(job, group, folder, label, progress=progress)
+      if created is None:  # Only now: a run that fails before leaves no folder.
+        created = picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
+      with tqdm(
+        total=len(names), initial=len(entries), desc="written", unit="file", disable=not progress
+      ) as bar:
+        for file, grid, delta in zip(group, grids, deltas):
+          if file.name not in entries:
+            entries[file.name] = _save(job, file, grid, delta, output, scratch / "files")
+            bar.update()
+      # The records say now what is done, and checkpoints are large.
+      shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if created is None:
+      picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
+  except BaseException:
+    if created and not entries:
+      picture_folder.withdraw(output, created)
+    raise
+  method = study.row_settings(config, row)[0]
+  record = {"method": method, "row": row, "config": config.to_dict(), "seed": config.seed}
+  record |= {"radius_255": config.radius_255, "origin": pictures.origin}
+  record["tiling"] = tiling._asdict() | {"files_at_a_time": size, "masked": bool(mask_files)}
+  return picture_folder.finish(output, [entries[name] for name in names], record)
+
+
+def check(
+  config: Any, row: str, model: DiffusionModel, params: Params | None, tiling: Tiling
+) -> None:
+  """Raises ConfigError, before anything is written, for what cannot be done with tiles."""
+  if processes.count() > 1:
+    raise ConfigError("full-size pictures are protected by one process; --resize works on several")
+  if not 0 <= tiling.overlap < tiling.tile_size:
+    raise ConfigError(f"overlap is {tiling.overlap}: it must be in [0, {tiling.tile_size})")
+  if tiling.files_at_a_time < 0:
+    raise ConfigError("files_at_a_time must be 1 or more, or 0 for the method's default")
+  if study.build_protection(config, row, model, params).needs_reference:
+    raise ConfigError(f"{row} imitates another row's pictures: it needs --resize")
+
+
+def for_tiles(model: DiffusionModel, tile_size: int) -> DiffusionModel:
+  """The model for square tiles of another size than its own, where its network can take them.
+
+  Raises:
+    ConfigError: it cannot.
+  """
+  if model.image_shape[:2] == (tile_size, tile_size):
+    return model
+  shape = (tile_size, tile_size, model.image_shape[2])
+  # What `hold` prepares depends on the size of the maps.
+  resized = model._replace(image_shape=shape, hold=lambda params: params)
+  # A latent model is made for the size that it is asked for, so this one is on pixels.
+  if model.shape != model.image_shape or tile_size < 1:
+    raise ConfigError(f"tile_size is {tile_size}: this model does not take it")
+  resized = resized._replace(shape=shape)
+  try:
+    images, steps = jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32)
+    made = jax.eval_shape(
+      lambda key: resized.apply(resized.init(key), images, steps, None), jax.random.key(0)
+    )
+  except (TypeError, ValueError) as error:
+    raise ConfigError(
+      f"tile_size is {tile_size}: the network cannot take it; a multiple of "
+      f"{model.image_shape[0]} always goes"
+    ) from error
+  if made.shape != (1, *shape):
+    raise ConfigError(f"tile_size is {tile_size}: the network makes {made.shape[1:3]} of it")
+  return resized
+
+
+def identified(pictures: PictureFolder, identity: dict[str, Any]) -> ImageSet:
+  """For `run_config.check`: an empty set of pictures, by the hash of what decides the result."""
+  digest = hashlib.sha256(files.to_json(identity).encode()).hexdigest()
+  origin = {**pictures.origin, "sha256": digest}
+  return ImageSet(np.zeros((0, 1, 1, 3), np.uint8), (), origin=origin)
+
+
+class _Job(NamedTuple):
+  """What all groups of a run share."""
+
+  config: Any
+  row: str
+  model: DiffusionModel
+  params: Params | None
+  tiling: Tiling
+  clean: Path
+  mask_files: dict[str, Path]
+  cond_of: Callable[[PictureFile], np.ndarray] | None
+
+
+def _trains(config: Any, row: str) -> bool:
+  """Whether the method of a row trains a surrogate on the pictures."""
+  method = study.row_settings(config, row)[0]
+  constructor = lookup.constructor("udp_jax.protections", method)
+  return "train_steps" in inspect.signature(constructor).parameters
+
+
+def _write_clean(pictures: PictureFolder, workdir: Path, *, progress: bool) -> None:
+  """The 8-bit reference at full resolution; what is there and whole is kept."""
+  folder, records = workdir / "clean", workdir / "stages" / "clean"
+  names = [file.name for file in pictures.files]
+  entries = picture_folder.finished(folder, records, names)
+  if len(entries) == len(names) and (folder / "manifest.json").exists():
+    return
+  picture_folder.claim(folder, names, keep=entries, overwrite=True)
+  with tqdm(pictures.files, desc="clean reference", unit="file", disable=not progress) as bar:
+    for file in bar:
+      if file.name not in entries:
+        picture = images.read_image(file.path)
+        entries[file.name] = picture_folder.write(folder, records, file.name, picture)
+  record = {"method": study.CLEAN, "origin": pictures.origin}
+  picture_folder.finish(folder, [entries[name] for name in names], record)
+
+
+def _perturb(
+  job: _Job, group: Sequence[PictureFile], folder: Path, label: str, *, progress: bool
+) -> tuple[list[tiles.Grid], list[np.ndarray]]:
+  """Runs the method on a group; each picture's grid and the deltas of its tiles."""
+  config, row, size = job.config, job.row, job.tiling.tile_size
+  grids = [tiles.plan(file.height, file.width, size, overlap=job.tiling.overlap) for file in group]
+  count = sum(grid.count for grid in grids)
+  _log.info(
+    "%s: %d pictures in %d tiles of %dx%d, about %.3g GiB",
+    *(label, len(group), count, size, size),
+    # Tiles, delta on the device, its copy here, and as much again while a checkpoint is written.
+    count * size * size * 3 * (1 + 3 * 4) / 2**30,
+  )
+  mesh = study.make_mesh(config)
+  batches = _batches(job, group, grids, mesh)
+  method, num_rounds, _, options = study.row_settings(config, row)
+  shard_batches = config.performance.get("shard_batches", 0)
+  num_shards, train_visits = 1, None
+  if shard_batches:
+    num_shards = streaming.count_shards(len(batches.ids), shard_batches)
+    constructor = lookup.constructor("udp_jax.protections", method)
+    train_visits = streaming.visit_options(constructor, options, num_shards)[1]
+  model = placement.split_weights(job.model, mesh)
+  protection = study.build_protection(config, row, model, job.params, num_shards=num_shards)
+  moves = protection.needs_params or _trains(config, row)
+  _, delta = stages.run_rounds(
+    protection,
+    batches,
+    count,
+    key=stream(jax.random.key(config.seed), f"protect/{row}"),
+    params=job.params,
+    mesh=mesh,
+    num_rounds=num_rounds if moves else 1,
+    scratch_folder=folder,
+    checkpoint_every=config.checkpoint.every_rounds,
+    label=label,
+    shard_batches=shard_batches,
+    train_visits=train_visits,
+    progress=progress,
+  )
+  ends = np.cumsum([grid.count for grid in grids])
+  return grids, np.split(delta, ends[:-1])
+
+
+def _batches(
+  job: _Job, group: Sequence[PictureFile], grids: Sequence[tiles.Grid], mesh: Mesh
+) -> training.Batch:
+  """The tiles of a group, picture after picture, as batches in host memory."""
+  count, size = sum(grid.count for grid in grids), job.tiling.tile_size
+  lanes = min(job.config.global_batch_size, count)
+  if job.config.global_batch_size % mesh.size == 0:
+    lanes = -(-lanes // mesh.size) * mesh.size  # Fewer tiles than devices: some work on repeats.
+  padded = -(-count // lanes) * lanes
+  pixels = np.empty((padded, size, size, 3), np.uint8)
+  ids = np.empty(padded, np.int32)
+  allowed = np.ones((padded, size, size, 1), np.uint8)
+  conds = []
+  end = 0
+  for file, grid in zip(group, grids):
+    start, end = end, end + grid.count
+    picture = images.read_image(job.clean / f"{file.name}.png")
+    pixels[start:end] = tiles.cut(picture.pixels, grid)
+    where = _allowed(job, file, picture)
+    if where is not None:
+      allowed[start:end] = tiles.cut(where[..., None], grid)
+    ids[start:end] = [_tile_id(file.name, number) for number in range(grid.count)]
+    if job.cond_of is not None:
+      conds.append(np.repeat(job.cond_of(file)[None], grid.count, axis=0))
+  repeats = np.arange(count, padded) % count
+  for leaf in (pixels, ids, allowed):
+    leaf[count:] = leaf[repeats]
+  cond = np.concatenate(conds)[np.r_[:count, repeats]] if conds else None
+  mask = None if allowed.all() else allowed
+  batches = training.make_batches(pixels, lanes, cond=cond, mask=mask)
+  weight = (np.arange(padded) < count).astype(np.float32)
+  return batches._replace(ids=ids.reshape(-1, lanes), weight=weight.reshape(-1, lanes))
+
+
+def _tile_id(name: str, number: int) -> int:
+  """A tile's identity for randomness, the same in every group."""
+  return zlib.crc32(f"{name}/{number}".encode()) & 0x7FFFFFFF
+
+
+def _allowed(job: _Job, file: PictureFile, picture: images.Picture) -> np.ndarray | None:
+  """Where a picture may change, (H, W) bool; None for everywhere."""
+  where = None
+  if file.name in job.mask_files:
+    where = masks.read(job.mask_files[file.name], file)
+  if picture.alpha is not None and not picture.alpha.all():
+    seen = picture.alpha > 0
+    where = seen if where is None else where & seen
+  return where
+
+
+def _save(
+  job: _Job,
+  file: PictureFile,
+  grid: tiles.Grid,
+  deltas: np.ndarray,
+  output: Path,
+  records: Path,
+) -> dict[str, Any]:
+  """Assembles one protected picture and writes it; its record."""
+  clean = images.read_image(job.clean / f"{file.name}.png")
+  delta = tiles.assemble(deltas, grid)
+  where = _allowed(job, file, clean)
+  if where is not None:
+    delta[~where] = 0.0
+  protected = clean._replace(pixels=_quantise(clean.pixels, delta, job.config.radius_255))
+  if where is not None and (protected.pixels != clean.pixels)[~where].any():
+    raise RuntimeError(f"{file.relative}: a pixel outside of the mask changed")
+  return picture_folder.write(
+    output,
+    records,
+    file.name,
+    protected,
+    clean=clean.pixels,
+    radius_255=job.config.radius_255,
+  )
+
+
+_within = jax.jit(quantise_within)
+
+
+def _quantise(clean: np.ndarray, delta: np.ndarray, radius_255: float) -> np.ndarray:
+  """`quantise_within`, in pieces of one size."""
+  levels, change = clean.reshape(-1), delta.reshape(-1)
+  result = np.empty_like(levels)
+  for start in range(0, levels.size, _CHUNK):
+    part = slice(start, min(start + _CHUNK, levels.size))
+    missing = (0, _CHUNK - (part.stop - start))
+    made = _within(
+      np.pad(levels[part], missing), jnp.asarray(np.pad(change[part], missing)), radius_255
+    )
+    result[part] = np.asarray(made)[: part.stop - start]
+  return result.reshape(clean.shape)

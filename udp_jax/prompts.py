@@ -1,0 +1,168 @@
+"""Prompts of pictures: captions to token ids or embeddings, and words for what is to be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from udp_jax.data import captions as captions_lib
+from udp_jax.data.image_set import ImageSet
+from udp_jax.errors import BadDataError, ConfigError
+from udp_jax.models import trainable
+from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.models.learned_tokens import spelled
+from udp_jax.models.tokenizer import Tokenizer
+
+# Neutral sentences around a learned word, after those of Gal et al., arXiv:2208.01618, appendix.
+TEMPLATES: dict[str, tuple[str, ...]] = {
+  "object": (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a photo of a clean {}",
+    "a dark photo of the {}",
+    "a photo of my {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a good photo of the {}",
+    "a photo of one {}",
+    "a photo of a nice {}",
+  ),
+  "style": (
+    "a painting in the style of {}",
+    "a rendering in the style of {}",
+    "a cropped painting in the style of {}",
+    "the painting in the style of {}",
+    "a clean painting in the style of {}",
+    "a dark painting in the style of {}",
+    "a picture in the style of {}",
+    "a bright painting in the style of {}",
+    "a close-up painting in the style of {}",
+    "a good painting in the style of {}",
+  ),
+}
+
+
+def captions_of(pictures: ImageSet, source: str, prompt: str = "") -> list[str]:
+  """One caption a picture: `prompt` for all of them, or those of the folder's metadata.jsonl.
+
+  Args:
+    pictures: of a folder, or of any source if there is a prompt.
+    source: of the pictures, as in `data.sources.load`.
+    prompt: for all; "" reads the folder's captions.
+
+  Raises:
+    ConfigError: there is neither.
+    BadDataError: metadata.jsonl is damaged, or says nothing of a picture.
+  """
+  if prompt:
+    return [prompt] * len(pictures.images)
+  place = source.removeprefix("folder:")
+  known = captions_lib.read_captions(place) if pictures.metadata is not None else {}
+  if not known:
+    raise ConfigError(
+      f"{source}: no captions; give --prompt, or a metadata.jsonl in the folder with a line "
+      '{"file_name": ..., "text": ...} for each picture'
+    )
+  assert pictures.metadata is not None
+  files = [entry.file for entry in pictures.metadata]
+  if lost := [name for name in files if name not in known]:
+    raise BadDataError(
+      f"{place}/metadata.jsonl has no caption of {lost[0]} ({len(lost)} of {len(files)} missing)"
+    )
+  return [known[name] for name in files]
+
+
+def embed(
+  model: DiffusionModel, params: Params, token_ids: np.ndarray, *, batch_size: int = 64
+) -> np.ndarray:
+  """Embeddings float32 (N, L, D) of prompts (N, L); each different prompt is encoded once.
+
+  Raises:
+    ConfigError: the model has no text encoder.
+  """
+  if model.embed is None:
+    raise ConfigError("this model has no text encoder")
+  different, place = np.unique(token_ids, axis=0, return_inverse=True)
+  encode = jax.jit(model.embed)
+  parts = []
+  for start in range(0, len(different), batch_size):
+    part = different[start : start + batch_size]
+    # One shape, one compilation: the last batch is filled up.
+    full = np.resize(part, (min(batch_size, len(different)), different.shape[1]))
+    parts.append(np.asarray(encode(params, full))[: len(part)])
+  return np.concatenate(parts)[place.reshape(-1)]
+
+
+def learn_token(
+  tokenizer: Tokenizer, token: str, init_word: str, num_vectors: int = 1
+) -> tuple[list[int], int]:
+  """Adds a token to be learned to a tokenizer.
+
+  Args:
+    tokenizer: gets `token`, and `token_1`, ... for more than one vector.
+    token: such as "<my-style>".
+    init_word: one word of the vocabulary, for the start.
+    num_vectors: at least 1.
+
+  Returns:
+    The ids of the new tokens, and that of the word.
+
+  Raises:
+    ConfigError: the token is there already, or the word is not one token.
+  """
+  if num_vectors < 1:
+    raise ConfigError(f"a learned token has at least 1 vector, not {num_vectors}")
+  ids = tokenizer([init_word])[0]
+  end = tokenizer.token_id(tokenizer.special["eos_token"])
+  words = int(np.argmax(ids == end)) - 1
+  if words != 1:
+    raise ConfigError(
+      f"init_word {init_word!r} is {words} tokens of this vocabulary; choose a word that is one"
+    )
+  return [tokenizer.add_token(name) for name in spelled(token, num_vectors)], int(ids[1])
+
+
+def spell_out(text: str, token: str, num_vectors: int) -> str:
+  """`text` with a token of several vectors written as diffusers does: "<t> <t>_1 <t>_2"."""
+  return text.replace(token, " ".join(spelled(token, num_vectors)))
+
+
+def templates(kind: str, token: str, num_vectors: int = 1) -> list[str]:
+  """The sentences of `TEMPLATES` about a learned token.
+
+  Raises:
+    ConfigError: an unknown kind.
+  """
+  if kind not in TEMPLATES:
+    raise ConfigError(f"unknown kind of concept {kind!r}; known: {', '.join(TEMPLATES)}")
+  return [spell_out(text.format(token), token, num_vectors) for text in TEMPLATES[kind]]
+
+
+def with_learned(
+  tokenizer: Tokenizer, params: Params, token: str, embedding: np.ndarray
+) -> Mapping[str, Any]:
+  """`params` that know a learned token, which `tokenizer` gets.
+
+  Args:
+    tokenizer: changed in place.
+    params: {"text_encoder": ...} and more.
+    token: of `learned_tokens.load_learned_token`.
+    embedding: (N, D), its vectors.
+
+  Raises:
+    ConfigError: the token is there already, or its vectors are not of this text encoder's size.
+  """
+  size, width = trainable.token_table(params).shape
+  if embedding.shape[1] != width:
+    raise ConfigError(
+      f"{token} has vectors of {embedding.shape[1]} values, the model's have {width}"
+    )
+  ids = [tokenizer.add_token(name) for name in spelled(token, len(embedding))]
+  if ids[0] != size:
+    raise ConfigError(f"the tokenizer's {ids[0]} tokens are not the text encoder's {size}")
+  return trainable.token_embedding(ids, 0).merge(np.asarray(embedding, np.float32), params)
