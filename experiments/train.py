@@ -1,47 +1,106 @@
-"""Trains a diffusion model from scratch on a folder of pictures (or any data source).
+"""Trains a diffusion model on a folder of pictures: from scratch, or from a text-to-image model.
 
   python -m experiments.train --config=demo --input=PICTURES --workdir=runs/train
+  python -m experiments.train --method=lora --model=tiny_ldm --input=PICTURES \\
+    --prompt='a painting' --workdir=runs/lora
 
-Writes workdir/model in diffusers' layout (`DDPMPipeline.from_pretrained` opens it), metrics.jsonl
-and checkpoints; --config.seed decides every draw. The same command goes on where a
-killed one stopped.
+From scratch: workdir/model, which `DDPMPipeline.from_pretrained` opens. Fine-tuning: workdir/model
+for `StableDiffusionPipeline`, or workdir/adapter for `load_lora_weights` and
+`load_textual_inversion`, and samples. Captions come from PICTURES/metadata.jsonl, lines of
+{"file_name": ..., "text": ...}, or --prompt. --config.seed decides every draw. The same command
+goes on where a killed one stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from experiments import _cli
+from udp_jax import processes
 from udp_jax.errors import ConfigError
 
+_SCRATCH = "scratch"
+_METHODS = (_SCRATCH, "full", "lora", "dreambooth", "textual_inversion")
+
+_METHOD = flags.DEFINE_enum(
+  "method", None, _METHODS, "How to train; default: the config's. Without --config: its defaults."
+)
+_MODEL = flags.DEFINE_string(
+  "model", None, "Folder of the model to start from, or tiny_ldm; default: config.model.path."
+)
 _INPUT = flags.DEFINE_string("input", None, "Data source; default: config.data.source.")
+_PROMPT = flags.DEFINE_string("prompt", None, "Caption of all pictures (fine-tuning).")
+_CLASS_PROMPT = flags.DEFINE_string("class_prompt", None, "Caption of the class (DreamBooth).")
+_CLASS_INPUT = flags.DEFINE_string(
+  "class_input", None, "Pictures of the class (DreamBooth); default: made by the model."
+)
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
-_CONFIG = _cli.define_config("eudp")
+_CONFIG = _cli.define_config("train")
 _WORKDIR = _cli.workdir_flag()
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs the flags' request."""
   del argv
+  if (_CONFIG.value is None and _METHOD.value is None) or not _WORKDIR.value:
+    raise ConfigError("--config (or --method) and --workdir are needed; see --help")
+  config = _config()
+  if not config.data.source:
+    raise ConfigError("--input is needed: a folder of pictures")
+  workdir = Path(_WORKDIR.value)
+  if config.threat.name == _SCRATCH:
+    return _train_from_scratch(config, workdir)
+  return _fine_tune(config, workdir)
+
+
+def _config() -> Any:
+  """The config, with what the flags say of it."""
+  method = _METHOD.value
   config = _CONFIG.value
-  if config is None or not _WORKDIR.value:
-    raise ConfigError("--config and --workdir are needed; see --help")
+  if config is None:
+    packaged = _MODEL.value in (None, "tiny_ldm")
+    kind = "tiny_ldm" if packaged else "sd15"
+    config = _cli.get_config("train", "demo" if method == _SCRATCH else f"{method}_{kind}")
+    if method != _SCRATCH and _MODEL.value is None:
+      raise ConfigError("--model is needed: the folder of a text-to-image model, or tiny_ldm")
+  if method not in (None, config.threat.name):
+    raise ConfigError(f"--config is one for --method={config.threat.name}, not for {method}")
+  given = {
+    "model.path": _MODEL.value,
+    "data.source": _INPUT.value,
+    "data.prompt": _PROMPT.value,
+    "prior.prompt": _CLASS_PROMPT.value,
+    "prior.source": _CLASS_INPUT.value,
+  }
+  with config.unlocked():
+    for name, value in given.items():
+      section, field = name.split(".")
+      if value is None:
+        continue
+      if section not in config or field not in config[section]:
+        raise ConfigError(f"--method={config.threat.name} takes no {_flag(name)}")
+      config[section][field] = value
+    if _INPUT.value and "holdout" in config.data:
+      config.data.holdout = 0.0
+  return config
+
+
+def _flag(name: str) -> str:
+  return {"data.prompt": "--prompt", "prior.prompt": "--class_prompt"}.get(name, "--class_input")
+
+
+def _train_from_scratch(config: Any, workdir: Path) -> int:
   import jax
 
   from udp_jax import run_config, study
   from udp_jax.models import factory
   from udp_jax.randomness import stream
 
-  with config.unlocked():
-    config.data.source = _INPUT.value or config.data.source
-    config.data.holdout = 0.0 if _INPUT.value else config.data.holdout
-  if not config.data.source:
-    raise ConfigError("--input is needed: a folder of pictures")
   run_config.check_values(config)
-  workdir = Path(_WORKDIR.value)
   model, unet, params = factory.build(config.model, config.performance)
   threat = study.build_trainer(config, model)
   pictures = study.load_data(config)[0]
@@ -60,6 +119,19 @@ def main(argv: Sequence[str]) -> int:
     progress=_PROGRESS.value,
   )
   print(f"model: {workdir / 'model'} ({threat.train_steps} steps, {len(pictures.images)} pictures)")
+  return 0
+
+
+def _fine_tune(config: Any, workdir: Path) -> int:
+  from udp_jax import finetune, run_config
+
+  run_config.check_values(config)
+  done = finetune.fine_tune(config, workdir, finetune.load_model(config), progress=_PROGRESS.value)
+  if processes.is_main():
+    what = "adapter" if done.threat.save is not None else "model"
+    print(f"{what}: {done.saved} ({done.threat.train_steps} steps)")
+    if done.samples is not None:
+      print(f"samples: {workdir / 'samples'}")
   return 0
 
 

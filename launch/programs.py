@@ -24,6 +24,8 @@ from udp_jax.training import Batch
 
 # Pictures of the sources whose number is known without opening them.
 _SOURCES = {"cifar10": 50_000, "cifar10-test": 10_000}
+# Of CLIP, with its beginning and end.
+_PROMPT_TOKENS = 77
 _PARTS = {TRAIN: "min", PERTURB: "max"}
 
 
@@ -112,12 +114,12 @@ def setting(
       "pictures of one shard"
     )
   config = decide(config, platform)
-  model, _, _ = factory.build(config.model, config.performance)
-  model = placement.split_weights(model, mesh)
   # Only shapes matter, so a method that attacks a trained model needs none here.
-  params = jax.eval_shape(model.init, jax.random.key(0))
+  model, params = factory.abstract_model(config.model, config.performance)
+  model = placement.split_weights(model, mesh)
   found = Setting(config, row, model, params, mesh, images, global_batch_size, 0)
-  if not study.build_protection(config, row, model, params).needs_params:
+  has_frozen_parts = model.shape != model.image_shape
+  if not (has_frozen_parts or study.build_protection(config, row, model, params).needs_params):
     found = found._replace(params=None)
   found = found._replace(num_batches=_data(found).ids.shape[0])
   if not parts(found):
@@ -193,9 +195,20 @@ def _data(settings: Setting) -> Batch:
   """Abstract data, arranged by what arranges the real ones: a stand-in of one pixel a picture."""
   stand_in = np.zeros((settings.num_images, 1, 1, 1), np.uint8)
   batches = training.make_batches(stand_in, settings.global_batch_size)
-  pictures: Any = jax.ShapeDtypeStruct((*batches.ids.shape, *settings.model.shape), np.uint8)
-  batches = batches._replace(images=pictures)
+  shape = batches.ids.shape
+  pictures: Any = jax.ShapeDtypeStruct((*shape, *settings.model.image_shape), np.uint8)
+  batches = batches._replace(images=pictures, cond=_prompts(settings, shape))
   return _placed(batches, placement.batch_shardings(batches, settings.mesh))
+
+
+def _prompts(settings: Setting, shape: tuple[int, ...]) -> Any:
+  """Abstract embeddings of a prompt for each picture; None for models without text."""
+  if settings.model.embed is None:
+    return None
+  ids = jax.ShapeDtypeStruct((1, _PROMPT_TOKENS), np.int32)
+  params = settings.params or jax.eval_shape(settings.model.init, jax.random.key(0))
+  embedded = jax.eval_shape(settings.model.embed, params, ids)
+  return jax.ShapeDtypeStruct((*shape, *embedded.shape[1:]), embedded.dtype)
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

@@ -88,6 +88,20 @@ def test_linf_projection_is_the_nearest_allowed_delta(images):
   np.testing.assert_allclose(project(wild, images), expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("start", constraints.STARTS)
+def test_an_intersection_obeys_both(start, images):
+  both = constraints.intersection(
+    constraints.l2(RADIUS["l2"], start=start), constraints.linf(RADIUS["linf"])
+  )
+  wild = 3 * jax.random.normal(jax.random.key(1), images.shape)
+  for delta in (both.init(KEYS, images), both.project(wild, images)):
+    for kind in RADIUS:
+      assert_inside(kind, delta, images)
+  assert bool(jnp.any(both.init(KEYS, images))) == (start != "zero")
+  small = 0.01 * jnp.sign(0.5 - images)
+  np.testing.assert_allclose(both.project(small, images), small, atol=1e-7)
+
+
 @pytest.mark.parametrize("kind", RADIUS)
 def test_unknown_start(kind):
   with pytest.raises(ConfigError, match="unknown start of delta 'corner'; known: zero, uniform"):

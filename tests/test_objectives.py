@@ -143,6 +143,63 @@ def test_flipped_mirrors_each_picture_by_its_own_key(images):
   np.testing.assert_array_equal(aux["timesteps"], by_hand(images, second)[1])
 
 
+# ---- expectations ----
+
+
+def darker(keys, images):
+  return images * jax.vmap(lambda key: jax.random.uniform(key))(keys)[:, None, None, None]
+
+
+def test_the_identity_alone_changes_nothing(images):
+  plain = objectives.denoising(linear_model(), PROBS)
+  expected = objectives.over_transforms(plain, [lambda keys, images: images])
+  for got, wanted in zip(
+    expected(PARAMS, images, None, KEYS), plain(PARAMS, images, None, KEYS), strict=True
+  ):
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def test_every_picture_gets_a_transform_by_its_own_key(images):
+  black, white = (lambda keys, x, level=level: jnp.full_like(x, level) for level in (0.0, 1.0))
+  keys = example_keys(jax.random.key(1), 0, np.arange(300))
+  many = np.repeat(images[:1], 300, axis=0)
+  objective = objectives.over_transforms(brightness, [black, darker, white])
+  losses = np.asarray(jax.jit(objective)(None, many, None, keys)[0])
+  counts = [(losses == 0).sum(), ((losses > 0) & (losses < 1)).sum(), (losses == 1).sum()]
+  assert sum(counts) == 300 and np.abs(np.array(counts) - 100).max() < 5 * np.sqrt(300 * 2 / 9)
+  few = objective(None, many[:5], None, keys[:5])[0]
+  np.testing.assert_allclose(few, losses[:5], rtol=1e-6)
+
+
+def test_transforms_are_differentiated_through(images):
+  objective = objectives.over_transforms(brightness, [darker])
+  found = jax.grad(lambda x: objective(None, x, None, KEYS)[0].sum())(jnp.asarray(images))
+  # Brightness is linear: what a pixel weighs is the factor of its picture.
+  factor = objective(None, jnp.ones_like(images), None, KEYS)[0]
+  np.testing.assert_allclose(found[:, :, 0].sum((1, 2)), factor, rtol=1e-5)
+  assert factor.min() > 0 and factor.std() > 0.05
+
+
+def test_draws_are_averaged(images):
+  objective = objectives.over_transforms(brightness, [darker], 400)
+  losses, _ = jax.jit(objective)(None, images, None, KEYS)
+  plain = images[:, :, 0].mean((1, 2))
+  # The mean of 400 uniform factors is 1/2, give or take five of its deviations.
+  assert np.abs(losses / plain - 0.5).max() < 5 * np.sqrt(1 / 12 / 400)
+  one = objectives.over_transforms(brightness, [darker])(None, images, None, KEYS)[0]
+  assert np.abs(one / plain - 0.5).max() > 0.1
+
+
+def test_averaged_is_the_mean_over_keys_of_its_own(images):
+  def draw(params, images, cond, keys):
+    return jax.vmap(lambda key: jax.random.normal(key))(keys), {"keys": jax.random.key_data(keys)}
+
+  assert objectives.averaged(draw, 1) is draw
+  losses, aux = jax.jit(objectives.averaged(draw, 64))(None, images, None, KEYS)
+  assert losses.shape == (6,) and 0 < np.std(losses) < 5 / np.sqrt(64)
+  assert not np.array_equal(aux["keys"], jax.random.key_data(KEYS))
+
+
 def test_a_sum_of_losses_gives_gradients_that_know_no_batch(images):
   objective = objectives.flipped(objectives.denoising(linear_model(), PROBS))
   gradient = jax.jit(jax.grad(lambda x, keys: objective(PARAMS, x, None, keys)[0].sum()))

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image, ImageCms
 
 from experiments.configs import common
-from udp_jax import pictures, rounds
+from udp_jax import pictures, protections, rounds, training
 from udp_jax.data import masks, picture_folder
 from udp_jax.data.images import read_image
 from udp_jax.data.verify import verify
 from udp_jax.errors import ConfigError, OutputError, Preempted
+from udp_jax.protections.base import run
 
 TITLE = 0x010E
 TILING = pictures.Tiling(8, 2)
@@ -104,7 +105,15 @@ def test_files_keep_what_they_had_and_the_budget(protected, folder: Path) -> Non
     report = verify(clean, output, 12)
     assert report.ok and report.checked == 5
   assert not (output / ".incomplete").exists()
-  assert json.loads((output / "manifest.json").read_text()) == made
+  written = json.loads((output / "manifest.json").read_text())
+  assert written["images"] == made["images"] and written["complete"] is True
+  assert written["method"] == "advdm" and written["radius_255"] == 12
+  assert written["tiling"] == {
+    "tile_size": 8,
+    "overlap": 2,
+    "files_at_a_time": 3,
+    "masked": False,
+  }
   sizes = [(entry["width"], entry["height"]) for entry in made["images"]]
   assert sizes == [(1, 1), (83, 61), (17, 20), (8, 8), (13, 30)]
   assert 6 <= made["worst"]["max_abs_255"] <= 12
@@ -155,6 +164,17 @@ def test_delta_is_zero_outside_of_the_mask(row, config, folder, fixed, tmp_path:
       assert changed[white[file.name]].mean() > 0.8
 
 
+def test_no_step_leaves_the_mask(fixed: Fixed) -> None:
+  mask = np.zeros((2, 8, 8, 1), np.uint8)
+  mask[:, 2:5, 3:] = 1
+  data = training.make_batches(np.full((2, 8, 8, 3), 100, np.uint8), 2, mask=mask)
+  method = protections.build("advdm", fixed.model, {"radius_255": 12, "step_size_255": 3})
+  for num_rounds in (0, 2):
+    images, _ = run(method, jax.random.key(0), data, fixed.params, num_rounds=num_rounds)
+    moved = np.abs(np.asarray(images[0]) - 100 / 255) > 1e-6
+    np.testing.assert_array_equal(moved.any(axis=-1), mask[..., 0] == 1)
+
+
 def test_noise_does_not_depend_on_groups_and_shards(config, folder, fixed, tmp_path: Path) -> None:
   _protect(config, "random_noise", folder, tmp_path / "whole", fixed)
   tiling = TILING._replace(files_at_a_time=3)
@@ -197,11 +217,10 @@ def test_stopped_run_goes_on_to_the_same_files(
   protected, config, folder, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   output, tiling = tmp_path / "out", TILING._replace(files_at_a_time=3)
-  run = {"tiling": tiling}
   with monkeypatch.context() as context:
     _stop_after(context, 5)  # The second of three rounds of the second of two groups.
     with pytest.raises(Preempted, match=r"^protect advdm 2/2: stopped at round 2 of 3 and saved"):
-      _protect(config, "advdm", folder, output, fixed, **run)
+      _protect(config, "advdm", folder, output, fixed, tiling=tiling)
   # The first group's files are there, and a reader is told that others are not.
   finished = {path: path.stat().st_mtime_ns for path in output.rglob("*.png")}
   assert len(finished) == 3 and (output / ".incomplete").exists()
@@ -219,11 +238,11 @@ def test_stopped_run_goes_on_to_the_same_files(
   with monkeypatch.context() as context:
     context.setattr(picture_folder, "write", killed)
     with pytest.raises(KeyboardInterrupt):  # While the second group's files are written.
-      _protect(config, "advdm", folder, output, fixed, **run)
+      _protect(config, "advdm", folder, output, fixed, tiling=tiling)
   assert len(_files(output)) == 4
   with monkeypatch.context() as context:
     _stop_after(context, 1)  # No round is left to do, only a file to write.
-    _protect(config, "advdm", folder, output, fixed, **run)
+    _protect(config, "advdm", folder, output, fixed, tiling=tiling)
   assert _files(output) == _files(protected[0])
   assert all(path.stat().st_mtime_ns == written for path, written in finished.items())
   assert not (output / ".incomplete").exists()
@@ -302,9 +321,11 @@ def test_tile_sizes_that_a_network_takes(tiny_model) -> None:
   assert pictures.for_tiles(tiny_model.model, 8) is tiny_model.model
   larger = pictures.for_tiles(tiny_model.model, 24)
   assert larger.image_shape == larger.shape == (24, 24, 3)
-  made = larger.apply(
-    larger.hold(tiny_model.params), jnp.zeros((1, 24, 24, 3)), jnp.zeros((1,), jnp.int32), None
-  )
-  assert made.shape == (1, 24, 24, 3)
+
+  def predict(params):
+    images, timesteps = jnp.zeros((1, 24, 24, 3)), jnp.zeros((1,), jnp.int32)
+    return larger.apply(larger.hold(params), images, timesteps, None)
+
+  assert jax.eval_shape(predict, tiny_model.params).shape == (1, 24, 24, 3)
   with pytest.raises(ConfigError, match="tile_size is 0"):
     pictures.for_tiles(tiny_model.model, 0)

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import Cond, DiffusionModel, Params
+from udp_jax.models.perceptual import PerceptualDistance
 from udp_jax.objectives import Objective
 from udp_jax.ops import samplers, schedules
 from udp_jax.ops import timesteps as timesteps_lib
@@ -105,10 +106,10 @@ def latent_distance_within(
 
 
 def consistency(model: DiffusionModel) -> Objective:
-  """mean (VAE(x) - x)^2 with the posterior's mean, on [-1, 1]: IMPRESS's consistency term.
+  """Mean of (VAE(x) - x)^2 with the posterior's mean, on [-1, 1]: IMPRESS's consistency term.
 
-  Cao et al. 2023 (arXiv:2310.19248), equation 3. A clean picture has little of it, most protected
-  ones have more, and IMPRESS removes what makes the difference.
+  Cao et al. 2023 (arXiv:2310.19248). A clean picture has little of it, most protected ones have
+  more, and IMPRESS takes away what makes the difference.
 
   Raises:
     ConfigError: the model has no autoencoder.
@@ -124,11 +125,27 @@ def consistency(model: DiffusionModel) -> Objective:
   return objective
 
 
+def seen(distance: PerceptualDistance, budget: float) -> Objective:
+  """max(distance(x, clean x) - budget, 0), for `pgd(sees_batch=True)`: Glaze's penalty.
+
+  Args:
+    distance: from `models.perceptual`.
+    budget: on the distance's own scale.
+  """
+
+  def objective(params: Params, images: jax.Array, batch: Batch, keys: jax.Array):
+    del params, keys  # The distance has its own, and draws nothing.
+    away = distance.apply(distance.params, images, to_float(batch.images))
+    return jnp.maximum(away - budget, 0.0), {"perceptual": away}
+
+  return objective
+
+
 def sds(model: DiffusionModel, probs: ArrayLike) -> Objective:
   """The denoising loss with the gradient of score distillation: the U-Net is not differentiated.
 
   The gradient with respect to the pictures is J_encode^T (noise_pred - noise) (Xue et al. 2023,
-  arXiv:2311.12832, equation 6; DreamFusion, arXiv:2209.14988): a pass back through the encoder
+  arXiv:2311.12832; after DreamFusion, arXiv:2209.14988): a pass back through the encoder
   alone. The value is the denoising loss of the same draws, to be looked at; it is not what the
   gradient is the gradient of.
 
@@ -167,7 +184,7 @@ def through_sampler(
 ) -> Objective:
   """|| edit(x) - target ||_2 on [-1, 1]: what a few steps of DDIM make of a picture.
 
-  PhotoGuard's diffusion attack (Salman et al. 2023, arXiv:2302.06588, equation 5). Differentiated
+  PhotoGuard's diffusion attack (Salman et al. 2023, arXiv:2302.06588). Differentiated
   through all steps; each is computed again for the gradient (remat), so that memory is that of one
   step. `cond` with a "mask" (`latent.InpaintCond`; masked latents are made here) inpaints from pure
   noise with a U-Net of 9 channels; other conditioning edits by SDEdit. Noise is drawn anew at every

@@ -42,10 +42,10 @@ def check_values(config: Any) -> None:
   for field, least in _AT_LEAST.items():
     value = config
     for part in field.split("."):
-      value = value[part] if part in value else least
+      value = value[part] if hasattr(value, "keys") and part in value else least
     if not value >= least:  # NaN is refused too.
       raise ConfigError(f"config.{field} is {value}; it must be at least {least:g}")
-  if not config.rows or not config.threat.seeds:
+  if "rows" in config and not (config.rows and config.threat.seeds):
     raise ConfigError("config.rows and config.threat.seeds need at least one entry each")
 
 
@@ -83,12 +83,14 @@ def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> Non
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """Dotted names of the fields that differ and change results."""
-  free = ("title", "notice", "rows", "checkpoint", "threat.seeds")
-  nested = ("data", "protections", "threat", "model", "evaluation", "performance")
+  free = ("title", "notice", "rows", "checkpoint", "threat.seeds", "seeds", "use_purifiers")
+  free += ("use_threats",)
+  entries = ("protections", "purifiers", "threats")
+  nested = ("data", "threat", "model", "evaluation", "performance", *entries)
   flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))
-  # A row that only one of them describes was added or dropped, which is no change.
+  # An entry that only one of them describes was added or dropped, which is no change.
   common = set(flat_old) & set(flat_new)
-  lost = {n for n in set(flat_old) ^ set(flat_new) if not n.startswith("protections.")}
+  lost = {n for n in set(flat_old) ^ set(flat_new) if n.split(".")[0] not in entries}
   changed = sorted(lost | {name for name in common if flat_old[name] != flat_new[name]})
   return [name for name in changed if name not in free]
 

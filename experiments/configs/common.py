@@ -148,6 +148,7 @@ def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
   config.pictures.photographs = ("cat", "coffee", "rocket")
   # More than these change speed and memory of latent models: see `models.performance`.
   config.performance.update({"frozen_dtype": "", "vae_attention": "", "vae_slices": 1})
+  config.performance.frozen_parts = ("vae", "text_encoder")
   for row in ("udp", "eudp"):
     config.protections[row].update({"trains": "denoiser", "rank": 4})
   return config

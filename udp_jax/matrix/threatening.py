@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from udp_jax import lookup, parallel, prompts, stages, study, threats, training
+from udp_jax import lookup, parallel, prompts, stages, study, training
 from udp_jax.data import manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
@@ -150,6 +150,7 @@ class TrainCells:
     self._config, self._name, self._mesh, self._options = config, name, mesh, given
     self._threat, self._subject, self._pictures = threat, subject, pictures
     driving = given.driving
+    self._cond: np.ndarray | None
     prompt = driving.get("prompt", config.prompt)
     self._encode = subject.token_ids if threat.needs_token_ids else subject.embeddings
     if "init_word" in driving:
@@ -172,7 +173,7 @@ class TrainCells:
       self.loss_cond = self._cond[:, 0]
 
   def make(self, cell: Cell, images: np.ndarray, workdir: Path, *, progress: bool) -> np.ndarray:
-    """The samples of the model that a cell's pictures train, uint8 (S, H, W, 3), made now or before."""
+    """Samples (S, H, W, 3) uint8 of the model that a cell's pictures train, made now or before."""
     target = cell.folder(workdir) / self.folder
     if not manifest.is_complete(target):
       self._sample(self.params(cell, images, workdir, progress=progress), cell, target, progress)
@@ -302,9 +303,7 @@ def _record(cell: Cell, given: plan_lib.Settings, config: Any) -> dict[str, Any]
   }
 
 
-def build(
-  config: Any, name: str, subject: Subject, pictures: ImageSet
-) -> EditCells | TrainCells:
+def build(config: Any, name: str, subject: Subject, pictures: ImageSet) -> EditCells | TrainCells:
   """The threat `name` of a config, compiled when it is first used.
 
   Raises:

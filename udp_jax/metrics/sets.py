@@ -45,4 +45,4 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
   centre = b.mean(axis=0, dtype=np.float64)
   a, b = a - centre, b - centre
   squares = np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1)[None, :]
-  return np.maximum(squares - 2.0 * (a @ b.T), 0.0)
+  return np.asarray(np.maximum(squares - 2.0 * (a @ b.T), 0.0))

@@ -104,9 +104,7 @@ class Latents:
     return made.astype(np.float64)
 
   def _over(self, function: Callable[..., jax.Array], *leaves: np.ndarray) -> np.ndarray:
-    return over_pictures(
-      function, *leaves, per_device_batch_size=self._size, mesh=self._mesh
-    )
+    return over_pictures(function, *leaves, per_device_batch_size=self._size, mesh=self._mesh)
 
 
 def latent_distance(codes: np.ndarray, clean_codes: np.ndarray) -> np.ndarray:

@@ -26,13 +26,13 @@ class StyleClassifier(NamedTuple):
     predict: features (N, D) -> class numbers (N,).
     accuracy: on real pictures in cross-validation, in [0, 1].
     classes: numbers of the classes that it knows.
-    count: real pictures that it was fitted to.
+    num_pictures: real ones that it was fitted to.
   """
 
   predict: Any
   accuracy: float
   classes: tuple[int, ...]
-  count: int
+  num_pictures: int
 
 
 def fit(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> StyleClassifier | None:

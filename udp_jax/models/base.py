@@ -53,7 +53,7 @@ class DiffusionModel(NamedTuple):
   """
 
   init: Callable[[jax.Array], Params]
-  encode: Callable[[Params, jax.Array, jax.Array | None], jax.Array]
+  encode: Callable[[Params, jax.Array, Any], jax.Array]
   apply: Callable[..., jax.Array]
   decode: Callable[..., jax.Array]
   embed: Callable[[Params, jax.Array], Cond] | None

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
+from udp_jax.models import latent, published, weights
 from udp_jax.models import performance as performance_lib
 from udp_jax.models import pipeline as pipeline_lib
-from udp_jax.models import weights
 from udp_jax.models.base import DiffusionModel, Params, pixel_diffusion
 from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
 from udp_jax.models.pipeline import Pipeline
@@ -47,12 +48,40 @@ def open_model(config: Any, performance: Any) -> Opened:
   Raises:
     ConfigError, MissingDataError, BadDataError: see `build` and `pipeline.load_pipeline`.
   """
+  if config.get("architecture") and not config.path:
+    raise ConfigError(
+      "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes it"
+    )
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None
     opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size)
     return Opened(opened.model, opened.params, None, opened)
   model, unet, params = build(config, performance)
   return Opened(model, params, unet, None)
+
+
+def abstract_model(config: Any, performance: Any) -> tuple[DiffusionModel, Params]:
+  """The model of a config and the shapes and dtypes of its parameters, without any weights.
+
+  Args:
+    config: `config.model`, as for `build`; `architecture` names one of `models.published`, for
+      Stable Diffusion without a folder.
+    performance: `config.performance`.
+
+  Raises:
+    ConfigError, MissingDataError, BadDataError: see `open_model`.
+  """
+  name = config.get("architecture")
+  if name and not config.path:
+    configs, scheduler = published.architecture(name)
+    size = config.get("image_size") or None
+    model = pipeline_lib.build_model(configs, scheduler, performance, image_size=size)
+  else:
+    model = open_model(config, performance).model
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  if isinstance(params, dict) and latent.VAE in params:
+    params = jax.eval_shape(partial(pipeline_lib.frozen, performance=performance), params)
+  return model, params
 
 
 def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, Params | None]:

@@ -73,7 +73,7 @@ class Layer(NamedTuple):
   """One convolution of a trunk, what comes before it, and whether its output is compared.
 
   Attributes:
-    index: its number in `features`, and in the names of the weights.
+    number: its place in `features`, and in the names of the weights.
     out_channels: of the convolution.
     size: of the kernel.
     stride: of the convolution.
@@ -84,7 +84,7 @@ class Layer(NamedTuple):
     compared: whether the rectified output is one of the five depths.
   """
 
-  index: int
+  number: int
   out_channels: int
   size: int = 3
   stride: int = 1
@@ -96,25 +96,28 @@ class Layer(NamedTuple):
 
 
 def _vgg(shift_tolerant: bool) -> tuple[Layer, ...]:
-  layers, index = [], 0
+  layers, number = [], 0
   pool = (2, 1) if shift_tolerant else (2, 2)
   for stage, (repeats, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))):
     # A pool has a number, and a blur behind it has one too.
-    index += 0 if not stage else 2 if shift_tolerant else 1
+    number += 0 if not stage else 2 if shift_tolerant else 1
     for i in range(repeats):
-      layer = Layer(index, channels, compared=i == repeats - 1)
+      layer = Layer(number, channels, compared=i == repeats - 1)
       if stage and i == 0:
         layer = layer._replace(pool=pool, blur_before=shift_tolerant)
       layers.append(layer)
-      index += 2
+      number += 2
   return tuple(layers)
 
 
 def _alex(shift_tolerant: bool) -> tuple[Layer, ...]:
-  pooled = {"pool": (3, 1) if shift_tolerant else (3, 2), "blur_before": shift_tolerant}
-  first = {"stride": 1, "blur_after": True} if shift_tolerant else {"stride": 4}
+  pooled: dict[str, Any] = {
+    "pool": (3, 1) if shift_tolerant else (3, 2),
+    "blur_before": shift_tolerant,
+  }
+  first: dict[str, Any] = {"stride": 1, "blur_after": True} if shift_tolerant else {"stride": 4}
   numbers = (0, 5, 9, 11, 13) if shift_tolerant else (0, 3, 6, 8, 10)
-  plan = (
+  plan: tuple[tuple[int, dict[str, Any]], ...] = (
     (64, {"size": 11, "padding": 2, **first}),
     (192, {"size": 5, "padding": 2, **pooled}),
     (384, pooled),
@@ -143,7 +146,7 @@ def tensor_shapes(layers: tuple[Layer, ...]) -> dict[str, tuple[int, ...]]:
   shapes: dict[str, tuple[int, ...]] = {}
   channels, depth = 3, 0
   for layer in layers:
-    name = f"net.slice{depth + 1}.{layer.index}"
+    name = f"net.slice{depth + 1}.{layer.number}"
     shapes[f"{name}.weight"] = (layer.out_channels, channels, layer.size, layer.size)
     shapes[f"{name}.bias"] = (layer.out_channels,)
     channels = layer.out_channels
@@ -194,7 +197,7 @@ def distance(
       both = _max_pool(both, *layer.pool)
     if layer.blur_before:
       both = _blurred(both)
-    name = f"net.slice{depth + 1}.{layer.index}"
+    name = f"net.slice{depth + 1}.{layer.number}"
     kernel, bias = params[f"{name}.weight"], params[f"{name}.bias"]
     both = conv2d(both, kernel, bias, stride=layer.stride, padding=layer.padding)
     if layer.blur_after:

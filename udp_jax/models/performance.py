@@ -3,6 +3,7 @@
 dtype            "float32" or "bfloat16", of the computation
 frozen_dtype     dtype in which parts that nothing trains (VAE, text encoder) are kept; "" for
                  float32. "bfloat16" halves their memory, and changes nothing if dtype is the same
+frozen_parts     those parts; with the U-Net for methods that train factors beside it (LoRA)
 conv_method      of `ops.conv`; "" for the backend's default
 attention        of `ops.attention`; "" for the backend's default
 vae_attention    of the VAE's one attention layer; "" for "chunked" where `attention` is a fused
@@ -23,6 +24,7 @@ from udp_jax.errors import ConfigError
 from udp_jax.ops import attention, conv
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+PARTS = ("unet", "vae", "text_encoder")
 _FUSED = ("library", "flash")
 
 
@@ -61,14 +63,25 @@ def vae_slices(performance: Mapping[str, Any] | None = None) -> int:
 
 
 def frozen_dtype(performance: Mapping[str, Any] | None = None) -> Any:
-  """For `latent.cast_parts`. Raises ConfigError for an unknown dtype."""
-  return _dtype(_fields(performance)["frozen_dtype"] or "float32")
+  """The dtype of `frozen`."""
+  return frozen(performance)[0]
+
+
+def frozen(performance: Mapping[str, Any] | None = None) -> tuple[Any, tuple[str, ...]]:
+  """(dtype, parts) for `latent.cast_parts`. Raises ConfigError for an unknown dtype or part."""
+  given = _fields(performance)
+  parts = tuple(given["frozen_parts"])
+  if unknown := [part for part in parts if part not in PARTS]:
+    known = ", ".join(PARTS)
+    raise ConfigError(f"performance.frozen_parts: unknown part {unknown[0]!r}; known: {known}")
+  return _dtype(given["frozen_dtype"] or "float32"), parts
 
 
 def _fields(performance: Mapping[str, Any] | None) -> dict[str, Any]:
   given = dict(performance.items()) if performance is not None else {}
   defaults = {"dtype": "float32", "conv_method": "", "attention": "", "remat": False}
-  return {**defaults, "vae_attention": "", "vae_slices": 1, "frozen_dtype": "", **given}
+  defaults |= {"vae_attention": "", "vae_slices": 1, "frozen_dtype": ""}
+  return {**defaults, "frozen_parts": ("vae", "text_encoder"), **given}
 
 
 def _dtype(name: str) -> Any:

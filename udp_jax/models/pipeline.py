@@ -27,6 +27,8 @@ from udp_jax.models.sd_unet import UNet2DCondition, UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
 from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
 
+# The diffusers whose layout is written; diffusers reads it and warns about versions before 0.6.
+_DIFFUSERS_VERSION = "0.39.0"
 # Models in the package, by the name that stands for their folder.
 PACKAGED = ("tiny_ldm",)
 CLASSES = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL", TEXT: "CLIPTextModel"}
@@ -127,9 +129,15 @@ def load_pipeline(
     part: weights.from_torch_names(tensors.pop(part), template[part], origin=str(folder / part))
     for part in parts
   }
-  params = cast_parts(params, performance_lib.frozen_dtype(performance))
+  params = frozen(params, performance)
   tokenizer = load_tokenizer(folder / "tokenizer") if TEXT in parts else None
   return Pipeline(model, jax.tree.map(jnp.asarray, params), tokenizer, configs, scheduler)
+
+
+def frozen(params: Params, performance: Mapping[str, Any] | None = None) -> Params:
+  """`params` with the parts that nothing trains in their dtype; see `models.performance`."""
+  dtype, parts = performance_lib.frozen(performance)
+  return cast_parts(params, dtype, parts=parts)
 
 
 def build_model(
@@ -195,6 +203,7 @@ def _index(pipeline: Pipeline, scheduler_class: str) -> dict[str, Any]:
   nothing = [None, None]
   index: dict[str, Any] = {
     "_class_name": kind,
+    "_diffusers_version": _DIFFUSERS_VERSION,
     "scheduler": ["diffusers", scheduler_class],
     "text_encoder": nothing,
     "tokenizer": nothing,

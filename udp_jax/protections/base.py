@@ -132,6 +132,12 @@ def sign_descent(step_size: float | optax.Schedule) -> optax.GradientTransformat
   return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(step_size))
 
 
+def l2_descent(step_size: float | optax.Schedule) -> optax.GradientTransformation:
+  """Delta <- delta - step_size * gradient / ||gradient||_2, each picture's (B, ...) by itself."""
+  direction = optax.stateless(lambda updates, _: jax.tree.map(projections.l2_normalised, updates))
+  return optax.chain(direction, optax.scale_by_learning_rate(step_size))
+
+
 def over_batches(
   inner: Protection, *, num_steps: int = 1, hold: Callable[[Params], Params] | None = None
 ) -> Protection:

@@ -33,6 +33,8 @@ def eudp(
   joint_gradients: bool = False,
   trains: str = "denoiser",
   rank: int = 4,
+  transforms: str = "",
+  consistency_weight: float = 0.0,
 ) -> Protection:
   """The bilevel loop with p(t) proportional to abar_t^a (1 - abar_t)^b in the perturb steps.
 
@@ -52,6 +54,8 @@ def eudp(
     joint_gradients: see `udp`.
     trains: see `udp`.
     rank: see `udp`.
+    transforms: see `udp`.
+    consistency_weight: see `udp`.
   """
   options: dict[str, Any] = {
     "train_steps": train_steps,
@@ -64,6 +68,8 @@ def eudp(
     "joint_gradients": joint_gradients,
     "trains": trains,
     "rank": rank,
+    "transforms": transforms,
+    "consistency_weight": consistency_weight,
   }
   probs = timesteps.schedule_power(model.schedule, a, b)
   return udp(model, radius=radius, step_size=step_size, probs=probs, **options)

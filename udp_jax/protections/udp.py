@@ -15,6 +15,7 @@ from udp_jax.errors import ConfigError
 from udp_jax.models import trainable as trainable_lib
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import timesteps
+from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, pgd, sign_descent
 from udp_jax.protections.maxmin import bilevel, joint
 
@@ -35,6 +36,8 @@ def udp(
   joint_gradients: bool = False,
   trains: str = "denoiser",
   rank: int = 4,
+  transforms: str = "",
+  consistency_weight: float = 0.0,
 ) -> Protection:
   """The bilevel loop with timesteps drawn uniformly.
 
@@ -56,6 +59,8 @@ def udp(
     trains: what of the surrogate is trained: "denoiser" (the whole U-Net), or of a latent model's
       U-Net "lora" or "cross_attention" (keys and values of the text, as in CAAT).
     rank: of the factors of "lora".
+    transforms: see `adaptive`; of the perturb steps.
+    consistency_weight: see `adaptive`; latent models only.
 
   Raises:
     ConfigError: an option that joint steps do not have, or an unknown part.
@@ -68,6 +73,8 @@ def udp(
   if joint_gradients:
     if warmup_rounds or restart_every:
       raise ConfigError("joint_gradients does not go with warmup_rounds or restart_every")
+    if transforms or consistency_weight:
+      raise ConfigError("joint_gradients does not go with transforms or consistency_weight")
     both = objectives.denoising(model, probs, dropout=True)
     return joint(
       both,
@@ -78,8 +85,14 @@ def udp(
       train_steps=train_steps,
       trainable=trainable,
     )
+  attacking = adapted(
+    model,
+    objectives.negate(objectives.denoising(model, probs)),
+    transforms=transforms,
+    consistency_weight=consistency_weight,
+  )
   return bilevel(
-    pgd(objectives.negate(objectives.denoising(model, probs)), constraint, ascent),
+    pgd(attacking, constraint, ascent),
     objectives.denoising(model, uniform, dropout=True),
     tx,
     init_params=model.init,

@@ -110,7 +110,7 @@ def victim_losses(
     The SVG, and the loss above which the steep start is cut off (None if all of it is shown).
   """
   drawn = {name: _columns(curves[name], ("steps", "mean", "low", "high")) for name in curves}
-  with _axes("training step", "training loss") as (figure, axes):
+  with new_axes("training step", "training loss") as (figure, axes):
     for name, (steps, mean, low, high) in drawn.items():
       style = series[name]
       if low.size and high.size:
@@ -132,33 +132,35 @@ def victim_losses(
       axes.set_ylim(bottom - margin, top + margin)
       if max(v.max() for v in overall) > top + margin:
         cut = float(top + margin)
-    return _svg(figure, prefix, "Training loss of each trained model against training steps"), cut
+    return to_svg(figure, prefix, "Training loss of each trained model against training steps"), cut
 
 
 def protection_losses(
   curves: Mapping[str, Any], key: str, series: Mapping[str, Series], prefix: str
 ) -> str:
   """One loss ("min_loss" or "max_loss") of the making of each protection, against rounds."""
-  with _axes("round", "loss") as (figure, axes):
+  with new_axes("round", "loss") as (figure, axes):
     for name, curve in curves.items():
       rounds, loss = _columns(curve, ("round", key))
       _line(axes, rounds, loss, series[name])
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return _svg(figure, prefix, f"{key.replace('_', ' ')} against rounds, per protection")
+    return to_svg(figure, prefix, f"{key.replace('_', ' ')} against rounds, per protection")
 
 
 def timestep_distributions(
   timesteps: Mapping[str, Sequence[float]], series: Mapping[str, Series], prefix: str
 ) -> str:
   """Probability of each timestep, in multiples of the uniform distribution's."""
-  with _axes("timestep t  (left: hardly any noise, right: only noise)", "times uniform") as parts:
+  with new_axes(
+    "timestep t  (left: hardly any noise, right: only noise)", "times uniform"
+  ) as parts:
     figure, axes = parts
     for name, probs in timesteps.items():
       times_uniform = np.asarray(probs, np.float64) * len(probs)
       steps = np.arange(len(probs))
       _line(axes, steps, times_uniform, series[name])
     axes.set_ylim(bottom=0)
-    return _svg(figure, prefix, "Probability of each timestep, per protection")
+    return to_svg(figure, prefix, "Probability of each timestep, per protection")
 
 
 def metric_dots(
@@ -179,7 +181,7 @@ def metric_dots(
       shown.append((row, mean, std, values))
   if len(shown) < 2:
     return None
-  with _axes("", "", size=(4.1, 0.62 + 0.25 * len(shown))) as (figure, axes):
+  with new_axes("", "", size=(4.1, 0.62 + 0.25 * len(shown))) as (figure, axes):
     for y, (row, mean, std, values) in enumerate(shown):
       color = series[row["name"]].placeholder
       axes.plot(values, [y] * len(values), "o", color=color, alpha=0.35, ms=4, mew=0)
@@ -194,7 +196,61 @@ def metric_dots(
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.margins(x=0.08)
-    return _svg(figure, prefix, f"{column['label']} for each training set")
+    return to_svg(figure, prefix, f"{column['label']} for each training set")
+
+
+def pareto(
+  points: Sequence[tuple[str, float, float]],
+  series: Mapping[str, Series],
+  prefix: str,
+  *,
+  xlabel: str,
+  ylabel: str,
+) -> str:
+  """How visible each protection is against what survives of it, and the front of the best ones.
+
+  Args:
+    points: (name, x, y); a smaller x and a larger y are better.
+    series: colours by name.
+    prefix: put before every id inside the SVG; unique on the page.
+    xlabel: of the axis.
+    ylabel: of the axis.
+  """
+  with new_axes(xlabel, ylabel, size=(5.4, 3.9)) as (figure, axes):
+    front = pareto_front(points)
+    if len(front) > 1:
+      axes.step(*zip(*[(x, y) for _, x, y in front]), where="post", color=_GRID, lw=1.5, zorder=1)
+    for name, x, y in points:
+      style = series[name]
+      face = "none" if style.control else style.placeholder
+      axes.plot([x], [y], "o", color=style.placeholder, mfc=face, ms=7.5, mew=1.6)
+    axes.margins(x=0.08, y=0.1)
+    low, high = axes.get_ylim()
+    # Names of points at one height are moved apart.
+    taken: list[float] = []
+    for name, x, y in sorted(points, key=lambda point: point[2]):
+      place = max(y, taken[-1] + 0.055 * (high - low)) if taken else y
+      taken.append(place)
+      left, right = axes.get_xlim()
+      side = -1 if x > 0.6 * right + 0.4 * left else 1
+      axes.annotate(
+        _shorten(series[name].label, 24),
+        (x, place),
+        xytext=(7 * side, -3),
+        textcoords="offset points",
+        ha="left" if side > 0 else "right",
+        fontsize=8.5,
+      )
+    return to_svg(figure, prefix, f"{ylabel} against {xlabel}, a point a protection")
+
+
+def pareto_front(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+  """The points that no other one beats in both, a smaller x and a larger y; by x."""
+  front: list[tuple[str, float, float]] = []
+  for point in sorted(points, key=lambda point: (point[1], -point[2])):
+    if not front or point[2] > front[-1][2]:
+      front.append(point)
+  return front
 
 
 def _columns(curve: Mapping[str, Any], keys: Sequence[str]) -> list[np.ndarray]:
@@ -215,7 +271,7 @@ def _shorten(label: str, limit: int = 28) -> str:
 
 
 @contextmanager
-def _axes(
+def new_axes(
   xlabel: str, ylabel: str, *, size: tuple[float, float] = (4.8, 2.9)
 ) -> Iterator[tuple[Figure, Axes]]:
   """A figure with one pair of axes, under our style and untouched by the user's matplotlibrc."""
@@ -229,7 +285,7 @@ def _axes(
     yield figure, axes
 
 
-def _svg(figure: Figure, prefix: str, description: str) -> str:
+def to_svg(figure: Figure, prefix: str, description: str) -> str:
   """The figure as an `<svg>` element that shares a page: own ids, no size, no metadata."""
   buffer = io.StringIO()
   figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -2,9 +2,8 @@
 
 python -m experiments.eudp --config=sd --config.model.path=FOLDER --config.data.source=PICTURES \
   --workdir=runs/sd
-FOLDER is a Stable Diffusion folder as diffusers writes it, with safetensors. Hardware: a TPU or a
-GPU of 16 GiB and more; `python -m launch.aot --config=sd` says what fits. Budget: 16 levels, as in
-most published protections.
+FOLDER is as diffusers writes it, with safetensors. Hardware: a TPU or GPU of 16 GiB;
+`python -m launch.aot --config=sd --num_images=64 --topology=v5e:4x4` says what fits.
 """
 
 from experiments.configs import common
@@ -20,5 +19,9 @@ def get_config(variant=None):
   game = {"train_steps": 20, "perturb_steps": 5, "learning_rate": 1e-4}
   for row in ("udp", "eudp"):
     config.protections[row].update(game | {"trains": "lora", "rank": 4})
+  # Without a folder `launch.aot` compiles version 1.4.
+  config.model.architecture = "sd14"
   config.performance.update({"dtype": "bfloat16", "frozen_dtype": "bfloat16", "remat": True})
+  # A LoRA leaves the U-Net's own weights alone.
+  config.performance.frozen_parts = ("unet", "vae", "text_encoder")
   return common.finish(config, variant)

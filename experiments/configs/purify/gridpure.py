@@ -1,0 +1,15 @@
+"""GrIDPure: 20 rounds of 10 diffusion steps over a grid of windows, any size of picture.
+
+  python -m experiments.purify --config=gridpure --model=FOLDER --input=PROTECTED --output=PURIFIED
+
+FOLDER is a diffusion model on square pictures; the paper's is for 256x256. Hardware: an accelerator
+for a model of that size.
+"""
+
+from experiments.configs.purification import purification
+
+
+def get_config(variant: str | None = None):
+  """The config; `smoke` makes one round of two steps."""
+  few = {"num_iterations": 1, "timestep": 2} if variant == "smoke" else {}
+  return purification("gridpure", **few)

@@ -1,0 +1,24 @@
+"""IMPRESS with the settings of its published run against Glaze (3000 steps).
+
+  python -m experiments.purify --config=impress_glaze --model=FOLDER \\
+    --config.options.perceptual=lpips_vgg --config.options.perceptual_weights=FILE \\
+    --input=PROTECTED --output=PURIFIED
+
+The paper's distance is LPIPS on VGG16. Without its weights the config's `effnet_lite0_distance`
+stands in, on whose scale the budget of 0.1 means something else. Hardware: an accelerator for
+Stable Diffusion at 512x512; --model=tiny_ldm runs on a CPU.
+"""
+
+from experiments.configs.purification import purification
+
+
+def get_config(variant: str | None = None):
+  """The config; `smoke` makes few steps."""
+  return purification(
+    "impress",
+    num_steps=4 if variant == "smoke" else 3000,
+    learning_rate=0.01,
+    perceptual_weight=0.1,
+    perceptual_budget=0.1,
+    noise_std=0.1,
+  )

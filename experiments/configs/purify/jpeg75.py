@@ -1,0 +1,14 @@
+"""JPEG at quality 75 through the real codec, as most studies of purification do.
+
+  python -m experiments.purify --config=jpeg75 --input=PROTECTED --output=PURIFIED
+
+Hardware: any; hundreds of pictures of 512x512 a minute on one core.
+"""
+
+from experiments.configs.purification import purification
+
+
+def get_config(variant: str | None = None):
+  """The config."""
+  del variant
+  return purification("jpeg", quality=75)

@@ -1,0 +1,12 @@
+"""A DDPM from scratch on 16x16 pictures, as the victims of the study `demo`.
+
+python -m experiments.train --config=demo --input=PICTURES --workdir=runs/train
+Hardware and time: see experiments/configs/eudp/demo.py.
+"""
+
+from experiments.configs.eudp import demo
+
+
+def get_config(variant=None):
+  """The config of the study; `variant` "smoke" takes seconds."""
+  return demo.get_config(variant)

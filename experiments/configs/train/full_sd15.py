@@ -1,0 +1,24 @@
+"""Stable Diffusion 1.5, all weights of the U-Net.
+
+python -m experiments.train --config=full_sd15 --model=FOLDER --input=PICTURES \\
+  --workdir=runs/full_sd15
+FOLDER: Stable Diffusion 1.5 in diffusers' layout. Captions: metadata.jsonl, or --prompt.
+Source: diffusers' train_text_to_image.py, 15,000 steps of 16.
+Hardware: one accelerator with 40 GiB or more. Time: not measured.
+"""
+
+from experiments.configs import finetuning
+
+
+def get_config(variant=None):
+  """The published setting; `variant` "smoke" takes a few steps."""
+  config = finetuning.fine_tuning(
+    "full",
+    "Full fine-tuning of Stable Diffusion 1.5",
+    train_steps=15000,
+    learning_rate=1e-5,
+    ema_decay=0.9999,
+    flip=True,
+  )
+  config.global_batch_size = 16
+  return finetuning.finish(finetuning.stable_diffusion(config), variant)

@@ -1,0 +1,77 @@
+"""Which protection survives which purifier? A matrix of protections, purifiers and threats.
+
+  python -m experiments.impress --config=demo --workdir=runs/impress
+  python -m experiments.impress --config=photoguard --config.model.path=SD_FOLDER \
+      --config.data.source=folder:PICTURES --workdir=runs/photoguard
+
+Writes report.html, report.json and cells.csv. A killed run goes on with the missing cells; a cell
+that fails is recorded with its error, and tried again by the next run. Exit code 7: the report is
+written, but some cells failed.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _cli
+from udp_jax.errors import ConfigError
+
+_ROWS = flags.DEFINE_list("rows", None, "Protections instead of config.rows; controls are added.")
+_PURIFIERS = flags.DEFINE_list("purifiers", None, "Purifiers instead of config.use_purifiers.")
+_THREATS = flags.DEFINE_list("threats", None, "Threats instead of config.use_threats.")
+_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+_CONFIG = _cli.define_config("impress")
+_WORKDIR = _cli.workdir_flag()
+
+SOME_CELLS_FAILED = 7
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the flags' request."""
+  del argv
+  config = _CONFIG.value
+  if config is None or not _WORKDIR.value:
+    raise ConfigError("--config and --workdir are needed; see --help")
+  if not config.data.source:
+    raise ConfigError("--config.data.source is needed: a folder of pictures")
+  from udp_jax import provenance
+  from udp_jax.data import files
+  from udp_jax.matrix import plan, results, run
+  from udp_jax.report import matrix, text
+
+  workdir = Path(_WORKDIR.value)
+  started = datetime.datetime.now(datetime.UTC)
+  wanted = plan.make(config, rows=_ROWS.value, purifiers=_PURIFIERS.value, threats=_THREATS.value)
+  finished = run.run_matrix(config, workdir, wanted, progress=_PROGRESS.value)
+  report = results.build(config, workdir, finished, command=provenance.command())
+  ended = datetime.datetime.now(datetime.UTC)
+  # Apart from the report, which does not depend on when and where it was made.
+  about = {
+    "command": provenance.command(),
+    "commit": provenance.commit() or "not a checkout",
+    "started": started.isoformat(timespec="seconds"),
+    "ended": ended.isoformat(timespec="seconds"),
+    "seconds": {part: round(spent, 1) for part, spent in finished.seconds.items()},
+    "hardware": provenance.hardware(),
+    "versions": provenance.versions(),
+  }
+  files.write_json(workdir / "run.json", about)
+  text.write_json(workdir / "report.json", report)
+  results.write_csv(workdir / "cells.csv", report)
+  matrix.write_report(workdir / "report.html", report, about, matrix.pictures(report, workdir))
+  print(matrix.format_survival(report))
+  if config.notice:
+    print(f"\n{config.notice}")
+  for failure in report["failures"]:
+    place = " / ".join(str(v) for k, v in failure.items() if k != "error" and v is not None)
+    print(f"failed: {place}: {failure['error']}")
+  print(f"\nreport: {(workdir / 'report.html').absolute()}")
+  return SOME_CELLS_FAILED if report["failures"] else 0
+
+
+if __name__ == "__main__":
+  _cli.run(main, resumable=True, several=False)

@@ -1,0 +1,206 @@
+"""Latent diffusion as pure functions: ranges, draws, conditions, held parameters."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from udp_jax.errors import ConfigError
+from udp_jax.models import latent, pipeline
+from udp_jax.models.base import Held
+from udp_jax.models.sd_unet import UNet2DCondition
+from udp_jax.randomness import normal_each
+
+TIMESTEPS = np.array([3, 600, 900], np.int32)
+KEYS = jax.random.split(jax.random.key(4), 3)
+
+
+@pytest.fixture(scope="module")
+def images():
+  return np.random.default_rng(0).uniform(size=(3, 16, 16, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def ids(tiny_pipeline):
+  return tiny_pipeline.tokenizer(["a cat", "a dog by the sea", ""])
+
+
+class Results(NamedTuple):
+  x0: jax.Array
+  pictures: jax.Array
+  cond: jax.Array
+  prediction: jax.Array
+
+
+@pytest.fixture(scope="module")
+def run(tiny_pipeline, images, ids):
+  """Everything that the model does, compiled once for parameters of each kind."""
+  model = tiny_pipeline.model
+
+  @jax.jit
+  def compute(params):
+    x0 = model.encode(params, images, KEYS)
+    prediction = model.apply(params, x0, TIMESTEPS, jnp.asarray(ids))
+    return Results(x0, model.decode(params, x0), model.embed(params, ids), prediction)
+
+  return compute
+
+
+@pytest.fixture(scope="module")
+def results(run, tiny_pipeline):
+  return run(tiny_pipeline.params)
+
+
+def test_shapes_and_ranges(tiny_pipeline, results, images):
+  model = tiny_pipeline.model
+  assert model.shape == results.x0.shape[1:] == (8, 8, 4)
+  assert model.image_shape == results.pictures.shape[1:] == images.shape[1:]
+  assert results.prediction.shape == results.x0.shape
+  assert results.cond.shape == (3, 77, 16)
+  assert all(leaf.dtype == jnp.float32 for leaf in results)
+  assert 0 <= results.pictures.min() < results.pictures.max() <= 1
+
+
+def test_init_makes_what_apply_takes(tiny_pipeline):
+  shapes = jax.eval_shape(tiny_pipeline.model.init, jax.random.key(0))
+  assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, tiny_pipeline.params)
+  assert sorted(shapes) == ["text_encoder", "unet", "vae"]
+
+
+def test_the_posterior_is_drawn_by_picture_and_scaled(tiny_pipeline, results, images):
+  configs, params = tiny_pipeline.configs, tiny_pipeline.params
+  mean_of = pipeline.build_model(configs, tiny_pipeline.scheduler, deterministic=True)
+  module = pipeline.AutoencoderKL(configs["vae"])
+
+  @jax.jit
+  def moments(params):
+    return module.apply({"params": params["vae"]}, 2 * images - 1, method="encode")
+
+  mean, logvar = moments(params)
+  scale = configs["vae"].scaling_factor
+  expected = scale * (mean + jnp.exp(logvar / 2) * normal_each(KEYS, (8, 8, 4)))
+  np.testing.assert_allclose(results.x0, expected, rtol=1e-5, atol=1e-6)
+  x0 = jax.jit(mean_of.encode)(params, images, KEYS[::-1])
+  np.testing.assert_allclose(x0, scale * mean, rtol=1e-5, atol=1e-6)
+  assert "random_bits" not in str(jax.make_jaxpr(mean_of.encode)(params, images, KEYS))
+
+
+def test_decode_undoes_the_scaling(tiny_pipeline, results):
+  module = pipeline.AutoencoderKL(tiny_pipeline.configs["vae"])
+  latents = results.x0 / tiny_pipeline.configs["vae"].scaling_factor
+  variables = {"params": tiny_pipeline.params["vae"]}
+  decoded = jax.jit(lambda z: module.apply(variables, z, method="decode"))(latents)
+  expected = jnp.clip((decoded + 1) / 2, 0, 1)
+  np.testing.assert_allclose(results.pictures, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_token_ids_are_embedded_inside(tiny_pipeline, results):
+  model, params = tiny_pipeline.model, tiny_pipeline.params
+  apply = jax.jit(model.apply)
+  got = apply(params, results.x0, TIMESTEPS, results.cond)
+  np.testing.assert_allclose(got, results.prediction, rtol=1e-4, atol=1e-5)
+  other = apply(params, results.x0, TIMESTEPS, results.cond[::-1])
+  assert np.abs(other - got)[0].max() > 1e-4  # The condition matters.
+
+
+def test_held_parameters_compute_the_same(run, results, tiny_pipeline):
+  held = jax.jit(tiny_pipeline.model.hold)(tiny_pipeline.params)
+  assert isinstance(held, Held) and held is tiny_pipeline.model.hold(held)
+  for got, expected in zip(run(held), results, strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+  # Filters of the U-Net and of the VAE's encoder, where `ops.conv` has any to prepare (on a CPU).
+  if jax.default_backend() == "cpu":
+    assert jax.tree.leaves(held.prepared["unet"])
+    assert list(held.prepared["vae"]) == ["encoder"]
+
+
+def test_held_parameters_are_in_the_dtype_of_the_computation(tiny_pipeline):
+  model = pipeline.build_model(
+    tiny_pipeline.configs, tiny_pipeline.scheduler, {"dtype": "bfloat16"}
+  )
+  held = jax.eval_shape(model.hold, tiny_pipeline.params)
+  for leaf in jax.tree.leaves(held.params):
+    assert leaf.dtype == (jnp.bfloat16 if leaf.ndim > 1 else jnp.float32)
+
+
+def test_frozen_parts_can_be_kept_narrow(tiny_pipeline):
+  cast = latent.cast_parts(tiny_pipeline.params, jnp.bfloat16)
+  for part, tree in cast.items():
+    for leaf in jax.tree.leaves(tree):
+      narrow = part != "unet" and leaf.ndim > 1
+      assert leaf.dtype == (jnp.bfloat16 if narrow else jnp.float32)
+
+
+def test_slices_change_memory_and_not_results(tiny_pipeline, results, images):
+  def gradient(model):
+    def loss(x):
+      return jnp.sum(jnp.square(model.encode(tiny_pipeline.params, x, KEYS)))
+
+    return jax.jit(jax.value_and_grad(loss))(images), str(jax.make_jaxpr(loss)(images))
+
+  build = lambda slices: pipeline.build_model(
+    tiny_pipeline.configs, tiny_pipeline.scheduler, {"vae_slices": slices}
+  )
+  (whole, grad), program = gradient(tiny_pipeline.model)
+  assert "scan" not in program and np.isfinite(grad).all() and np.abs(grad).min(-1).max() > 0
+  # Three pictures do not divide into two slices or four: one and three.
+  assert "scan" not in gradient(build(2))[1]
+  (sliced, sliced_grad), program = gradient(build(4))
+  assert "scan" in program
+  np.testing.assert_allclose(sliced, whole, rtol=1e-5)
+  np.testing.assert_allclose(sliced_grad, grad, rtol=1e-3, atol=1e-5 * np.abs(grad).max())
+
+
+def test_inpainting_sees_the_mask_and_what_is_kept(make_tiny_pipeline, results):
+  made = make_tiny_pipeline(in_channels=9)
+  mask = jnp.zeros((3, 8, 8, 1)).at[:, 2:5].set(1.0)
+  cond = {"text": results.cond, "mask": mask, "masked_latents": results.x0}
+  x_t = results.x0[::-1]
+  unet = UNet2DCondition(made.configs["unet"])
+
+  @jax.jit
+  def both(params):
+    joined = jnp.concatenate([x_t, mask, results.x0], -1)
+    direct = unet.apply({"params": params["unet"]}, joined, TIMESTEPS, results.cond)
+    return made.model.apply(params, x_t, TIMESTEPS, cond), direct
+
+  np.testing.assert_allclose(*both(made.params), rtol=1e-5, atol=1e-6)
+  with pytest.raises(ConfigError, match="9 channels and was given 4; it is an inpainting model"):
+    made.model.apply(made.params, x_t, TIMESTEPS, results.cond)
+
+
+def test_a_missing_condition_is_named(tiny_pipeline, results):
+  with pytest.raises(ConfigError, match="is conditioned"):
+    tiny_pipeline.model.apply(tiny_pipeline.params, results.x0, TIMESTEPS)
+  configs = {k: v for k, v in tiny_pipeline.configs.items() if k != "text_encoder"}
+  model = pipeline.build_model(configs, tiny_pipeline.scheduler)
+  assert model.embed is None
+  with pytest.raises(ConfigError, match="no text encoder"):
+    model.apply(tiny_pipeline.params, results.x0, TIMESTEPS, jnp.zeros((3, 77), jnp.int32))
+
+
+@pytest.mark.parametrize(
+  "part, changes, message",
+  [
+    ("vae", {"latent_channels": 8}, r"\(latent_channels=8\) do not belong together"),
+    ("unet", {"cross_attention_dim": 32}, "embeddings of 32 values, the text encoder makes 16"),
+    ("unet", {"in_channels": 7}, "in_channels=7"),
+  ],
+)
+def test_parts_of_different_models_are_refused(tiny_pipeline, part, changes, message):
+  configs = dict(tiny_pipeline.configs)
+  fields = {k: v for k, v in vars(configs[part]).items()} | changes
+  configs[part] = type(configs[part])(**fields)
+  with pytest.raises(ConfigError, match=message):
+    pipeline.build_model(configs, tiny_pipeline.scheduler)
+
+
+def test_image_sizes_must_divide(tiny_pipeline):
+  model = pipeline.build_model(tiny_pipeline.configs, tiny_pipeline.scheduler, image_size=(32, 24))
+  assert model.shape == (16, 12, 4) and model.image_shape == (32, 24, 3)
+  with pytest.raises(ConfigError, match="15x15 is not a multiple of 2"):
+    pipeline.build_model(tiny_pipeline.configs, tiny_pipeline.scheduler, image_size=15)

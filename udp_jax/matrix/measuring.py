@@ -1,0 +1,146 @@
+"""Measures cells: pictures, edits of them, and samples of models that were trained on them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from udp_jax.data.image_set import ImageSet
+from udp_jax.matrix.subject import Subject, texts_of
+from udp_jax.metrics import sets, strength
+from udp_jax.metrics.pictures import Comparison
+from udp_jax.models import features, perceptual
+from udp_jax.models.base import Params
+
+Values = dict[str, np.ndarray]
+Scalars = dict[str, float]
+
+
+class Measures:
+  """Measures cells. Networks are loaded at once, as they may be missing; the rest when needed."""
+
+  def __init__(self, config: Any, subject: Subject, clean: ImageSet, holdout: ImageSet, mesh: Mesh):
+    """Loads the networks.
+
+    Raises:
+      ConfigError: an unknown network.
+      MissingDataError, BadDataError: its weights.
+    """
+    settings, size = config.evaluation, config.performance.sample_batch_size
+    self._subject, self._clean, self._holdout = subject, clean, holdout
+    self._size, self._seed, self._config = size, config.seed, config
+    self.perceptual = perceptual.load(
+      settings.perceptual, weights=settings.perceptual_weights or None
+    )
+    self.extractor = features.load(settings.features, weights=settings.weights or None)
+    self._compare = Comparison(self.perceptual, per_device_batch_size=size, mesh=mesh)
+    self._loss = strength.DenoisingLoss(
+      subject.measuring,
+      seed=config.seed,
+      draws=settings.loss_draws,
+      per_device_batch_size=size,
+      mesh=mesh,
+    )
+    self._latents = None
+    if subject.is_latent:
+      self._latents = strength.Latents(subject.measuring, per_device_batch_size=size, mesh=mesh)
+
+  def pictures(self, images: np.ndarray) -> Values:
+    """Of the pictures of a cell, uint8 (N, H, W, 3), against the clean ones."""
+    values = self._compare(self._clean.images, images)
+    values["denoising_loss"] = self._loss(self._subject.params, images, self._cond)
+    if self._latents is not None:
+      params = self._subject.params
+      codes = self._latents.codes(params, images)
+      values["latent_distance"] = strength.latent_distance(codes, self._clean_codes)
+      values["inconsistency"] = self._latents.reconstruction_error(params, images, codes)
+    return values
+
+  def edits(self, images: np.ndarray, of_clean: np.ndarray) -> Values:
+    """Of edits uint8 (N, H, W, 3), against those of the clean pictures."""
+    values = self._compare(of_clean, images)
+    if self._classifier is not None and self._clean.labels is not None:
+      from udp_jax.metrics import style
+
+      values["style"] = style.hits(self._classifier, self._features(images), self._clean.labels)
+    return values
+
+  def samples(
+    self,
+    images: np.ndarray,
+    params: Params,
+    *,
+    labels: np.ndarray | None,
+    cond: np.ndarray | None,
+  ) -> tuple[Values, Scalars]:
+    """Of a trained model and its samples uint8 (S, H, W, 3).
+
+    Args:
+      images: the samples.
+      params: the model.
+      labels: (S,) the classes that samples were asked for, or None.
+      cond: (N, ...) prompts of the clean pictures, as the model was trained with.
+    """
+    found = self._features(images)
+    clean, holdout = self._real
+    real = np.concatenate([clean, holdout])
+    values = {
+      "nearest_clean": sets.nearest(found, clean),
+      "precision": sets.precision_flags(real, found),
+      "recall": sets.precision_flags(found, real),
+      "loss_clean": self._loss(params, self._clean.images, cond),
+    }
+    if len(holdout):
+      values["nearest_holdout"] = sets.nearest(found, holdout)
+      # Prompts of held-out pictures: those of the clean ones may name another class.
+      repeated = None if cond is None else np.resize(cond, (len(holdout), *cond.shape[1:]))
+      values["loss_holdout"] = self._loss(params, self._holdout.images, repeated)
+    if self._classifier is not None and labels is not None:
+      from udp_jax.metrics import style
+
+      values["style"] = style.hits(self._classifier, found, labels)
+    return values, sets.distances(real, found)
+
+  def describe(self) -> dict[str, Any]:
+    """The networks that numbers depend on, for the record."""
+    described: dict[str, Any] = {
+      "perceptual": {"label": self.perceptual.label, "revision": self.perceptual.revision},
+      "features": {"label": self.extractor.label, "revision": self.extractor.revision},
+    }
+    if self._classifier is not None:
+      described["style_classifier"] = {
+        "cross_validated_accuracy": self._classifier.accuracy,
+        "classes": len(self._classifier.classes),
+        "pictures": self._classifier.num_pictures,
+      }
+    return described
+
+  @cached_property
+  def _cond(self) -> np.ndarray | None:
+    return self._subject.embeddings(texts_of(self._config.prompt, self._clean))
+
+  @cached_property
+  def _clean_codes(self) -> np.ndarray:
+    assert self._latents is not None
+    return self._latents.codes(self._subject.params, self._clean.images)
+
+  @cached_property
+  def _real(self) -> tuple[np.ndarray, np.ndarray]:
+    holdout = self._holdout.images
+    empty = np.zeros((0, self.extractor.dim), np.float32)
+    return self._features(self._clean.images), self._features(holdout) if len(holdout) else empty
+
+  @cached_property
+  def _classifier(self) -> Any:
+    if self._clean.labels is None:
+      return None
+    from udp_jax.metrics import style
+
+    labels = [part.labels for part in (self._clean, self._holdout) if part.labels is not None]
+    return style.fit(np.concatenate(self._real), np.concatenate(labels), seed=self._seed)
+
+  def _features(self, images: np.ndarray) -> np.ndarray:
+    return features.extract(self.extractor, images, per_device_batch_size=self._size)

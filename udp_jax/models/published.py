@@ -1,0 +1,58 @@
+"""Architectures of the published Stable Diffusion models, for compiling them without their weights.
+
+The names are those of `config.model.architecture`. Sizes as in the models' own config.json files
+(CompVis/stable-diffusion-v1-4, runwayml/stable-diffusion-inpainting, stabilityai/stable-diffusion-
+2-1); a test compares names and shapes of every tensor with the published ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from udp_jax.errors import ConfigError
+from udp_jax.models.clip_text import CLIPTextConfig
+from udp_jax.models.latent import TEXT, UNET, VAE
+from udp_jax.models.sd_unet import UNet2DConditionConfig
+from udp_jax.models.sd_vae import AutoencoderKLConfig
+
+_SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+_VERSION_1: dict[str, Any] = {
+  UNET: UNet2DConditionConfig(),
+  VAE: AutoencoderKLConfig(),
+  TEXT: CLIPTextConfig(),
+}
+_VERSION_2 = {
+  UNET: UNet2DConditionConfig(
+    sample_size=96,
+    cross_attention_dim=1024,
+    attention_head_dim=(5, 10, 20, 20),
+    use_linear_projection=True,
+  ),
+  VAE: AutoencoderKLConfig(sample_size=768),
+  TEXT: CLIPTextConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=23,
+    num_attention_heads=16,
+    hidden_act="gelu",
+    projection_dim=512,
+  ),
+}
+_INPAINTING = _VERSION_1 | {UNET: UNet2DConditionConfig(in_channels=9)}
+ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+  "sd14": (_VERSION_1, _SCHEDULER),
+  "sd15": (_VERSION_1, _SCHEDULER),
+  "sd15_inpainting": (_INPAINTING, _SCHEDULER),
+  "sd21": (_VERSION_2, _SCHEDULER | {"prediction_type": "v_prediction"}),
+}
+
+
+def architecture(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(configs by part, scheduler fields) for `pipeline.build_model`.
+
+  Raises:
+    ConfigError: an unknown name.
+  """
+  if name not in ARCHITECTURES:
+    raise ConfigError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
+  return ARCHITECTURES[name]

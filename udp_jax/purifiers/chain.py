@@ -1,0 +1,48 @@
+"""Several purifiers, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from udp_jax.errors import ConfigError
+from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.purifiers.base import Purifier, build
+
+
+def chain(model: DiffusionModel | None, *, methods: Sequence[Mapping[str, Any]]) -> Purifier:
+  """A composition.
+
+  Between two methods pictures stay float: nothing is rounded but by a method itself.
+
+  Args:
+    model: what the methods work with.
+    methods: in order, each a mapping of `name` and the options of that purifier, as
+      ({"name": "gaussian_noise", "std": 0.05}, {"name": "jpeg", "quality": 75}).
+
+  Raises:
+    ConfigError: no methods, one without a name, or what `build` raises for one of them.
+  """
+  parts = []
+  for settings in methods:
+    options = dict(settings)
+    if "name" not in options:
+      raise ConfigError(f"purifier chain: a method needs a name, got {options}")
+    parts.append(build(options.pop("name"), model, options))
+  if not parts:
+    raise ConfigError("purifier chain needs at least one method")
+
+  def init(key: jax.Array, model_params: Params | None = None) -> Params:
+    return tuple(
+      part.init(jax.random.fold_in(key, i), model_params) for i, part in enumerate(parts)
+    )
+
+  def apply(params: Params, keys: jax.Array, images: jax.Array) -> jax.Array:
+    for number, (part, own) in enumerate(zip(parts, params)):
+      part_keys = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(keys)
+      images = part.apply(own, part_keys, images)
+    return images
+
+  return Purifier(init, apply, needs_model=any(part.needs_model for part in parts))

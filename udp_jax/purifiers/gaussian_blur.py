@@ -1,0 +1,31 @@
+"""Gaussian blur: takes the high frequencies away, of the perturbation and of the picture."""
+
+from __future__ import annotations
+
+import jax
+
+from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.ops import image
+from udp_jax.purifiers.base import Purifier, no_params
+
+
+def gaussian_blur(
+  model: DiffusionModel | None, *, sigma: float = 1.0, kernel_size: int = 0
+) -> Purifier:
+  """Blurs every picture; borders are mirrored.
+
+  Published strengths differ by far more than those of other filters: MetaCloak trains against 7
+  taps, DiffShortcut blurs with a radius of 7 pixels, which leaves a sketch of the picture.
+
+  Args:
+    model: unused.
+    sigma: in pixels.
+    kernel_size: odd number of taps; 0 takes 3 sigma to each side.
+  """
+  del model
+
+  def apply(params: Params, keys: jax.Array, images: jax.Array) -> jax.Array:
+    del params, keys
+    return image.gaussian_blur(images, sigma, kernel_size=kernel_size or None)
+
+  return Purifier(no_params, apply)

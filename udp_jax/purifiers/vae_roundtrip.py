@@ -1,0 +1,40 @@
+"""A round trip through an autoencoder: what its latents do not hold is lost."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.purifiers import base
+from udp_jax.purifiers.base import Purifier
+
+
+def vae_roundtrip(model: DiffusionModel | None, *, num_passes: int = 1) -> Purifier:
+  """Encodes (the posterior's mean) and decodes; also known as "deglazing".
+
+  Pictures whose sides are no multiples of the autoencoder's factor are extended by mirroring, and
+  the result is cropped.
+
+  Args:
+    model: a latent diffusion model.
+    num_passes: how often.
+
+  Raises:
+    ConfigError: the model has no autoencoder.
+  """
+  model, downscale = base.need_autoencoder(model, "vae_roundtrip")
+  reconstruct = model.reconstruct
+  assert reconstruct is not None
+
+  def apply(params: Params, keys: jax.Array, images: jax.Array) -> jax.Array:
+    del keys
+
+    def once(_: jax.Array, x: jax.Array) -> jax.Array:
+      return jnp.clip(reconstruct(params, x), 0.0, 1.0)
+
+    whole = base.mirrored_to_multiple(images, downscale)
+    whole = jax.lax.fori_loop(0, num_passes, once, whole)
+    return whole[:, : images.shape[1], : images.shape[2]]
+
+  return Purifier(base.model_params_only(model), apply, needs_model=True)
