@@ -11,7 +11,8 @@ killed one stopped, at the next file or in the middle of the work on a group of 
 
 Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
 tiles in memory; other methods work on 8 pictures at a time. --files_at_a_time sets another number:
-fewer need less memory. One picture is at least 1 by 1 and at most 100 megapixels.
+fewer need less memory. A picture has at most 100 megapixels; one of that size takes about 7 GiB
+of memory while it is worked on.
 
 --resize centre-crops and resizes every picture to the model's size instead, which is what a study
 of small models wants; sources that are no folders (builtin, npz:, cifar10:, tfds:) always are.
@@ -19,11 +20,10 @@ of small models wants; sources that are no folders (builtin, npz:, cifar10:, tfd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from experiments import _cli
@@ -109,72 +109,39 @@ def _protect_full_size(
   config: Any, folder: Path, output: Path, workdir: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Protects the pictures as they are; the manifest and the pictures' origin."""
-  from udp_jax import pictures, run_config
-  from udp_jax.data import captions, masks, picture_folder
-  from udp_jax.models import factory
+  from udp_jax import picture_study, pictures
+  from udp_jax.data import masks
 
+  if _TILE_SIZE.value < 0:
+    raise ConfigError(f"--tile_size is {_TILE_SIZE.value}: it must be positive, or 0")
   with config.unlocked():
     config.data.image_size = 0
-    if _TILE_SIZE.value:
-      config.model.image_size = _TILE_SIZE.value
-  opened = factory.open_model(config.model, config.performance)
-  model = pictures.for_tiles(opened.model, _TILE_SIZE.value or opened.model.image_shape[0])
-  size = model.image_shape[0]
-  overlap = size // 8 if _OVERLAP.value < 0 else _OVERLAP.value
-  tiling = pictures.Tiling(size, overlap, _FILES.value)
-  pictures.check(config, _METHOD.value, model, opened.params, tiling)
-  found = picture_folder.list_pictures(
+  job = picture_study.open_job(
+    config,
     folder,
-    limit=config.data.limit or None,
-    seed=config.seed,
-    strict=config.data.strict,
-    classes=tuple(config.data.classes) or None,
+    tile_size=_TILE_SIZE.value,
+    overlap=_OVERLAP.value,
+    files_at_a_time=_FILES.value,
+    prompt=_PROMPT.value or config.data.get("prompt") or None,
   )
-  mask_files = masks.find(_MASK.value, found.files) if _MASK.value else None
-  texts = {}
-  if opened.pipeline is not None and opened.pipeline.tokenizer is not None:
-    written = captions.read_captions(folder)
-    texts = {f.relative: written.get(f.relative, _PROMPT.value or "") for f in found.files}
-  elif _PROMPT.value is not None:
-    raise ConfigError("--prompt is for models with a text encoder; this one has none")
-  identity = {
-    "pictures": found.origin["sha256"],
-    "masks": masks.sha256(mask_files) if mask_files else None,
-    "captions": texts,
-    **tiling._asdict(),
-  }
-  run_config.check(config, workdir, pictures.identified(found, identity), replace=_OVERWRITE.value)
+  mask_files = masks.find(_MASK.value, job.found.files) if _MASK.value else None
+  digest = masks.sha256(mask_files) if mask_files else None
+  picture_study.check_workdir(config, workdir, job, replace=_OVERWRITE.value, masks=digest)
   made = pictures.protect(
     config,
     _METHOD.value,
-    found,
+    job.found,
     workdir,
     output,
-    model,
-    opened.params,
-    tiling,
+    job.model,
+    job.opened.params,
+    job.tiling,
     mask_files=mask_files,
-    cond_of=_embeddings(opened, texts) if texts else None,
+    cond_of=job.cond_of,
     overwrite=_OVERWRITE.value,
     progress=_PROGRESS.value,
   )
-  return made, found.origin
-
-
-def _embeddings(opened: Any, texts: dict[str, str]) -> Callable[[Any], np.ndarray]:
-  """A function from a picture to its caption's embedding; every caption is embedded once."""
-  import jax
-
-  embed = jax.jit(opened.model.embed)
-  made: dict[str, np.ndarray] = {}
-
-  def cond_of(file: Any) -> np.ndarray:
-    text = texts[file.relative]
-    if text not in made:
-      made[text] = np.asarray(embed(opened.params, opened.pipeline.tokenizer([text])))[0]
-    return made[text]
-
-  return cond_of
+  return made, job.found.origin
 
 
 def _protect_resized(
@@ -183,12 +150,14 @@ def _protect_resized(
   """Protects the pictures cropped and resized to the model's size; manifest and origin."""
   from udp_jax import run_config, study
   from udp_jax.data import manifest
-  from udp_jax.models import factory
+  from udp_jax.models import factory, pipeline
 
   given = {"--tile_size": _TILE_SIZE.value, "--mask": _MASK.value, "--prompt": _PROMPT.value}
   for flag, value in given.items():
     if value:
       raise ConfigError(f"{flag} is for pictures at full resolution, from a folder")
+  if config.model.path and pipeline.is_pipeline(config.model.path):
+    raise ConfigError("only models of pixels have pictures resized: give a folder, not --resize")
   model, _, params = factory.build(config.model, config.performance)
   study.build_protection(config, _METHOD.value, model, params)
   with config.unlocked():

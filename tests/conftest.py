@@ -180,6 +180,8 @@ def _tiny_pipeline(*, in_channels: int = 4, prediction_type: str = "epsilon", **
       intermediate_size=32,
       num_hidden_layers=2,
       num_attention_heads=2,
+      bos_token_id=tokenizer.token_id("<|startoftext|>"),
+      eos_token_id=tokenizer.token_id("<|endoftext|>"),
     ),
   }
   # What Stable Diffusion's own folders say.

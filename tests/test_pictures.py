@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from experiments.configs import common
-from udp_jax import pictures, protections, rounds, training
+from udp_jax import pictures, protections, rounds, tile_batches, training
 from udp_jax.data import masks, picture_folder
 from udp_jax.data.images import read_image
 from udp_jax.data.verify import verify
@@ -22,7 +21,7 @@ from udp_jax.errors import ConfigError, OutputError, Preempted
 from udp_jax.protections.base import run
 
 TITLE = 0x010E
-TILING = pictures.Tiling(8, 2)
+TILING = tile_batches.Tiling(8, 2)
 
 
 def _photograph(seed: int, height: int, width: int) -> np.ndarray:
@@ -315,17 +314,3 @@ def test_what_tiles_cannot_do_is_said_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
       _protect(config, row, folder, tmp_path / "out", fixed, tiling=tiling)
   assert not list(tmp_path.iterdir())
-
-
-def test_tile_sizes_that_a_network_takes(tiny_model) -> None:
-  assert pictures.for_tiles(tiny_model.model, 8) is tiny_model.model
-  larger = pictures.for_tiles(tiny_model.model, 24)
-  assert larger.image_shape == larger.shape == (24, 24, 3)
-
-  def predict(params):
-    images, timesteps = jnp.zeros((1, 24, 24, 3)), jnp.zeros((1,), jnp.int32)
-    return larger.apply(larger.hold(params), images, timesteps, None)
-
-  assert jax.eval_shape(predict, tiny_model.params).shape == (1, 24, 24, 3)
-  with pytest.raises(ConfigError, match="tile_size is 0"):
-    pictures.for_tiles(tiny_model.model, 0)

@@ -1,4 +1,4 @@
-"""Folders of pictures of different sizes, purified whole, in two parts, and in batches of any size."""
+"""Folders of pictures of different sizes, purified whole, in two parts, in any batches."""
 
 from __future__ import annotations
 

@@ -145,6 +145,8 @@ def _options(config: Any, opened: Pipeline) -> tuple[dict[str, Any], list[str] |
   options = dict(config.threat.options) | {"scheduler": opened.scheduler}
   if config.threat.name != CONCEPT:
     return options, None
+  if config.data.prompt:
+    raise ConfigError("textual inversion has sentences of its own: leave --prompt out")
   concept = config.concept
   sentences = prompts.templates(concept.kind, concept.token, concept.num_vectors)
   assert opened.tokenizer is not None
@@ -156,8 +158,6 @@ def _options(config: Any, opened: Pipeline) -> tuple[dict[str, Any], list[str] |
 
 def _check(config: Any, trainer: Threat) -> None:
   """Raises ConfigError for what would otherwise show only after work was done."""
-  if config.threat.name == CONCEPT and config.data.prompt:
-    raise ConfigError("textual inversion has sentences of its own: leave --prompt out")
   if not trainer.prior_weight:
     return
   if not config.prior.prompt:

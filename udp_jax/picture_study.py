@@ -85,7 +85,7 @@ def open_job(
     with config.unlocked():
       config.model.image_size = tile_size
   opened = factory.open_model(config.model, config.performance)
-  model = pictures.for_tiles(opened.model, tile_size or opened.model.image_shape[0])
+  model = pictures.for_tiles(opened.model, tile_size) if tile_size else opened.model
   size = model.image_shape[0]
   tiling = Tiling(size, size // 8 if overlap < 0 else overlap, files_at_a_time)
   for row in config.rows:
@@ -198,7 +198,7 @@ def _measure(config: Any, row: str, job: Job, workdir: Path) -> dict[str, float 
     grid = tiles.plan(file.height, file.width, job.tiling.tile_size, overlap=0)
     cut.append(tiles.cut(saved, grid))
     if job.cond_of is not None:
-      conds.append(np.repeat(job.cond_of(file)[None], grid.count, axis=0))
+      conds.append(np.repeat(job.cond_of(file)[None], grid.num_tiles, axis=0))
     if row != CLEAN:
       clean = images.read_image(_folder(workdir, CLEAN) / f"{file.name}.png").pixels
       quality.append(evaluation.picture_metrics(clean[None], saved[None], config.radius_255))

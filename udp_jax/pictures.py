@@ -29,48 +29,30 @@ import hashlib
 import inspect
 import logging
 import shutil
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from udp_jax import lookup, placement, processes, stages, streaming, study, training
-from udp_jax.data import files, images, masks, picture_folder
+from udp_jax import lookup, placement, processes, stages, streaming, study, tile_batches
+from udp_jax.data import files, picture_folder
 from udp_jax.data.image_set import ImageSet
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.ops import tiles
-from udp_jax.ops.image import quantise_within
 from udp_jax.randomness import stream
+from udp_jax.tile_batches import Job
+from udp_jax.tile_batches import Tiling as Tiling
+from udp_jax.tile_batches import for_tiles as for_tiles
 
 _log = logging.getLogger(__name__)
 
 # Pictures of a group where they do not depend on each other.
 _FEW = 8
-# Values that are quantised at a time: one compiled program, whatever the pictures' sizes.
-_CHUNK = 1 << 18
-
-
-class Tiling(NamedTuple):
-  """How pictures are cut and grouped.
-
-  Attributes:
-    tile_size: side of a tile in pixels.
-    overlap: pixels over which neighbouring tiles blend.
-    files_at_a_time: pictures of a group; 0 for all of them where the method trains a surrogate,
-      for a few otherwise.
-  """
-
-  tile_size: int
-  overlap: int
-  files_at_a_time: int = 0
 
 
 def protect(
@@ -115,7 +97,7 @@ def protect(
   scratch = workdir / "stages" / f"protect_{row}"
   names = [file.name for file in pictures.files]
   _write_clean(pictures, workdir, progress=progress)
-  job = _Job(config, row, model, params, tiling, workdir / "clean", mask_files or {}, cond_of)
+  job = Job(config, row, model, params, tiling, workdir / "clean", mask_files or {}, cond_of)
   entries = picture_folder.finished(output, scratch / "files", names)
   if entries and len(entries) < len(names):
     _log.info("protect %s: %d of %d pictures are finished", row, len(entries), len(names))
@@ -137,14 +119,22 @@ def protect(
       ) as bar:
         for file, grid, delta in zip(group, grids, deltas):
           if file.name not in entries:
-            entries[file.name] = _save(job, file, grid, delta, output, scratch / "files")
+            clean, made = tile_batches.protected(job, file, grid, delta)
+            entries[file.name] = picture_folder.write(
+              output,
+              scratch / "files",
+              file.name,
+              made,
+              clean=clean.pixels,
+              radius_255=config.radius_255,
+            )
             bar.update()
       # The records say now what is done, and checkpoints are large.
       shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if created is None:
       picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
   except BaseException:
-    if created and not entries:
+    if created is not None and not entries:
       picture_folder.withdraw(output, created)
     raise
   method = study.row_settings(config, row)[0]
@@ -158,6 +148,8 @@ def check(
   config: Any, row: str, model: DiffusionModel, params: Params | None, tiling: Tiling
 ) -> None:
   """Raises ConfigError, before anything is written, for what cannot be done with tiles."""
+  if model.image_shape[:2] != (tiling.tile_size, tiling.tile_size):
+    raise ConfigError(f"the model is for pictures of {model.image_shape}, tiles are square")
   if processes.count() > 1:
     raise ConfigError("full-size pictures are protected by one process; --resize works on several")
   if not 0 <= tiling.overlap < tiling.tile_size:
@@ -168,54 +160,11 @@ def check(
     raise ConfigError(f"{row} imitates another row's pictures: it needs --resize")
 
 
-def for_tiles(model: DiffusionModel, tile_size: int) -> DiffusionModel:
-  """The model for square tiles of another size than its own, where its network can take them.
-
-  Raises:
-    ConfigError: it cannot.
-  """
-  if model.image_shape[:2] == (tile_size, tile_size):
-    return model
-  shape = (tile_size, tile_size, model.image_shape[2])
-  # What `hold` prepares depends on the size of the maps.
-  resized = model._replace(image_shape=shape, hold=lambda params: params)
-  # A latent model is made for the size that it is asked for, so this one is on pixels.
-  if model.shape != model.image_shape or tile_size < 1:
-    raise ConfigError(f"tile_size is {tile_size}: this model does not take it")
-  resized = resized._replace(shape=shape)
-  try:
-    images, steps = jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32)
-    made = jax.eval_shape(
-      lambda key: resized.apply(resized.init(key), images, steps, None), jax.random.key(0)
-    )
-  except (TypeError, ValueError) as error:
-    raise ConfigError(
-      f"tile_size is {tile_size}: the network cannot take it; a multiple of "
-      f"{model.image_shape[0]} always goes"
-    ) from error
-  if made.shape != (1, *shape):
-    raise ConfigError(f"tile_size is {tile_size}: the network makes {made.shape[1:3]} of it")
-  return resized
-
-
 def identified(pictures: PictureFolder, identity: dict[str, Any]) -> ImageSet:
   """For `run_config.check`: an empty set of pictures, by the hash of what decides the result."""
   digest = hashlib.sha256(files.to_json(identity).encode()).hexdigest()
   origin = {**pictures.origin, "sha256": digest}
   return ImageSet(np.zeros((0, 1, 1, 3), np.uint8), (), origin=origin)
-
-
-class _Job(NamedTuple):
-  """What all groups of a run share."""
-
-  config: Any
-  row: str
-  model: DiffusionModel
-  params: Params | None
-  tiling: Tiling
-  clean: Path
-  mask_files: dict[str, Path]
-  cond_of: Callable[[PictureFile], np.ndarray] | None
 
 
 def _trains(config: Any, row: str) -> bool:
@@ -236,19 +185,19 @@ def _write_clean(pictures: PictureFolder, workdir: Path, *, progress: bool) -> N
   with tqdm(pictures.files, desc="clean reference", unit="file", disable=not progress) as bar:
     for file in bar:
       if file.name not in entries:
-        picture = images.read_image(file.path)
+        picture = picture_folder.read(file.path)
         entries[file.name] = picture_folder.write(folder, records, file.name, picture)
   record = {"method": study.CLEAN, "origin": pictures.origin}
   picture_folder.finish(folder, [entries[name] for name in names], record)
 
 
 def _perturb(
-  job: _Job, group: Sequence[PictureFile], folder: Path, label: str, *, progress: bool
+  job: Job, group: Sequence[PictureFile], folder: Path, label: str, *, progress: bool
 ) -> tuple[list[tiles.Grid], list[np.ndarray]]:
   """Runs the method on a group; each picture's grid and the deltas of its tiles."""
   config, row, size = job.config, job.row, job.tiling.tile_size
   grids = [tiles.plan(file.height, file.width, size, overlap=job.tiling.overlap) for file in group]
-  count = sum(grid.count for grid in grids)
+  count = sum(grid.num_tiles for grid in grids)
   _log.info(
     "%s: %d pictures in %d tiles of %dx%d, about %.3g GiB",
     *(label, len(group), count, size, size),
@@ -256,7 +205,7 @@ def _perturb(
     count * size * size * 3 * (1 + 3 * 4) / 2**30,
   )
   mesh = study.make_mesh(config)
-  batches = _batches(job, group, grids, mesh)
+  batches = tile_batches.batches(job, group, grids, mesh)
   method, num_rounds, _, options = study.row_settings(config, row)
   shard_batches = config.performance.get("shard_batches", 0)
   num_shards, train_visits = 1, None
@@ -282,99 +231,5 @@ def _perturb(
     train_visits=train_visits,
     progress=progress,
   )
-  ends = np.cumsum([grid.count for grid in grids])
+  ends = np.cumsum([grid.num_tiles for grid in grids])
   return grids, np.split(delta, ends[:-1])
-
-
-def _batches(
-  job: _Job, group: Sequence[PictureFile], grids: Sequence[tiles.Grid], mesh: Mesh
-) -> training.Batch:
-  """The tiles of a group, picture after picture, as batches in host memory."""
-  count, size = sum(grid.count for grid in grids), job.tiling.tile_size
-  lanes = min(job.config.global_batch_size, count)
-  if job.config.global_batch_size % mesh.size == 0:
-    lanes = -(-lanes // mesh.size) * mesh.size  # Fewer tiles than devices: some work on repeats.
-  padded = -(-count // lanes) * lanes
-  pixels = np.empty((padded, size, size, 3), np.uint8)
-  ids = np.empty(padded, np.int32)
-  allowed = np.ones((padded, size, size, 1), np.uint8)
-  conds = []
-  end = 0
-  for file, grid in zip(group, grids):
-    start, end = end, end + grid.count
-    picture = images.read_image(job.clean / f"{file.name}.png")
-    pixels[start:end] = tiles.cut(picture.pixels, grid)
-    where = _allowed(job, file, picture)
-    if where is not None:
-      allowed[start:end] = tiles.cut(where[..., None], grid)
-    ids[start:end] = [_tile_id(file.name, number) for number in range(grid.count)]
-    if job.cond_of is not None:
-      conds.append(np.repeat(job.cond_of(file)[None], grid.count, axis=0))
-  repeats = np.arange(count, padded) % count
-  for leaf in (pixels, ids, allowed):
-    leaf[count:] = leaf[repeats]
-  cond = np.concatenate(conds)[np.r_[:count, repeats]] if conds else None
-  mask = None if allowed.all() else allowed
-  batches = training.make_batches(pixels, lanes, cond=cond, mask=mask)
-  weight = (np.arange(padded) < count).astype(np.float32)
-  return batches._replace(ids=ids.reshape(-1, lanes), weight=weight.reshape(-1, lanes))
-
-
-def _tile_id(name: str, number: int) -> int:
-  """A tile's identity for randomness, the same in every group."""
-  return zlib.crc32(f"{name}/{number}".encode()) & 0x7FFFFFFF
-
-
-def _allowed(job: _Job, file: PictureFile, picture: images.Picture) -> np.ndarray | None:
-  """Where a picture may change, (H, W) bool; None for everywhere."""
-  where = None
-  if file.name in job.mask_files:
-    where = masks.read(job.mask_files[file.name], file)
-  if picture.alpha is not None and not picture.alpha.all():
-    seen = picture.alpha > 0
-    where = seen if where is None else where & seen
-  return where
-
-
-def _save(
-  job: _Job,
-  file: PictureFile,
-  grid: tiles.Grid,
-  deltas: np.ndarray,
-  output: Path,
-  records: Path,
-) -> dict[str, Any]:
-  """Assembles one protected picture and writes it; its record."""
-  clean = images.read_image(job.clean / f"{file.name}.png")
-  delta = tiles.assemble(deltas, grid)
-  where = _allowed(job, file, clean)
-  if where is not None:
-    delta[~where] = 0.0
-  protected = clean._replace(pixels=_quantise(clean.pixels, delta, job.config.radius_255))
-  if where is not None and (protected.pixels != clean.pixels)[~where].any():
-    raise RuntimeError(f"{file.relative}: a pixel outside of the mask changed")
-  return picture_folder.write(
-    output,
-    records,
-    file.name,
-    protected,
-    clean=clean.pixels,
-    radius_255=job.config.radius_255,
-  )
-
-
-_within = jax.jit(quantise_within)
-
-
-def _quantise(clean: np.ndarray, delta: np.ndarray, radius_255: float) -> np.ndarray:
-  """`quantise_within`, in pieces of one size."""
-  levels, change = clean.reshape(-1), delta.reshape(-1)
-  result = np.empty_like(levels)
-  for start in range(0, levels.size, _CHUNK):
-    part = slice(start, min(start + _CHUNK, levels.size))
-    missing = (0, _CHUNK - (part.stop - start))
-    made = _within(
-      np.pad(levels[part], missing), jnp.asarray(np.pad(change[part], missing)), radius_255
-    )
-    result[part] = np.asarray(made)[: part.stop - start]
-  return result.reshape(clean.shape)

@@ -26,7 +26,16 @@ def training(title: str) -> ConfigDict:
   config.data.windows_per_painting = 200
   config.data.smallest_window = 112
   # What captions call a class, where its name will not do.
-  config.data.words = ConfigDict({"automobile": "a car", "vangogh": "vincent van gogh"})
+  config.data.words = ConfigDict(
+    {
+      "automobile": "a car",
+      "china": "a chinese temple",
+      "coffee": "a cup of coffee",
+      "hubble": "many galaxies",
+      "immunohistochemistry": "a tissue section",
+      "vangogh": "vincent van gogh",
+    }
+  )
 
   config.vae = ConfigDict(
     {
@@ -38,18 +47,19 @@ def training(title: str) -> ConfigDict:
   )
   config.unet = ConfigDict(
     {
-      "block_out_channels": (64, 128),
-      "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-      "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+      "block_out_channels": (32, 64, 80),
+      "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+      "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
       "layers_per_block": 1,
+      # diffusers' name for the number of heads.
       "attention_head_dim": 4,
-      "norm_num_groups": 16,
+      "norm_num_groups": 8,
     }
   )
   config.text_encoder = ConfigDict(
     {
-      "hidden_size": 96,
-      "intermediate_size": 384,
+      "hidden_size": 64,
+      "intermediate_size": 192,
       "num_hidden_layers": 2,
       "num_attention_heads": 4,
     }

@@ -17,7 +17,7 @@ TAKES_CONFIG = {
   "eudp": "eudp",
   "udp": "udp",
   "protect": "eudp",
-  "train": "eudp",
+  "train": "train",
   "benchmark": "benchmark",
 }
 

@@ -125,7 +125,7 @@ def test_what_is_refused_leaves_nothing_behind(folder: Path, tmp_path: Path, ent
   noise = "--method=random_noise"
   for words, code, message in (
     ([f"--mask={mask}"], 3, "the mask is 5x5, 0.png is 1x1"),
-    (["--prompt=a cat"], 2, "--prompt is for models with a text encoder; this one has none"),
+    (["--prompt=a cat"], 2, "a prompt is for models with a text encoder; this one has none"),
     (["--resize", "--mask=/nope"], 2, "--mask is for pictures at full resolution"),
   ):
     done = entry_point("protect", *_words(folder, tmp_path / "out"), noise, *words)

@@ -31,7 +31,7 @@ def test_assembling_what_was_cut_gives_the_picture(height, width, tile_size, ove
   grid = tiles.plan(height, width, tile_size, overlap=overlap)
   picture = _picture(height, width)
   pieces = tiles.cut(picture, grid)
-  assert pieces.shape == (grid.count, tile_size, tile_size, 3) and pieces.dtype == np.float32
+  assert pieces.shape == (grid.num_tiles, tile_size, tile_size, 3) and pieces.dtype == np.float32
   np.testing.assert_allclose(tiles.assemble(pieces, grid), picture, rtol=0, atol=1e-6)
   levels = (255 * picture).astype(np.uint8)
   whole = tiles.assemble(tiles.cut(levels, grid), grid)
@@ -58,7 +58,7 @@ def test_shares_sum_to_one_and_none_is_negative(height, width, tile_size, overla
     for i, j in zip(*np.nonzero(share)):
       total[top + i, left + j] += share[i, j]  # An index outside would be an error, or not 1.
   np.testing.assert_allclose(total, 1.0, rtol=0, atol=1e-6)
-  ones = np.ones((grid.count, tile_size, tile_size, 1), np.float32)
+  ones = np.ones((grid.num_tiles, tile_size, tile_size, 1), np.float32)
   np.testing.assert_allclose(tiles.assemble(ones, grid), 1.0, rtol=0, atol=1e-6)
 
 
@@ -74,7 +74,7 @@ def test_neighbours_share_at_least_the_overlap_and_cover_the_picture() -> None:
 
 def test_no_tile_exceeds_and_so_the_whole_does_not() -> None:
   grid = tiles.plan(50, 41, 16, overlap=5)
-  signs = np.random.default_rng(0).choice([-1.0, 1.0], (grid.count, 16, 16, 3))
+  signs = np.random.default_rng(0).choice([-1.0, 1.0], (grid.num_tiles, 16, 16, 3))
   assert np.abs(tiles.assemble(signs.astype(np.float32), grid)).max() <= 1 + 1e-6
 
 
@@ -83,9 +83,9 @@ def test_constant_tiles_of_opposite_sign_blend_smoothly() -> None:
   jumps = {}
   for overlap in (0, 8):
     grid = tiles.plan(60, 60, 24, overlap=overlap)
-    rows, columns = np.divmod(np.arange(grid.count), len(grid.lefts))
+    rows, columns = np.divmod(np.arange(grid.num_tiles), len(grid.lefts))
     values = np.where((rows + columns) % 2, 1.0, -1.0)[:, None, None, None]
-    whole = tiles.assemble(np.broadcast_to(values, (grid.count, 24, 24, 1)), grid)[..., 0]
+    whole = tiles.assemble(np.broadcast_to(values, (grid.num_tiles, 24, 24, 1)), grid)[..., 0]
     jumps[overlap] = max(np.abs(np.diff(whole, axis=axis)).max() for axis in (0, 1))
     # The tiles' own values are reached between the borders.
     assert whole.max() == 1.0 and whole.min() == -1.0

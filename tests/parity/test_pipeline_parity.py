@@ -36,7 +36,7 @@ PROMPTS = ["a photograph of a cat", "the sea at night"]
 NEGATIVE = "a dog"
 SCALE = 4.0
 # Largest absolute difference of pictures in [0, 1] at the end of a chain.
-TOLERANCE = 2e-3
+TOLERANCE = 1e-4
 SCHEDULERS = {"ddim": DDIMScheduler, "dpm_solver_pp_2m": DPMSolverMultistepScheduler}
 
 

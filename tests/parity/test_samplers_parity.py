@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.schedulers import scheduling_ddpm
 from make_goldens import SCHEDULES, prediction
 
@@ -212,3 +212,64 @@ def test_all_thousand_steps_of_ddpm(record, monkeypatch):
   )
   scheduler = DDPMScheduler(**SCHEDULES["linear"])
   check(end, their_ddpm(scheduler, start(), noises, 1000, monkeypatch))
+
+
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
+def test_ddpm_spacings(record, monkeypatch, spacing):
+  offset = 1 if spacing == "leading" else 0
+  options = {"spacing": spacing, "steps_offset": offset}
+
+  def chain(x_t):
+    schedule = our_schedule("scaled_linear", "epsilon")
+    return samplers.ddpm(jax.random.key(3), predict, schedule, x_t, num_steps=20, **options)
+
+  end, noises = record(chain, start())
+  scheduler = DDPMScheduler(
+    **SCHEDULES["scaled_linear"], timestep_spacing=spacing, steps_offset=offset
+  )
+  check(end, their_ddpm(scheduler, start(), noises, 20, monkeypatch))
+
+
+def their_dpm_solver(scheduler, x_t, num_steps, first_step=0):
+  scheduler.set_timesteps(num_steps)
+  scheduler.set_begin_index(first_step)
+  x_t = torch.from_numpy(x_t)
+  for t in scheduler.timesteps[first_step:]:
+    x_t = scheduler.step(prediction(x_t, int(t)), t, x_t).prev_sample
+  return x_t
+
+
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
+@pytest.mark.parametrize("num_steps", [249, 50, 20, 9, 1])
+def test_timesteps_of_dpm_solver(spacing, num_steps):
+  offset = 1 if spacing == "leading" else 0
+  scheduler = DPMSolverMultistepScheduler(timestep_spacing=spacing, steps_offset=offset)
+  scheduler.set_timesteps(num_steps)
+  options = {"spacing": spacing, "steps_offset": offset, "skip_last": True}
+  actual = samplers.spaced_timesteps(1000, num_steps, **options)
+  np.testing.assert_array_equal(actual, scheduler.timesteps.numpy())
+
+
+@pytest.mark.parametrize("kind", schedules.PREDICTION_TYPES)
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+@pytest.mark.parametrize(
+  ("spacing", "num_steps", "first_step"),
+  [("linspace", 20, 0), ("leading", 9, 0), ("trailing", 25, 0), ("leading", 20, 7)],
+)
+def test_dpm_solver(kind, name, spacing, num_steps, first_step):
+  offset = 1 if spacing == "leading" else 0
+  schedule = our_schedule(name, kind)
+  options = {"spacing": spacing, "steps_offset": offset, "first_step": first_step}
+  end = samplers.dpm_solver_pp_2m(
+    jax.random.key(3),
+    predict,
+    schedule,
+    start(),
+    num_steps=num_steps,
+    clip_sample=False,
+    **options,
+  )
+  scheduler = DPMSolverMultistepScheduler(
+    **SCHEDULES[name], prediction_type=kind, timestep_spacing=spacing, steps_offset=offset
+  )
+  check(end, their_dpm_solver(scheduler, start(), num_steps, first_step))

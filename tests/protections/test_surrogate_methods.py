@@ -37,9 +37,10 @@ def run(protection, rounds):
 
 
 def surrogate_of(model):
-  return surrogates.fine_tuned(
+  made = surrogates.fine_tuned(
     model, **TRAINING, weight_decay=1e-2, clip_norm=1.0, trains="denoiser", rank=4
   )
+  return made._replace(steps=jax.jit(made.steps))
 
 
 def assert_same(first, second):
@@ -62,11 +63,12 @@ def test_fsmg_trains_on_clean_pictures_first_and_then_no_more(fsmg_run, gaussian
   assert trained.step == 6
   for state in states[2:]:
     assert_same(state.surrogate.params, trained.params)
-  assert np.abs(trained.params["mean"]).max() > 0.05
+  # It learns the pictures: 6 steps of 0.05 of their mean.
+  towards = np.sign((2 * PICTURES / 255 - 1).mean(0))
+  assert np.mean(trained.params["mean"] * towards) > 0.05
   for info in infos[2:]:
     np.testing.assert_array_equal(info.train_loss, infos[1].train_loss)
   assert [bool(np.isnan(info.loss).all()) for info in infos] == [True, True, False, False, False]
-  assert infos[1].train_loss.mean() < infos[0].train_loss.mean()
 
 
 def test_fsmg_attacks_what_it_trained(fsmg_run, gaussian_model):
@@ -75,9 +77,9 @@ def test_fsmg_attacks_what_it_trained(fsmg_run, gaussian_model):
   objective = objectives.negate(objectives.denoising(gaussian_model, timesteps.uniform(50)))
   inner = protections.pgd(objective, constraints.linf(6 / 255), protections.sign_descent(1 / 255))
   perturb = protections.over_batches(inner)
-  deltas = perturb.init(KEY, DATA, None)
+  deltas, update = perturb.init(KEY, DATA, None), jax.jit(perturb.update)
   for state in states[3:]:
-    deltas, _ = perturb.update(stream(KEY, "perturb"), deltas, DATA, state.surrogate.params)
+    deltas, _ = update(stream(KEY, "perturb"), deltas, DATA, state.surrogate.params)
     np.testing.assert_allclose(state.delta, deltas.delta, atol=1e-6)
   assert np.abs(states[-1].delta).max() > 2.5 / 255
 
@@ -89,23 +91,24 @@ def test_fsmg_without_a_warm_up_is_another_method(gaussian_model):
 
 def test_aspl_round_by_hand(gaussian_model):
   """Copy and train on clean, perturb against the copy, train on protected; optimisers afresh."""
-  states, infos = run(build("aspl", gaussian_model, perturb_steps=2), 3)
+  states, infos = run(build("aspl", gaussian_model, perturb_steps=2), 2)
   surrogate = surrogate_of(gaussian_model)
   objective = objectives.negate(objectives.denoising(gaussian_model, timesteps.uniform(50)))
   inner = protections.pgd(objective, constraints.linf(6 / 255), protections.sign_descent(1 / 255))
   perturb = protections.over_batches(inner, num_steps=2)
   deltas, theta, step = perturb.init(KEY, DATA, None), PARAMS, 0
+  update = jax.jit(perturb.update)
   for state, info in zip(states[1:], infos, strict=True):
     fresh = surrogate.init(KEY, theta)._replace(step=jnp.int32(step))
     copy, _ = surrogate.steps(stream(KEY, "copy"), fresh, DATA, None, PARAMS)
-    deltas, _ = perturb.update(stream(KEY, "perturb"), deltas, DATA, copy.params)
+    deltas, _ = update(stream(KEY, "perturb"), deltas, DATA, copy.params)
     trained, losses = surrogate.steps(stream(KEY, "train"), fresh, DATA, deltas.delta, PARAMS)
     theta, step = trained.params, int(trained.step)
     np.testing.assert_allclose(state.delta, deltas.delta, atol=1e-6)
     assert_same(state.surrogate.params, theta)
     np.testing.assert_allclose(info.train_loss, losses, rtol=1e-5)
     assert state.surrogate.opt_state == () and state.surrogate.step == step
-  assert step == 9 and np.abs(deltas.delta).max() > 2.5 / 255
+  assert step == 6 and np.abs(deltas.delta).max() > 2.5 / 255
   assert np.abs(copy.params["mean"] - theta["mean"]).max() > 1e-3
 
 
@@ -121,7 +124,5 @@ def test_the_text_encoder_can_be_trained_too(name, tiny_pipeline):
   unet, text = state.surrogate.params
   assert jax.tree.structure(unet) == jax.tree.structure(params["unet"])
   assert jax.tree.structure(text) == jax.tree.structure(params["text_encoder"])
-  after, _ = jax.eval_shape(protection.update, KEY, state, data, params)
-  assert jax.tree.structure(after) == jax.tree.structure(state)
   with pytest.raises(ConfigError, match="unknown part 'head' to train"):
     build(name, model, trains="head")

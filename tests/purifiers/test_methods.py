@@ -12,6 +12,7 @@ from PIL import Image
 
 from udp_jax import purifiers
 from udp_jax.errors import ConfigError
+from udp_jax.models.sd_vae import AutoencoderKL
 from udp_jax.ops import schedules
 from udp_jax.ops.image import to_float
 from udp_jax.purifiers import gridpure as gridpure_module
@@ -54,7 +55,9 @@ def test_jpeg_picks_one_of_several_qualities(codec):
   candidates = np.stack([through_pillow(pictures[0], q) for q in options["quality"]])
   errors = np.abs(got[:, None] - candidates).mean((2, 3, 4))
   chosen = errors.argmin(1)
-  assert len(set(chosen)) > 1 and errors.min(1).max() < 0.6
+  assert len(set(chosen)) > 1
+  # At most a level or so apart, where another quality is several away.
+  assert (errors.min(1) < (1e-3 if codec == "libjpeg" else 1.5)).all()
 
 
 def test_gridpure_plan_covers_and_counts():
@@ -117,7 +120,7 @@ def test_diffpure_with_a_network(tiny_model):
   ("name", "options", "message"),
   [
     ("diffpure", {"timestep": 51}, "timestep must be 1 to 50, got 51"),
-    ("diffpure", {"variance": "learned"}, "variance 'learned' is not one of"),
+    ("diffpure", {"timestep": 5, "variance": "learned"}, "variance 'learned' is not one of"),
     ("gridpure", {"mix": 1.0}, "mix in"),
     ("gridpure", {"stride": 9}, "stride must be 0 to 8"),
     ("jpeg", {"quality": 0}, "quality must be 1 to 100"),
@@ -164,3 +167,31 @@ def test_chain_is_the_composition():
   blurred = apply(purifiers.build("gaussian_blur", None, {"sigma": 0.8}), images)
   expected = apply(purifiers.build("jpeg", None, {"quality": 40}), blurred)
   np.testing.assert_array_equal(chained, expected)
+
+
+def test_vae_roundtrip_is_the_autoencoder(tiny_pipeline):
+  """The posterior mean, decoded; other sizes are mirrored up to whole latents and cropped."""
+  vae = AutoencoderKL(tiny_pipeline.configs["vae"])
+  variables = {"params": tiny_pipeline.params["vae"]}
+  images = to_float(photograph(2, 13, 11))
+  got = apply_with(purifiers.build("vae_roundtrip", tiny_pipeline.model, {}), tiny_pipeline, images)
+  whole = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), "symmetric")
+  mean, _ = vae.apply(variables, 2 * whole - 1, method="encode")
+  expected = np.clip(0.5 * vae.apply(variables, mean, method="decode") + 0.5, 0, 1)
+  np.testing.assert_allclose(got, expected[:, :13, :11], atol=1e-5)
+
+
+def apply_with(purifier, pipeline, images):
+  params = purifier.init(KEYS[0], pipeline.params)
+  return np.asarray(jax.jit(purifier.apply)(params, KEYS[: len(images)], images))
+
+
+def test_gridpure_on_latents(tiny_pipeline):
+  """Windows of a latent model with its conditioning; what it draws is the picture's own."""
+  cond = tiny_pipeline.model.embed(tiny_pipeline.params, tiny_pipeline.tokenizer([""]))
+  options = {"timestep": 2, "num_iterations": 1, "cond": cond}
+  purifier = purifiers.build("gridpure", tiny_pipeline.model, options)
+  images = to_float(photograph(2, 16, 20))
+  got = apply_with(purifier, tiny_pipeline, images)
+  assert got.shape == images.shape and np.isfinite(got).all()
+  assert np.abs(got - images).mean() > 1e-3

@@ -220,7 +220,9 @@ def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | N
       raise BadDataError(f"{folder}: {entry['file']} of its {MANIFEST} is missing; write it again")
     pictures.append(images.read_image(folder / entry["file"]))
   if len({picture.pixels.shape for picture in pictures}) != 1:
-    raise BadDataError(f"{folder}: its images are not of one size; write it again")
+    raise BadDataError(
+      f"{folder}: its images are of different sizes, and one set has one; make it with --resize"
+    )
   relatives = [entry["file"] for entry in manifest["images"]]
   origin = manifest.get("origin") or {}
   class_names = sorted({relative.split("/")[0] for relative in relatives})

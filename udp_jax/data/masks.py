@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from udp_jax.data import folder as folders
-from udp_jax.data import images
+from udp_jax.data import picture_folder
 from udp_jax.data.picture_folder import PictureFile
 from udp_jax.errors import BadDataError, MissingDataError
 
@@ -52,7 +52,7 @@ def read(path: Path, picture: PictureFile) -> np.ndarray:
   Raises:
     MissingDataError, BadDataError: see `find`.
   """
-  mask = images.read_image(path)
+  mask = picture_folder.read(path)
   height, width = mask.pixels.shape[:2]
   if (height, width) != (picture.height, picture.width):
     raise BadDataError(

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from udp_jax.data import files, image_set, images, manifest, output
 from udp_jax.data import folder as folders
@@ -84,6 +86,13 @@ def list_pictures(
     "ignored": found.ignored,
   }
   return PictureFolder(folder, files, origin)
+
+
+def read(path: Path) -> images.Picture:
+  """`images.read_image` for large pictures: Pillow warns from 89 megapixels on."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return images.read_image(path)
 
 
 def finished(folder: Path, records: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -162,7 +171,7 @@ def write(
     icc_profile=picture.icc_profile,
     exif=picture.exif,
   )
-  saved = images.read_image(path)
+  saved = read(path)
   same = np.array_equal(saved.pixels, picture.pixels) and (
     picture.alpha is None or np.array_equal(saved.alpha, picture.alpha)  # type: ignore[arg-type]
   )

@@ -22,7 +22,7 @@ import numpy as np
 from udp_jax import objectives
 from udp_jax.data import files, images
 from udp_jax.errors import ConfigError
-from udp_jax.ldm import autoencoder, captioned, denoiser, stages
+from udp_jax.ldm import autoencoder, captioned, denoiser, figures, stages
 from udp_jax.ldm.captioned import Captioned
 from udp_jax.models import noise_scheduler
 from udp_jax.models import pipeline as pipeline_lib
@@ -60,6 +60,10 @@ def run(config: Any, workdir: Path, *, progress: bool = True) -> dict[str, Any]:
     "parameters": {n: _size(part) for n, part in pipeline.params.items()},
   }
   _draw(config, pipeline, pictures, workdir)
+  stage_names = ("autoencoder", "denoiser")
+  figures.write_losses(
+    workdir / "losses.png", {name: workdir / name / "metrics.jsonl" for name in stage_names}
+  )
   files.write_json(workdir / "results.json", results)
   return results
 
@@ -103,9 +107,7 @@ def _denoising_loss(config: Any, pipeline: Pipeline, pictures: Captioned) -> dic
   assert pipeline.tokenizer is not None
   model = pipeline.model
   table = denoiser.caption_table(pipeline.tokenizer, pictures.captions)[:, 0]
-  objective = jax.jit(
-    objectives.denoising(model, timesteps.uniform(model.schedule.num_steps)),
-  )
+  objective = jax.jit(objectives.denoising(model, timesteps.uniform(model.schedule.num_steps)))
   known = pictures.holdout_concepts >= 0
   parts = {
     "held_out": (pictures.holdout[known], pictures.holdout_concepts[known]),

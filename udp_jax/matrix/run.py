@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from udp_jax import run_config, study
+from udp_jax.data import manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError, OutputError, Preempted
 from udp_jax.matrix import catalogue, cells, measuring, purifying, threatening
@@ -170,7 +171,8 @@ class _Matrix:
         continue
       # What others are compared with is read even when its own cell is finished.
       first = (cell.row, cell.purifier) == (CLEAN, NONE)
-      done = cells.is_done(cell, self._workdir)
+      made = cell.folder(self._workdir) / threat.folder
+      done = cells.is_done(cell, self._workdir) and manifest.is_complete(made)
       if done and not (first and isinstance(threat, EditCells)):
         continue
       try:
@@ -277,6 +279,6 @@ def load_pictures(config: Any, subject: Subject) -> tuple[ImageSet, ImageSet]:
   clean, holdout = study.load_data(sized)
   if config.data.image_size not in (0, height):
     raise ConfigError(
-      f"config.data.image_size is {config.data.image_size}, the model is for {height}"
+      f"config.data.image_size is {config.data.image_size}, the model is for {height}: leave it 0"
     )
   return clean, holdout

@@ -68,7 +68,7 @@ def load(config: Any) -> Subject:
   """The model of `config.model.path`.
 
   Args:
-    config: with `model.path`, `data.image_size` (0 for the model's own) and `performance`.
+    config: with `model.path`, `model.image_size` (0 for the model's own) and `performance`.
 
   Raises:
     ConfigError: no path, or a setting that does not fit.
@@ -83,7 +83,7 @@ def load(config: Any) -> Subject:
   if not pipeline.is_pipeline(path):
     model, _, params = factory.build(config.model, config.performance)
     return Subject(model, params, model, None)
-  size = config.data.image_size or None
+  size = config.model.image_size or None
   found = pipeline.load_pipeline(path, config.performance, image_size=size)
   measuring = pipeline.build_model(
     found.configs, found.scheduler, config.performance, deterministic=True, image_size=size

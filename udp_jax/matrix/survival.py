@@ -115,8 +115,8 @@ def over_purifiers(found: Mapping[str, Survival]) -> dict[str, Any]:
 
   Returns:
     "worst" and the purifier "worst_purifier", "mean", "kept_worst" (the smallest effect that is
-    left, signed so that the effect without a purifier is positive), "judged" and "purifiers" (how
-    many). None where nothing could be judged.
+    left, signed so that the effect without a purifier is positive), "judged" of "purifiers_count"
+    (how many). None where nothing could be judged.
   """
   values = {name: s.value for name, s in found.items() if s.value is not None}
   kept = [
@@ -131,7 +131,7 @@ def over_purifiers(found: Mapping[str, Survival]) -> dict[str, Any]:
     "mean": float(np.mean(list(values.values()))) if values else None,
     "kept_worst": float(min(kept)) if kept else None,
     "judged": len(values),
-    "purifiers": len(found),
+    "purifiers_count": len(found),
   }
 
 

@@ -8,6 +8,7 @@ scheduler/scheduler_config.json             the noise schedule
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,7 +125,7 @@ def load_pipeline(
   model = build_model(
     configs, scheduler, performance, deterministic=deterministic, image_size=image_size
   )
-  template = jax.eval_shape(model.init, jax.random.key(0))
+  template = _shapes(tuple(configs.items()))
   params = {
     part: weights.from_torch_names(tensors.pop(part), template[part], origin=str(folder / part))
     for part in parts
@@ -167,6 +168,11 @@ def build_model(
     deterministic=deterministic,
     vae_slices=performance_lib.vae_slices(performance),
   )
+
+
+@functools.cache  # Tracing takes seconds, and shapes depend on nothing else.
+def _shapes(configs: tuple[tuple[str, Any], ...]) -> Params:
+  return jax.eval_shape(build_model(dict(configs), {}).init, jax.random.key(0))
 
 
 def save_pipeline_folder(

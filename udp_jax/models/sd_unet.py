@@ -141,7 +141,8 @@ class UNet2DConditionConfig:
     if values.get("sample_size", 0) is None:
       del values["sample_size"]
     # A config that leaves a field out means diffusers' own default, where it differs from ours.
-    return cls(**({"cross_attention_dim": 1280} | values))
+    theirs: dict[str, Any] = {"cross_attention_dim": 1280}
+    return cls(**(theirs | values))
 
   def to_dict(self) -> dict[str, Any]:
     """The diffusers `config.json` of this model, without its `_class_name`."""
@@ -250,7 +251,11 @@ class UNet2DCondition(nn.Module):
 
     def level(name, i, layers, kind, resample=None, middle=False):
       heads = c.heads[i] if "CrossAttn" in kind else None
-      speed = {"method": self.conv_method, "attention": self.attention, "remat": self.remat}
+      speed: dict[str, Any] = {
+        "method": self.conv_method,
+        "attention": self.attention,
+        "remat": self.remat,
+      }
       return _Level(c, channels[i], layers, heads, resample, middle, **speed, name=name)
 
     x = Conv(channels[0], method=self.conv_method, name="conv_in")(x_t.astype(dtype))

@@ -110,7 +110,8 @@ def vif_p(
   """Visual information fidelity in the pixel domain (Sheikh & Bovik 2006), (B,).
 
   The information that `b` keeps of the reference `a` at four scales; 1 for identical images, above
-  1 where contrast was raised; not symmetric. Equals `sewar.vifp`: the mean over channels.
+  1 where contrast was raised, NaN for a flat reference; not symmetric. Equals `sewar.vifp`: the
+  mean over channels.
 
   Args:
     a: (B, H, W, C), the reference.

@@ -38,7 +38,7 @@ class Grid(NamedTuple):
   lefts: tuple[int, ...]
 
   @property
-  def count(self) -> int:
+  def num_tiles(self) -> int:
     """Number of tiles."""
     return len(self.tops) * len(self.lefts)
 
@@ -64,7 +64,7 @@ def plan(height: int, width: int, tile_size: int, *, overlap: int) -> Grid:
 
 
 def cut(picture: np.ndarray, grid: Grid) -> np.ndarray:
-  """Tiles (count, tile_size, tile_size, C) of a picture (H, W, C), in its dtype.
+  """Tiles (num_tiles, tile_size, tile_size, C) of a picture (H, W, C), in its dtype.
 
   Raises:
     ValueError: the picture is not of the grid's size.
@@ -78,24 +78,24 @@ def cut(picture: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def weights(grid: Grid) -> np.ndarray:
-  """Each tile's share of the whole, (count, tile_size, tile_size) float32 in [0, 1].
+  """Each tile's share of the whole, (num_tiles, tile_size, tile_size) float32 in [0, 1].
 
   Over the picture the shares of all tiles sum to 1; they are 0 on mirrored pixels outside of it.
   """
   vertical, horizontal = _axis_weights(grid)
   shares = vertical[:, None, :, None] * horizontal[None, :, None, :]
-  return shares.reshape(grid.count, grid.tile_size, grid.tile_size)
+  return shares.reshape(grid.num_tiles, grid.tile_size, grid.tile_size)
 
 
 def assemble(pieces: np.ndarray, grid: Grid) -> np.ndarray:
-  """The picture (H, W, C), float32, of tiles (count, tile_size, tile_size, C), feathered.
+  """The picture (H, W, C), float32, of tiles (num_tiles, tile_size, tile_size, C), feathered.
 
   Raises:
     ValueError: the tiles are not the grid's.
   """
   size = grid.tile_size
-  if pieces.ndim != 4 or pieces.shape[:3] != (grid.count, size, size):
-    raise ValueError(f"the grid has {grid.count} tiles of {size}x{size}, got {pieces.shape}")
+  if pieces.ndim != 4 or pieces.shape[:3] != (grid.num_tiles, size, size):
+    raise ValueError(f"the grid has {grid.num_tiles} tiles of {size}x{size}, got {pieces.shape}")
   vertical, horizontal = _axis_weights(grid)
   whole = np.zeros((grid.height, grid.width, pieces.shape[-1]), np.float32)
   for i, top in enumerate(grid.tops):

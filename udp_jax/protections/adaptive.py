@@ -40,6 +40,7 @@ def adapted(
   *,
   transforms: str = "",
   consistency_weight: float = 0.0,
+  num_draws: int = 1,
 ) -> Objective:
   """`objective`, minimised by delta, in its adaptive form; itself where neither option is given.
 
@@ -48,6 +49,7 @@ def adapted(
     objective: what the method descends.
     transforms: names of this module's table, comma-separated; "" for none.
     consistency_weight: of the consistency term, beside the objective's own scale; 0 for none.
+    num_draws: of transforms and all else that `objective` draws, averaged; one after the other.
 
   Raises:
     ConfigError: an unknown transform, a negative weight, or a weight with a pixel model.
@@ -55,7 +57,9 @@ def adapted(
   if consistency_weight < 0:
     raise ConfigError(f"consistency_weight must not be negative, got {consistency_weight}")
   if transforms:
-    objective = objectives.over_transforms(objective, parse(transforms))
+    objective = objectives.over_transforms(objective, parse(transforms), num_draws)
+  else:
+    objective = objectives.averaged(objective, num_draws)
   if consistency_weight:
     term = objectives_latent.consistency(model)
     objective = objectives.weighted((1.0, objective), (consistency_weight, term))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from udp_jax import constraints, objectives, objectives_latent
+from udp_jax import constraints, objectives_latent
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel
 from udp_jax.protections import targets
@@ -75,9 +75,12 @@ def photoguard_diffusion(
     uncond_ids=uncond_ids,
   )
   objective = adapted(
-    model, objective, transforms=transforms, consistency_weight=consistency_weight
+    model,
+    objective,
+    transforms=transforms,
+    consistency_weight=consistency_weight,
+    num_draws=num_draws,
   )
-  objective = objectives.averaged(objective, num_draws)
   constraint, tx = constraints.linf(radius, start=start), sign_descent(step_size)
   if l2_radius:
     ball = constraints.l2(l2_radius, start=start)

@@ -12,6 +12,7 @@ import optax
 
 from udp_jax import objectives, training
 from udp_jax.errors import ConfigError
+from udp_jax.models import noise_scheduler
 from udp_jax.models.base import Cond, DiffusionModel, Params
 from udp_jax.models.trainable import Theta, Trainable
 from udp_jax.objectives import Objective
@@ -188,7 +189,8 @@ def make_chain(
   options = timestep_options(scheduler or {}, sampler)
   placed = {name: options[name] for name in ("spacing", "steps_offset") if name in options}
   try:
-    samplers.spaced_timesteps(model.schedule.num_steps, sample_steps, **placed)
+    skip_last = sampler == "dpm_solver_pp_2m"
+    samplers.spaced_timesteps(model.schedule.num_steps, sample_steps, skip_last=skip_last, **placed)
   except ValueError as error:
     raise ConfigError(f"sample_steps: {error}") from error
   function: Callable[..., jax.Array] = (
@@ -206,17 +208,10 @@ def make_chain(
 
 
 def timestep_options(scheduler: Mapping[str, Any], sampler: str) -> dict[str, Any]:
-  """Where a model's timesteps lie, from its scheduler_config.json; the sampler's own defaults else.
-
-  The spacing of one kind of scheduler says nothing of another's: it is taken for DDIM and DDPM, and
-  not for the multistep solver.
-  """
-  names = {"steps_offset": "steps_offset"}
-  if sampler != "dpm_solver_pp_2m":
-    names["timestep_spacing"] = "spacing"
-  if sampler == "ddim":
-    names["set_alpha_to_one"] = "set_alpha_to_one"
-  return {ours: scheduler[theirs] for theirs, ours in names.items() if theirs in scheduler}
+  """Where a model's timesteps lie, from its scheduler_config.json, else the sampler's defaults."""
+  options = noise_scheduler.sampler_options(scheduler, sampler, latent=True)
+  del options["clip_sample"]  # By the kind of model, see `make_chain`.
+  return options
 
 
 def guided(

@@ -1,0 +1,37 @@
+"""Photographs from the installed wheels and the small model of the package; minutes on a CPU.
+
+python -m experiments.impress --config=demo --workdir=runs/impress
+Hardware: 2 CPU cores. Time: not measured yet. A demonstration, not evidence: few pictures, one
+seed, a small model of our own. What holds against it need not hold against Stable Diffusion.
+"""
+
+from experiments.configs import matrix as m
+
+
+def get_config(variant=None):
+  """Eight protections, five purifiers, two threats; `variant` "smoke" takes seconds."""
+  config = m.matrix("Which protection survives purification? A demonstration", model=m.PACKAGED)
+  config.notice = (
+    "A demonstration, not evidence: few pictures, one seed, and a small latent diffusion model "
+    "trained for this package. Nothing here is a statement about Stable Diffusion."
+  )
+  config.data.update({"source": "builtin", "limit": 28, "holdout": 8.0})
+  config.num_rounds, config.global_batch_size, config.num_samples = 40, 16, 16
+  encoder, mist = {"method": "photoguard_encoder", "decay_steps": 40}, {"method": "mist"}
+  game = {"num_rounds": 10, "train_steps": 5, "perturb_steps": 3, "learning_rate": 1e-4}
+  config.protections.photoguard_encoder = encoder
+  config.protections.photoguard_adaptive = encoder | m.ADAPTIVE
+  config.protections.mist = mist
+  config.protections.mist_adaptive = mist | m.ADAPTIVE
+  config.protections.update({"advdm": {}, "sds": {}, "glaze": {}, "eudp": game})
+  config.rows = tuple(config.protections)
+  config.purifiers.jpeg = {"quality": 75}
+  config.purifiers.gaussian_blur = {"sigma": 1.0}
+  config.purifiers.gaussian_noise = {"std": 0.05}
+  config.purifiers.vae_roundtrip = {}
+  config.purifiers.impress = m.IMPRESS_PHOTOGUARD | {"num_steps": 60, "learning_rate": 0.02}
+  config.use_purifiers = tuple(config.purifiers)
+  config.threats.img2img = {"strength": 0.4, "sample_steps": 20, "guidance_scale": 3.0}
+  config.threats.lora = {"train_steps": 60, "learning_rate": 2e-3, "sample_steps": 20}
+  config.use_threats = tuple(config.threats)
+  return m.finish(config, variant)

@@ -1,0 +1,40 @@
+"""Everything against everything: all protections, purifiers and threats for Stable Diffusion.
+
+python -m experiments.impress --config=full --config.model.path=FOLDER \\
+  --config.data.source=folder:PICTURES --workdir=runs/full
+FOLDER: Stable Diffusion in diffusers' layout. Days of one accelerator: choose parts by --rows,
+--purifiers and --threats, in the same workdir; what is there is not made again.
+"""
+
+from experiments.configs import matrix as m
+
+SIGN = ("advdm", "mist", "sds", "photoguard_encoder")
+
+
+def get_config(variant=None):
+  """Published settings at one budget, 8 levels; `variant` "smoke" takes a minute or two."""
+  config = m.stable_diffusion("Protections, purifiers and threats")
+  for name in SIGN:
+    config.protections[name] = {"decay_steps": 100} if name == "photoguard_encoder" else {}
+    config.protections[f"{name}_adaptive"] = (
+      m.ADAPTIVE | config.protections[name] | {"method": name}
+    )
+  config.protections.photoguard_diffusion = {"num_draws": 5}
+  config.protections.glaze = {"num_rounds": 500, "step_size_255": 1.275}
+  game = {"num_rounds": 50, "train_steps": 20, "perturb_steps": 5, "trains": "lora", "rank": 4}
+  config.protections.update({"udp": game, "eudp": game})
+  config.rows = tuple(config.protections)
+  config.purifiers.update({"jpeg": {"quality": 75}, "gaussian_noise": {"std": 0.05}})
+  config.purifiers.gaussian_blur = {"sigma": 1.0}
+  config.purifiers.update({"resize": {}, "total_variation": {}, "adverse_cleaner": {}})
+  config.purifiers.update({"vae_roundtrip": {}, "impress": m.IMPRESS_PHOTOGUARD})
+  config.purifiers.update({"diffpure": {"timestep": 100}, "gridpure": {"num_iterations": 20}})
+  config.use_purifiers = tuple(config.purifiers)
+  config.threats.img2img = {"strength": 0.5, "sample_steps": 50}
+  config.threats.inpaint = {"strength": 1.0, "sample_steps": 50, "mask": "surroundings"}
+  config.threats.lora = {"train_steps": 800, "sample_steps": 50}
+  config.threats.dreambooth = {"train_steps": 800, "class_prompt": "a photo"}
+  config.threats.dreambooth.update({"prompt": "a photo of sks", "num_class_images": 200})
+  config.threats.textual_inversion = {"train_steps": 3000, "init_word": "photo", "num_vectors": 1}
+  config.use_threats = tuple(config.threats)
+  return m.finish(config, variant)

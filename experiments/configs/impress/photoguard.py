@@ -1,0 +1,37 @@
+"""IMPRESS against PhotoGuard: both of its attacks, edits by img2img and inpainting.
+
+python -m experiments.impress --config=photoguard --config.model.path=FOLDER \\
+  --config.data.source=folder:PICTURES --workdir=runs/photoguard
+FOLDER: Stable Diffusion 1.5 in diffusers' layout (the paper inpaints with the inpainting model).
+Settings: MadryLab/photoguard's notebooks and IMPRESS's run against them; with LPIPS as published:
+--config.purifiers.impress.perceptual=lpips_vgg --config.purifiers.impress.perceptual_weights=FILE
+Hardware: an accelerator with 40 GiB for the diffusion attack. Time: not measured.
+"""
+
+from experiments.configs import matrix as m
+
+
+def get_config(variant=None):
+  """The published settings; `variant` "smoke" takes seconds with a small model."""
+  config = m.stable_diffusion("IMPRESS against PhotoGuard")
+  config.prompt = ""
+  # 0.06 and 0.02 on [-1, 1]; the diffusion attack has an L2 ball of 16 on [-1, 1] within 16 levels.
+  config.radius_255, config.step_size_255, config.num_rounds = 16.0, 2.55, 1000
+  config.protections.photoguard_encoder = {"radius_255": 7.65, "decay_steps": 1000}
+  config.protections.photoguard_encoder_adaptive = m.ADAPTIVE | {
+    "method": "photoguard_encoder",
+    "radius_255": 7.65,
+    "decay_steps": 1000,
+  }
+  config.protections.photoguard_diffusion = {"num_rounds": 200, "l2_radius": 8.0}
+  # The length of a step in the ball, 1 on [-1, 1].
+  config.protections.photoguard_diffusion.step_size_255 = 127.5
+  config.rows = tuple(config.protections)
+  config.purifiers.jpeg = {"quality": 75}
+  config.purifiers.impress = m.IMPRESS_PHOTOGUARD
+  config.use_purifiers = tuple(config.purifiers)
+  edit = {"sample_steps": 50, "guidance_scale": 7.5, "prompt": "a photo in front of the sea"}
+  config.threats.img2img = edit | {"strength": 0.5}
+  config.threats.inpaint = edit | {"strength": 1.0, "mask": "surroundings"}
+  config.use_threats = tuple(config.threats)
+  return m.finish(config, variant)

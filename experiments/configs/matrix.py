@@ -1,0 +1,138 @@
+"""Building blocks of the configs of `experiments.impress`.
+
+An entry of `protections`, `purifiers` or `threats` needs a `method` only where its name is not that
+of a module; what it does not set is at the constructor's default. Fields ending in _255 are 8-bit
+levels.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+PACKAGED = "tiny_ldm"
+# IMPRESS's runs against Glaze and PhotoGuard, on the paper's range [-1, 1].
+IMPRESS_GLAZE = {
+  "method": "impress",
+  "num_steps": 3000,
+  "learning_rate": 0.01,
+  "perceptual_weight": 0.1,
+  "perceptual_budget": 0.1,
+  "noise_std": 0.1,
+}
+IMPRESS_PHOTOGUARD = IMPRESS_GLAZE | {
+  "num_steps": 1000,
+  "learning_rate": 0.005,
+  "perceptual_weight": 0.01,
+  "noise_std": 0.05,
+}
+ADAPTIVE = {"transforms": "identity,jpeg,resize,blur,noise"}
+
+
+def matrix(title: str, *, model: str = "") -> ConfigDict:
+  """Everything that a matrix may set, at its default.
+
+  Args:
+    title: of the report.
+    model: folder of the model that is attacked and used, or "tiny_ldm".
+  """
+  config = ConfigDict()
+  config.title = title
+  config.notice = ""
+  config.seed = 0
+  # Which entries of protections, purifiers and threats; "clean", "random_noise" and "none" always.
+  config.rows = ()
+  config.use_purifiers = ()
+  config.use_threats = ()
+  # Repeats of every threat.
+  config.seeds = (0,)
+  # Budget and step in 8-bit levels of the saved file, for all rows that set no smaller ones.
+  config.radius_255 = 8.0
+  config.step_size_255 = 1.0
+  config.num_rounds = 100
+  config.global_batch_size = 8
+  # Of each trained model.
+  config.num_samples = 64
+  # What protections and threats are told of a picture; "{label}" is the name of its class.
+  config.prompt = "a photo"
+  config.negative_prompt = ""
+
+  config.data = ConfigDict(
+    {"source": "", "image_size": 0, "limit": 0, "holdout": 0.25, "classes": (), "strict": False}
+  )
+  # image_size: for models that are made for another; 0 for the model's own.
+  config.model = ConfigDict({"path": model, "image_size": 0})
+
+  config.protections = ConfigDict({"random_noise": {"distribution": "uniform"}})
+  config.purifiers = ConfigDict()
+  config.threats = ConfigDict()
+
+  config.evaluation = ConfigDict(
+    {
+      "features": "efficientnet_lite0",
+      "weights": "",
+      "perceptual": "effnet_lite0_distance",
+      "perceptual_weights": "",
+      # Timesteps and noises a picture, for denoising losses.
+      "loss_draws": 32,
+      "bootstrap": 1000,
+    }
+  )
+  config.checkpoint = ConfigDict({"every_rounds": 50, "every_steps": 200})
+  config.performance = ConfigDict(
+    {
+      "dtype": "float32",
+      # "" is float32; the backend's default.
+      "frozen_dtype": "",
+      "conv_method": "",
+      "attention": "",
+      "vae_attention": "",
+      "vae_slices": 1,
+      "remat": False,
+      "fsdp": 1,
+      "joint_gradients": False,
+      "shard_batches": 0,
+      "steps_per_call": 20,
+      "sample_batch_size": 16,
+    }
+  )
+  return config
+
+
+def stable_diffusion(title: str) -> ConfigDict:
+  """For a model of Stable Diffusion's size on an accelerator; its folder is given by a flag."""
+  config = matrix(title)
+  config.global_batch_size = 4
+  config.seeds = (0, 1)
+  config.performance.update({"dtype": "bfloat16", "frozen_dtype": "bfloat16", "remat": True})
+  config.performance.sample_batch_size = 4
+  return config
+
+
+def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
+  """Applies the `:smoke` variant: every part of the run in seconds, the numbers without meaning."""
+  if variant == "smoke":
+    config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
+    config.model.update({"path": PACKAGED, "image_size": 0})
+    config.data.update({"source": "builtin", "limit": 8, "holdout": 2.0, "classes": ()})
+    config.num_rounds, config.num_samples, config.global_batch_size = 2, 4, 4
+    config.seeds = (0,)
+    config.evaluation.update({"loss_draws": 2, "bootstrap": 20})
+    config.checkpoint.update({"every_rounds": 1, "every_steps": 1})
+    config.performance.update({"dtype": "float32", "frozen_dtype": "", "remat": False})
+    config.performance.update({"steps_per_call": 1, "sample_batch_size": 4})
+    least = {
+      "num_rounds": 2,
+      "decay_steps": 2,
+      "train_steps": 2,
+      "perturb_steps": 1,
+      "num_draws": 1,
+      "num_steps": 2,
+      "num_iterations": 1,
+      "timestep": 2,
+      "sample_steps": 4,
+      "num_class_images": 4,
+    }
+    for entries in (config.protections, config.purifiers, config.threats):
+      for options in entries.values():
+        options.update({name: value for name, value in least.items() if name in options})
+  return config

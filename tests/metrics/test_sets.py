@@ -1,0 +1,36 @@
+"""Samples against real pictures, feature vectors that can be checked by eye."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from udp_jax.metrics import sets
+from udp_jax.ops import frechet
+
+
+def test_nearest_is_the_smallest_distance() -> None:
+  real = np.array([[0.0, 0.0], [10.0, 0.0]])
+  found = sets.nearest(np.array([[3.0, 4.0], [10.0, 1.0], [0.0, 0.0]]), real)
+  np.testing.assert_allclose(found, [5.0, 1.0, 0.0], atol=1e-12)
+
+
+def test_flags_are_those_of_precision_and_recall() -> None:
+  generator = np.random.default_rng(0)
+  real, fake = generator.normal(size=(40, 5)), 1.5 * generator.normal(size=(30, 5)) + 0.5
+  expected = frechet.precision_recall(real, fake, k=3)
+  assert sets.precision_flags(real, fake).mean() == pytest.approx(expected.precision)
+  assert sets.precision_flags(fake, real).mean() == pytest.approx(expected.recall)
+  assert 0.0 < expected.precision < 1.0
+
+
+def test_too_few_neighbours_have_no_flags() -> None:
+  assert np.isnan(sets.precision_flags(np.zeros((3, 2)), np.zeros((4, 2)))).all()
+
+
+def test_distributions_are_not_told_from_few_pictures() -> None:
+  generator = np.random.default_rng(0)
+  many = generator.normal(size=(sets.MIN_FRECHET, 4))
+  assert sets.distances(many, many[:-1]) == {}
+  assert set(sets.distances(many, many + 1.0)) == {"fd", "mmd"}
+  assert sets.distances(many, many + 1.0)["fd"] == pytest.approx(4.0, rel=1e-6)

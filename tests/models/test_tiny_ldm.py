@@ -1,0 +1,88 @@
+"""The trained model in the package: it reconstructs photographs, predicts noise and draws."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from udp_jax import objectives
+from udp_jax.data import sources
+from udp_jax.ldm import denoiser
+from udp_jax.models import pipeline as pipeline_lib
+from udp_jax.ops import timesteps
+from udp_jax.ops.image import to_float
+from udp_jax.ops.similarity import psnr
+
+FOLDER = pipeline_lib.resolve("tiny_ldm")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> pipeline_lib.Pipeline:
+  return pipeline_lib.load_pipeline("tiny_ldm")
+
+
+@pytest.fixture(scope="module")
+def photographs() -> np.ndarray:
+  return sources.load("builtin", image_size=64, limit=12, seed=3).images
+
+
+def test_fits_into_the_package(tiny) -> None:
+  weights = sum(path.stat().st_size for path in FOLDER.rglob("*.safetensors"))
+  assert 1e6 < weights <= 12e6
+  assert tiny.model.image_shape == (64, 64, 3) and tiny.model.shape == (16, 16, 4)
+  assert tiny.tokenizer is not None
+  assert len(tiny.tokenizer) == tiny.configs["text_encoder"].vocab_size
+  index = json.loads((FOLDER / "model_index.json").read_text())
+  assert index["_class_name"] == "StableDiffusionPipeline"
+  card = (FOLDER / "README.md").read_text()
+  for needed in ("licence", "held out", "PSNR", "python -m experiments.train_ldm", "CIFAR-10"):
+    assert needed.lower() in card.lower()
+
+
+def test_reconstructs_photographs(tiny, photographs) -> None:
+  images = to_float(photographs)
+
+  @jax.jit
+  def there_and_back(images):
+    keys = jax.random.split(jax.random.key(0), len(images))
+    x0 = tiny.model.encode(tiny.params, images, keys)
+    return x0, tiny.model.decode(tiny.params, x0)
+
+  x0, made = there_and_back(images)
+  # Crops of photographs that blur, noise or another picture's latents would miss by far.
+  assert float(psnr(images, made).mean()) > 22.0
+  assert float(psnr(images, jnp.roll(made, 1, axis=0)).mean()) < 16.0
+  # What the U-Net is made for: unit variance.
+  assert 0.6 < float(x0.std()) < 1.6
+
+
+def test_predicts_noise(tiny, photographs) -> None:
+  model = tiny.model
+  objective = jax.jit(objectives.denoising(model, timesteps.uniform(model.schedule.num_steps)))
+  keys = jax.random.split(jax.random.key(0), len(photographs))
+  ids = jnp.asarray(tiny.tokenizer(["a photo of a car"] * len(photographs)))
+  losses, _ = objective(tiny.params, to_float(photographs), ids, keys)
+  # 1 is what predicting nothing costs.
+  assert float(losses.mean()) < 0.6
+
+
+def test_draws_what_is_asked_for(tiny) -> None:
+  ids = tiny.tokenizer(["a photo of a car", "a painting by vincent van gogh", ""])
+  drawn = denoiser.sample(
+    tiny.model,
+    tiny.params,
+    jax.random.key(0),
+    ids[[0, 0, 1, 1]],
+    ids[2],
+    num_steps=8,
+    guidance_scale=3.0,
+    sampler_options={"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False},
+  )
+  assert drawn.shape == (4, 64, 64, 3) and np.isfinite(drawn).all()
+  # Pictures, neither grey nor noise: contrast, most of it between distant pixels.
+  assert (drawn.std(axis=(1, 2, 3)) > 0.08).all()
+  assert np.abs(np.diff(drawn, axis=1)).mean() < 0.5 * drawn.std()
