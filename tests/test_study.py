@@ -32,7 +32,7 @@ def _set(config, field: str, value) -> None:
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("rows", ("clean", "nope"), "unknown method or row 'nope'; known: advdm, eudp"),
+    ("rows", ("clean", "nope"), "unknown method or row 'nope'; known: advdm, aspl"),
     ("rows", (), "at least one entry"),
     ("rows", ("advdm",), "advdm attacks a trained model: give --model=FOLDER"),
     ("protections.eudp_shuffled.of", None, "eudp_shuffled imitates another row: set config.prot"),

@@ -18,6 +18,7 @@ TAKES_CONFIG = {
   "udp": "udp",
   "protect": "eudp",
   "train": "train",
+  "train_ldm": "train_ldm",
   "benchmark": "benchmark",
 }
 

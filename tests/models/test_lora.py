@@ -123,7 +123,7 @@ def test_files_of_others(sides, alpha, settings, scale: float, params: dict, tmp
   tensors = _pair(Q, sides)
   b_a = tensors[f"{Q}.{sides[1]}.weight"] @ tensors[f"{Q}.{sides[0]}.weight"]
   if alpha:
-    tensors[f"{Q}.alpha"] = np.float32(alpha)
+    tensors[f"{Q}.alpha"] = np.array(alpha, np.float32)
   metadata = {"lora_adapter_metadata": json.dumps(settings)} if settings else None
   path = tmp_path / "other.safetensors"
   safetensors.numpy.save_file(tensors, path, metadata=metadata)
@@ -141,7 +141,7 @@ def test_unusable_files(params: dict, tmp_path: Path) -> None:
 
   assert "up_blocks.9.attn.to_q" in error(_pair("unet.up_blocks.9.attn.to_q"))
   assert f"{Q} has no lora_B.weight" in error({k: v for k, v in _pair(Q).items() if "_A" in k})
-  wrong = {name: value[..., :-1] for name, value in _pair(Q).items()}
+  wrong = {name: value[..., :-1].copy() for name, value in _pair(Q).items()}
   assert "do not fit a kernel (6, 8)" in error(wrong)
   assert "kohya's format" in error({"lora_unet_down.lora_down.weight": np.zeros((2, 2))})
   path.write_bytes(b"not safetensors")

@@ -87,7 +87,7 @@ def test_gradient_reaches_the_pixels(photograph, rounding):
   def step(x):
     loss = lambda x: jnp.mean((jpeg.jpeg(x, 75, rounding=rounding) - target) ** 2)
     value, gradient = jax.value_and_grad(loss)(x)
-    return x - 100.0 * gradient, value, gradient
+    return x - 500.0 * gradient, value, gradient
 
   x, losses = images, []
   for _ in range(10):

@@ -122,13 +122,11 @@ def test_their_lora_file_in_ours(ours, theirs, tmp_path):
 
   before = _their_unet(theirs)
   torch.manual_seed(0)
-  config = LoraConfig(
-    r=2, lora_alpha=6, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "to_out.0"]
-  )
-  theirs.unet.add_adapter(config)
+  settings = {"r": 2, "lora_alpha": 6, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]}
+  theirs.unet.add_adapter(LoraConfig(init_lora_weights=False, **settings))
   layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(theirs.unet))
   StableDiffusionPipeline.save_lora_weights(
-    tmp_path, unet_lora_layers=layers, unet_lora_adapter_metadata=config.to_dict()
+    tmp_path, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
   )
   merged = lora.merge_factors(lora.load_lora(tmp_path, ours.params), ours.params)
   _compare("theirs", _our_unet(ours.model, merged), _their_unet(theirs), before)
