@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
   config = _CONFIG.value or purification(_METHOD.value)
   with config.unlocked():
     config.model.path = _MODEL.value or config.model.path
-    config.options.update(_parse_options(_OPTION.value))
+    with config.options.ignore_type():  # One quality may become several.
+      config.options.update(_parse_options(_OPTION.value))
   for field in ("per_device_batch_size", "steps_per_call"):
     if config[field] < 1:
       raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1")

@@ -83,8 +83,8 @@ def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> Non
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """Dotted names of the fields that differ and change results."""
-  free = ("title", "notice", "rows", "checkpoint", "threat.seeds", "seeds", "use_purifiers")
-  free += ("use_threats",)
+  free: tuple[str, ...] = ("title", "notice", "rows", "checkpoint", "threat.seeds")
+  free += ("seeds", "use_purifiers", "use_threats")
   entries = ("protections", "purifiers", "threats")
   nested = ("data", "threat", "model", "evaluation", "performance", *entries)
   flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))

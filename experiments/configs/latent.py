@@ -84,7 +84,7 @@ def training(title: str) -> ConfigDict:
   )
   config.denoiser = ConfigDict(
     {
-      "train_steps": 6000,
+      "train_steps": 8000,
       "global_batch_size": 32,
       "learning_rate": 1e-3,
       "warmup_steps": 200,

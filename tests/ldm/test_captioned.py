@@ -75,6 +75,9 @@ def test_photographs_and_paintings_are_numbered_apart(paintings: Path, tmp_path:
     "a painting by ann",
     "a painting by vincent van gogh",
   ]
+  # Names of sources, not places: the record goes into the model's folder.
+  sources = [part["source"] for part in found.record["parts"]]
+  assert sources == ["npz:photos.npz", f"folder:{paintings.name}"]
   assert all(len(alternatives) == 4 for alternatives in found.captions)
   counts = np.bincount(found.concepts, minlength=4)
   assert counts[:2].sum() == 8 and counts[2:].tolist() == [40, 20]

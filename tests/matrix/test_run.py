@@ -59,7 +59,12 @@ def test_everything_appears(config: Any, whole: tuple[Path, dict[str, Any]]) -> 
   count = report["data"]["pictures"]
   assert count >= 4 and report["data"]["holdout"] == 2
   own, edits = report["tables"]
-  places = [("clean", "none"), ("clean", "jpeg"), ("random_noise", "none"), ("random_noise", "jpeg")]
+  places = [
+    ("clean", "none"),
+    ("clean", "jpeg"),
+    ("random_noise", "none"),
+    ("random_noise", "jpeg"),
+  ]
   for table in (own, edits):
     assert [(entry["row"], entry["purifier"]) for entry in table["cells"]] == places
   for row, purifier in places[1::2]:
@@ -139,7 +144,9 @@ def test_finished_matrix_makes_nothing_again(
   config: Any, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
   workdir, _ = whole
-  before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*.*") if p.name[:6] not in ("report", "cells.")}
+  before = {
+    p: p.stat().st_mtime_ns for p in workdir.rglob("*.*") if p.name[:6] not in ("report", "cells.")
+  }
   stored = (workdir / "report.json").read_bytes()
 
   def refuse(*args: Any, **kwargs: Any) -> None:
@@ -370,9 +377,7 @@ def test_mistakes_are_found_before_anything_is_made(
 
 
 def test_masks() -> None:
-  centre, around = (
-    threatening._masks(which, 2, (8, 12)) for which in ("centre", "surroundings")
-  )
+  centre, around = (threatening._masks(which, 2, (8, 12)) for which in ("centre", "surroundings"))
   assert centre.shape == (2, 8, 12, 1)
   assert centre[0, 2:6, 3:9].all() and centre.sum() == 2 * 4 * 6
   np.testing.assert_array_equal(centre + around, 1.0)

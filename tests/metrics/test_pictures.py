@@ -55,8 +55,6 @@ def test_batches_give_every_picture_once() -> None:
     return 2 * numbers
 
   values = np.arange(7)
-  found = over_pictures(
-    double, values, None, per_device_batch_size=3, mesh=parallel.make_mesh()
-  )
+  found = over_pictures(double, values, None, per_device_batch_size=3, mesh=parallel.make_mesh())
   np.testing.assert_array_equal(found, 2 * values)
   assert seen == [3, 3, 3]

@@ -8,15 +8,13 @@ autoencoder in any case.
 
 from __future__ import annotations
 
-import logging
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from udp_jax.data import images, sources
 from udp_jax.data.image_set import ImageSet, pixels_sha256, split, take
-
-_log = logging.getLogger(__name__)
 
 # What a caption may look like; a training step draws one of them for every picture.
 PHOTO_CAPTIONS = ("a photo of {}", "a picture of {}", "a small photo of {}", "{}")
@@ -109,7 +107,7 @@ def _photographs(
   present = sorted(set(_labels(found).tolist()))
   captions = [_captions(PHOTO_CAPTIONS, _with_article(names[i], data.words)) for i in present]
   record = {
-    "source": found.origin["source"],
+    "source": _name(spec),
     "classes": [names[i] for i in present],
     "train": len(train.images),
     "held_out": list(held.names),
@@ -135,7 +133,7 @@ def _paintings(data: Any, image_size: int, seed: int) -> _Part:
   captions = [_captions(PAINTING_CAPTIONS, data.words.get(artists[i], artists[i])) for i in known]
   place = {label: row for row, label in enumerate(known)}
   record = {
-    "source": found.origin["source"],
+    "source": _name(data.paintings),
     "classes": [artists[i] for i in known],
     "train": list(train.names),
     "windows_each": data.windows_per_painting,
@@ -171,6 +169,12 @@ def _windows(
     window = images.Picture(picture[top : top + side, left : left + side])
     found.append(images.resize_picture(window, size).pixels)
   return found
+
+
+def _name(spec: str) -> str:
+  """A source without the place where this machine keeps it."""
+  kind, colon, place = spec.rpartition(":")
+  return f"{kind}{colon}{PurePath(place).name}"
 
 
 def _labels(pictures: ImageSet) -> np.ndarray:

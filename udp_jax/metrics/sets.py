@@ -13,7 +13,7 @@ NEIGHBOUR = 3
 
 def nearest(features: np.ndarray, real: np.ndarray) -> np.ndarray:
   """Euclidean distance (N,) of features (N, D) to the nearest of `real` (M, D)."""
-  return np.sqrt(_squared_distances(features, real).min(axis=1))
+  return np.asarray(np.sqrt(_squared_distances(features, real).min(axis=1)))
 
 
 def precision_flags(real: np.ndarray, fake: np.ndarray, *, k: int = NEIGHBOUR) -> np.ndarray:

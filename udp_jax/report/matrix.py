@@ -131,8 +131,9 @@ def _others(report: Mapping[str, Any], chosen: Sequence[tuple[int, str]]) -> lis
 def _subject(table: Mapping[str, Any]) -> str:
   """What a table is about, in words."""
   if table["threat"] is None:
-    return "the pictures themselves"
-  return f"{table['threat'].replace('_', ' ')} ({table['kind']})"
+    return "The pictures themselves"
+  name = table["threat"].replace("_", " ")
+  return f"{name[:1].upper()}{name[1:]} ({table['kind']})"
 
 
 def _metric(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -152,10 +153,11 @@ def summary(report: Mapping[str, Any]) -> str:
   for number, key in primary(report):
     table = report["tables"][number]
     known = [line for line in table["survival"][key] if line["worst"] is not None]
-    own = [line for line in known if not _is_control(report, line["row"])]
+    # A worst case over fewer purifiers is not the same thing.
+    own = [line for line in known if not _is_control(report, line["row"]) and _is_complete(line)]
     where = f"{_subject(table)}, {_metric(table, key)['label']}"
     if not own:
-      said += f"{where}: no protection had an effect that could be told from noise. "
+      said += f"{where}: no protection had an effect that could be told from noise everywhere. "
       continue
     best = max(own, key=lambda line: line["worst"])
     said += (
@@ -164,8 +166,12 @@ def summary(report: Mapping[str, Any]) -> str:
       f"{len(own)} of {count} had an effect to lose. "
     )
   if report["failures"]:
-    said += f"{len(report['failures'])} cells failed and are missing."
+    said += f"Cells that failed and are missing: {len(report['failures'])}."
   return said.strip()
+
+
+def _is_complete(line: Mapping[str, Any]) -> bool:
+  return line["judged"] == line["purifiers_count"]
 
 
 def _is_control(report: Mapping[str, Any], row: str) -> bool:
@@ -188,10 +194,8 @@ def _survival(
         "noise": text.format_number(line["noise"], metric["digits"]),
         "effect_sort": _sortable(line["effect"]),
         "purifiers": shown,
-        "worst": _ratio({"value": line["worst"], "interval": None, "reason": line["reason"]}),
-        "worst_purifier": line["worst_purifier"],
-        "mean": _ratio({"value": line["mean"], "interval": None, "reason": line["reason"]}),
-        "judged": line["judged"],
+        "worst": _over_purifiers(line, "worst"),
+        "mean": _over_purifiers(line, "mean"),
       }
     )
   return {
@@ -201,6 +205,14 @@ def _survival(
     "purifiers": purifiers,
     "lines": lines,
   }
+
+
+def _over_purifiers(line: Mapping[str, Any], field: str) -> dict[str, Any]:
+  """A cell over all purifiers; says so where some of them could not be judged."""
+  made = _ratio({"value": line[field], "interval": None, "reason": line["reason"]})
+  if line[field] is not None and not _is_complete(line):
+    made |= {"range": f"of {line['judged']} purifiers", "side": ""}
+  return made
 
 
 def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +262,7 @@ def _pareto(
       points = [
         (line["row"], seen[line["row"]], line[field])
         for line in table["survival"][metric]
-        if line[field] is not None and seen.get(line["row"]) is not None
+        if _is_complete(line) and line[field] is not None and seen.get(line["row"]) is not None
       ]
       if len(points) < 2:
         continue
