@@ -68,6 +68,7 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
 
   config.evaluation = ConfigDict(
     {
+      # "" for none: no classifier, and of trained models their losses alone.
       "features": "efficientnet_lite0",
       "weights": "",
       "perceptual": "effnet_lite0_distance",

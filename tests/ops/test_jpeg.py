@@ -94,7 +94,8 @@ def test_gradient_reaches_the_pixels(photograph, rounding):
     x, value, gradient = step(x)
     assert np.isfinite(gradient).all()
     losses.append(float(value))
-  assert losses[-1] < 0.2 * losses[0]
+  # The slope of cubic rounding is between 0 and 3/4: it descends more slowly.
+  assert losses[-1] < (0.2 if rounding == "straight_through" else 0.5) * losses[0]
 
 
 def test_straight_through_gradient_of_the_transforms(photograph):

@@ -35,7 +35,9 @@ class Measures:
     self.perceptual = perceptual.load(
       settings.perceptual, weights=settings.perceptual_weights or None
     )
-    self.extractor = features.load(settings.features, weights=settings.weights or None)
+    self.extractor = None
+    if settings.features:
+      self.extractor = features.load(settings.features, weights=settings.weights or None)
     self._compare = Comparison(self.perceptual, per_device_batch_size=size, mesh=mesh)
     self._loss = strength.DenoisingLoss(
       subject.measuring,
@@ -84,20 +86,20 @@ class Measures:
       labels: (S,) the classes that samples were asked for, or None.
       cond: (N, ...) prompts of the clean pictures, as the model was trained with.
     """
-    found = self._features(images)
-    clean, holdout = self._real
-    real = np.concatenate([clean, holdout])
-    values = {
-      "nearest_clean": sets.nearest(found, clean),
-      "precision": sets.precision_flags(real, found),
-      "recall": sets.precision_flags(found, real),
-      "loss_clean": self._loss(params, self._clean.images, cond),
-    }
-    if len(holdout):
-      values["nearest_holdout"] = sets.nearest(found, holdout)
+    values = {"loss_clean": self._loss(params, self._clean.images, cond)}
+    if holdout := len(self._holdout.images):
       # Prompts of held-out pictures: those of the clean ones may name another class.
-      repeated = None if cond is None else np.resize(cond, (len(holdout), *cond.shape[1:]))
+      repeated = None if cond is None else np.resize(cond, (holdout, *cond.shape[1:]))
       values["loss_holdout"] = self._loss(params, self._holdout.images, repeated)
+    if self.extractor is None:
+      return values, {}
+    found, known = self._features(images), self._real
+    real = np.concatenate(known)
+    values["nearest_clean"] = sets.nearest(found, known[0])
+    if holdout:
+      values["nearest_holdout"] = sets.nearest(found, known[1])
+    values["precision"] = sets.precision_flags(real, found)
+    values["recall"] = sets.precision_flags(found, real)
     if self._classifier is not None and labels is not None:
       from udp_jax.metrics import style
 
@@ -108,8 +110,12 @@ class Measures:
     """The networks that numbers depend on, for the record."""
     described: dict[str, Any] = {
       "perceptual": {"label": self.perceptual.label, "revision": self.perceptual.revision},
-      "features": {"label": self.extractor.label, "revision": self.extractor.revision},
     }
+    if self.extractor is not None:
+      described["features"] = {
+        "label": self.extractor.label,
+        "revision": self.extractor.revision,
+      }
     if self._classifier is not None:
       described["style_classifier"] = {
         "cross_validated_accuracy": self._classifier.accuracy,
@@ -130,12 +136,12 @@ class Measures:
   @cached_property
   def _real(self) -> tuple[np.ndarray, np.ndarray]:
     holdout = self._holdout.images
-    empty = np.zeros((0, self.extractor.dim), np.float32)
-    return self._features(self._clean.images), self._features(holdout) if len(holdout) else empty
+    clean = self._features(self._clean.images)
+    return clean, self._features(holdout) if len(holdout) else clean[:0]
 
   @cached_property
   def _classifier(self) -> Any:
-    if self._clean.labels is None:
+    if self._clean.labels is None or self.extractor is None:
       return None
     from udp_jax.metrics import style
 
@@ -143,4 +149,5 @@ class Measures:
     return style.fit(np.concatenate(self._real), np.concatenate(labels), seed=self._seed)
 
   def _features(self, images: np.ndarray) -> np.ndarray:
+    assert self.extractor is not None
     return features.extract(self.extractor, images, per_device_batch_size=self._size)

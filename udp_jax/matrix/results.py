@@ -26,6 +26,7 @@ from udp_jax.study import CLEAN, row_settings
 
 _SELECTING = ("--rows", "--purifiers", "--threats", "--workdir")
 WORKDIR = "WORKDIR"
+_CONTROLS = ("random_noise", "matched_noise", "shuffled_delta")
 
 
 def build(config: Any, workdir: Path, finished: Finished, *, command: str = "") -> dict[str, Any]:
@@ -90,8 +91,8 @@ def reproducing(command: str, cell: Cell | None = None) -> str:
 
 
 def _row(config: Any, row: str) -> dict[str, Any]:
-  method, rounds, of, options = (CLEAN, 0, None, {}) if row == CLEAN else row_settings(config, row)
-  control = row == CLEAN or method == "random_noise" or of is not None
+  method, rounds, _, options = (CLEAN, 0, None, {}) if row == CLEAN else row_settings(config, row)
+  control = row == CLEAN or method in _CONTROLS
   described = {"name": row, "label": label(config, row), "control": control, "method": method}
   return described | {"num_rounds": rounds, "options": _plain(options)}
 

@@ -222,7 +222,9 @@ class _Matrix:
       self._clean,
       self._holdout,
       catalogue.metrics(
-        measures.perceptual.label, measures.extractor.label, self._config.num_samples
+        measures.perceptual.label,
+        measures.extractor.label if measures.extractor is not None else "",
+        self._config.num_samples,
       ),
       {
         name: catalogue.EDITS if isinstance(threat, EditCells) else catalogue.SAMPLES

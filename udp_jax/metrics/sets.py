@@ -29,7 +29,7 @@ def precision_flags(real: np.ndarray, fake: np.ndarray, *, k: int = NEIGHBOUR) -
   # Distances come from differences of squares: equal vectors may end up a rounding error apart.
   slack = 1e-9 * float(radii.max())
   inside = _squared_distances(fake, real) <= radii + slack
-  return inside.any(axis=1).astype(np.float64)
+  return np.asarray(inside.any(axis=1), np.float64)
 
 
 def distances(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:

@@ -63,7 +63,10 @@ def scratch(
     del params  # All of them are in the state.
     return training.train_steps(step, key, state, data, num_steps)
 
-  def sample(key: jax.Array, params: Params, num_samples: int, cond: Cond = None) -> jax.Array:
+  def sample(
+    key: jax.Array, params: Params, num_samples: int, cond: Cond = None, uncond: Cond = None
+  ) -> jax.Array:
+    del uncond  # No guidance.
     predict = partial(model.apply, model.hold(params), cond=cond)
     shape = (num_samples, *model.shape)
     x0 = samplers.ddim(key, predict, model.schedule, shape, num_steps=sample_steps, eta=eta)

@@ -15,14 +15,13 @@ def get_config(variant=None):
   """Published settings at one budget, 8 levels; `variant` "smoke" takes a minute or two."""
   config = m.stable_diffusion("Protections, purifiers and threats")
   for name in SIGN:
-    config.protections[name] = {"decay_steps": 100} if name == "photoguard_encoder" else {}
-    config.protections[f"{name}_adaptive"] = (
-      m.ADAPTIVE | config.protections[name] | {"method": name}
-    )
+    own = {"decay_steps": 100} if name == "photoguard_encoder" else {}
+    config.protections[name] = own
+    config.protections[f"{name}_adaptive"] = own | m.ADAPTIVE | {"method": name}
   config.protections.photoguard_diffusion = {"num_draws": 5}
   config.protections.glaze = {"num_rounds": 500, "step_size_255": 1.275}
   game = {"num_rounds": 50, "train_steps": 20, "perturb_steps": 5, "trains": "lora", "rank": 4}
-  config.protections.update({"udp": game, "eudp": game})
+  config.protections.update({"udp": game, "eudp": game, "fsmg": {}, "aspl": {"num_rounds": 50}})
   config.rows = tuple(config.protections)
   config.purifiers.update({"jpeg": {"quality": 75}, "gaussian_noise": {"std": 0.05}})
   config.purifiers.gaussian_blur = {"sigma": 1.0}

@@ -1,0 +1,128 @@
+"""`experiments.impress` as a user runs it: finished, killed at random, with mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import _cli
+from udp_jax import protections, study
+from udp_jax.matrix import plan, threatening
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = _cli.config_names("impress")
+SEED = 20261122
+
+
+def words(workdir: Path, model: Path) -> list[str]:
+  return [
+    *("--config=demo:smoke", f"--workdir={workdir}", f"--config.model.path={model}"),
+    *("--rows=photoguard_encoder", "--purifiers=jpeg,gaussian_blur", "--threats=img2img"),
+    *("--config.evaluation.features=", "--noprogress"),
+  ]
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_everything_builds_from_the_config(name: str, variant: str, tiny_pipeline) -> None:
+  config = _cli.get_config("impress", f"{name}:{variant}")
+  wanted = plan.make(config)
+  assert wanted.rows[:2] == ("clean", "random_noise") and len(wanted.rows) > 2
+  assert wanted.purifiers[0] == "none" and "impress" in wanted.purifiers and wanted.threats
+  assert len(wanted.rows) == len(set(wanted.rows))
+  for row in wanted.rows[1:]:
+    method, rounds, _, options = study.row_settings(config, row)
+    assert rounds >= 1 and options["radius_255"] <= config.radius_255
+    # The perceptual distance of Glaze needs larger pictures than the test's model has.
+    options |= {"perceptual": ""} if method == "glaze" else {}
+    protections.build(method, tiny_pipeline.model, options)
+  for kind, names in (("purifiers", wanted.purifiers[1:]), ("threats", wanted.threats)):
+    for entry in names:
+      given = plan.settings(config, kind, entry, threatening.OWN)
+      known = {"token_ids": [0], "init_from": 0}
+      options = plan.completed(kind, given.method, given.options, known)
+      from udp_jax import lookup
+
+      constructor = lookup.constructor(f"udp_jax.{kind}", given.method)
+      lookup.check_options(constructor, entry, options)
+  if name == "demo":
+    assert len(wanted.rows) - 2 >= 6 and len(wanted.purifiers) - 1 >= 5
+    assert len(wanted.threats) >= 2
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (["--config=demo"], "--config and --workdir are needed"),
+    (["--config=nope", "--workdir=w"], "unknown config 'nope' of impress; known: demo, full"),
+    (["--config=demo", "--workdir=w", "--purifiers=nope"], "unknown purifier 'nope'; known:"),
+    (["--config=glaze", "--workdir=w"], "--config.data.source is needed"),
+  ],
+)
+def test_mistakes_have_one_line_and_exit_code_2(
+  given: list[str], message: str, entry_point, tmp_path: Path
+) -> None:
+  done = entry_point("impress", *given)
+  assert done.returncode == 2
+  assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_report_is_the_same(
+  tiny_pipeline_folder: Path, tmp_path: Path, entry_point, process_environment: dict[str, str]
+) -> None:
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  done = entry_point("impress", *words(whole, tiny_pipeline_folder))
+  assert done.returncode == 0, done.stderr
+  assert f"report: {whole / 'report.html'}\n" in done.stdout
+  cells = len(list(whole.rglob("cell.json")))
+  assert cells == 2 * 3 * 3
+  generator = random.Random(SEED)
+  for _ in range(3):
+    process = subprocess.Popen(
+      [sys.executable, "-m", "experiments.impress", *words(killed, tiny_pipeline_folder)],
+      cwd=ROOT,
+      env=process_environment,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+      process_group=0,
+    )
+    made = len(list(killed.rglob("cell.json")))
+    wanted = made + generator.randint(1, 4)
+    deadline = time.monotonic() + 300
+    while len(list(killed.rglob("cell.json"))) < wanted:
+      assert process.poll() is None and time.monotonic() < deadline
+      time.sleep(0.005)
+    time.sleep(generator.random() * 0.3)
+    os.killpg(process.pid, generator.choice((signal.SIGKILL, signal.SIGTERM)))
+    process.wait(60)
+    assert not (killed / "report.json").exists()
+  done = entry_point("impress", *words(killed, tiny_pipeline_folder))
+  assert done.returncode == 0, done.stderr
+  for name in ("report.json", "cells.csv"):
+    assert (killed / name).read_bytes() == (whole / name).read_bytes()
+  pictures = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*.png")}
+  assert {p.relative_to(killed): p.read_bytes() for p in killed.rglob("*.png")} == pictures
+  assert json.loads((whole / "run.json").read_text())["commit"]
+
+
+@pytest.mark.slow
+def test_failed_cells_have_an_exit_code_of_their_own(
+  tiny_pipeline_folder: Path, tmp_path: Path, entry_point
+) -> None:
+  given = [*words(tmp_path / "run", tiny_pipeline_folder), "--purifiers=impress", "--threats="]
+  # Its perceptual distance does not take pictures as small as this model's.
+  done = entry_point("impress", *given)
+  assert done.returncode == 7, done.stderr
+  assert "failed: clean / impress: purify: ConfigError:" in done.stdout
+  report = json.loads((tmp_path / "run" / "report.json").read_text())
+  assert [f["purifier"] for f in report["failures"]] == ["impress"] * len(report["rows"])
+  assert (tmp_path / "run" / "report.html").exists()
