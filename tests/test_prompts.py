@@ -22,7 +22,7 @@ TEXTS = ("a photograph of a cat", "a painting of a dog by the sea")
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-  return train_tokenizer(TEXTS, 520, length=12)
+  return train_tokenizer(TEXTS, 520, length=40)
 
 
 @pytest.fixture
