@@ -93,7 +93,7 @@ def training(title: str) -> ConfigDict:
       "drop_captions": 0.1,
     }
   )
-  config.samples = ConfigDict({"each": 8, "num_steps": 50, "guidance_scale": 3.0})
+  config.samples = ConfigDict({"each": 4, "num_steps": 50, "guidance_scale": 3.0})
   config.checkpoint = ConfigDict({"every_steps": 250})
   config.performance = ConfigDict(
     {

@@ -11,6 +11,7 @@ workdir/results.json    reconstruction PSNR, losses; with reconstructions.png, s
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from udp_jax import objectives
-from udp_jax.data import files, images
+from udp_jax.data import files
 from udp_jax.errors import ConfigError
 from udp_jax.ldm import autoencoder, captioned, denoiser, figures, stages
 from udp_jax.ldm.captioned import Captioned
@@ -149,7 +151,11 @@ def _draw(config: Any, pipeline: Pipeline, pictures: Captioned, workdir: Path) -
 
 
 def _write_grid(path: Path, levels: np.ndarray, columns: int) -> None:
-  images.write_png(path, np.asarray(image.grid(levels, columns, fill=255)))
+  """A grid as a PNG of 256 colours: small enough to go with the model."""
+  cells = np.asarray(image.grid(levels, columns, fill=255))
+  buffer = io.BytesIO()
+  Image.fromarray(cells).quantize(256).save(buffer, "PNG", optimize=True)
+  files.write_bytes(path, buffer.getvalue())
 
 
 def _size(params: Any) -> int:
