@@ -102,6 +102,8 @@ def open_job(
     if prompt is not None:
       raise ConfigError("a prompt is for models with a text encoder; this one has none")
     return Job(opened, model, found, tiling, {}, None)
+  with config.unlocked():
+    config.model.uncond_ids = tuple(opened.pipeline.tokenizer([""])[0].tolist())
   written = captions.read_captions(folder)
   texts = {file.relative: written.get(file.relative, prompt or "") for file in found.files}
   names = sorted(set(texts.values()))
@@ -143,7 +145,8 @@ def run(
   check_workdir(config, workdir, job)
   rows = list(dict.fromkeys(config.rows))
   for row in rows:
-    if row != CLEAN:
+    # A finished folder is kept, as everywhere.
+    if row != CLEAN and not manifest.is_complete(workdir / "protected" / row):
       pictures.protect(
         config,
         row,

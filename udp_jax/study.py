@@ -98,6 +98,11 @@ def row_settings(config: Any, row: str) -> tuple[str, int, str | None, dict[str,
   for shared in ("radius", "step_size"):
     if shared in accepted:
       settings.setdefault(f"{shared}_255", config[f"{shared}_255"])
+  if "decay_steps" in accepted:
+    settings.setdefault("decay_steps", rounds)
+  # Of the empty prompt, for guidance; known once the model's tokenizer is.
+  if "uncond_ids" in accepted and config.model.get("uncond_ids"):
+    settings.setdefault("uncond_ids", tuple(config.model.uncond_ids))
   if "joint_gradients" in accepted and config.performance.get("joint_gradients"):
     settings.setdefault("joint_gradients", True)
   return method, rounds, of, settings

@@ -88,6 +88,9 @@ def load(config: Any) -> Subject:
   measuring = pipeline.build_model(
     found.configs, found.scheduler, config.performance, deterministic=True, image_size=size
   )
+  if found.tokenizer is not None:
+    with config.unlocked():
+      config.model.uncond_ids = tuple(found.tokenizer([""])[0].tolist())
   return Subject(found.model, found.params, measuring, found)
 
 
