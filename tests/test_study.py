@@ -41,7 +41,7 @@ def _set(config, field: str, value) -> None:
     ("protections.eudp.method", "nope", "unknown protection 'nope'"),
     ("protections.eudp.typo", 1, "protection eudp has no option 'typo'"),
     ("threat.seeds", (), "at least one entry"),
-    ("threat.name", "nope", "unknown threat 'nope'; known: scratch"),
+    ("threat.name", "nope", "unknown threat 'nope'; known: dreambooth"),
     ("threat.options.decay", "nope", "unknown learning-rate decay 'nope'"),
     ("threat.options.sample_steps", 5000, "sample_steps"),
     ("threat.options.train_steps", 0, "config.threat.options.train_steps is 0; it must be at le"),
@@ -199,3 +199,19 @@ def test_missing_source_is_missing_data(config) -> None:
   config.data.source = "folder:/nowhere"
   with pytest.raises(MissingDataError, match="/nowhere"):
     study.load_data(config)
+
+
+@pytest.mark.parametrize(
+  ("row", "joint", "rounds"),
+  [("eudp", False, 6), ("eudp", True, 6), ("random_noise", False, 1), ("udp", True, 6)],
+)
+def test_every_round_is_made_but_for_what_is_drawn_once(
+  row: str, joint: bool, rounds: int, config, pictures, tmp_path: Path, monkeypatch
+) -> None:
+  with config.unlocked():
+    config.performance.joint_gradients = joint
+  asked: dict = {}
+  monkeypatch.setattr(study.stages, "protect_stage", lambda *_, **options: asked.update(options))
+  model = factory.build(config.model, config.performance)[0]
+  study.protect_row(config, row, pictures, tmp_path, model, None)
+  assert asked["num_rounds"] == rounds == (1 if row == "random_noise" else config.num_rounds)

@@ -215,7 +215,6 @@ def _perturb(
     train_visits = streaming.visit_options(constructor, options, num_shards)[1]
   model = placement.split_weights(job.model, mesh)
   protection = study.build_protection(config, row, model, job.params, num_shards=num_shards)
-  moves = protection.needs_params or _trains(config, row)
   _, delta = stages.run_rounds(
     protection,
     batches,
@@ -223,7 +222,7 @@ def _perturb(
     key=stream(jax.random.key(config.seed), f"protect/{row}"),
     params=job.params,
     mesh=mesh,
-    num_rounds=num_rounds if moves else 1,
+    num_rounds=1 if protection.drawn_once else num_rounds,
     scratch_folder=folder,
     checkpoint_every=config.checkpoint.every_rounds,
     label=label,

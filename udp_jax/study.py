@@ -227,7 +227,7 @@ def protect_row(
     params=params,
     mesh=mesh,
     radius_255=config.radius_255,
-    num_rounds=rounds if protection.phases or protection.needs_params else 1,
+    num_rounds=1 if protection.drawn_once else rounds,
     global_batch_size=config.global_batch_size,
     scratch_folder=workdir / "stages" / f"protect_{row}",
     checkpoint_every=config.checkpoint.every_rounds,

@@ -63,6 +63,7 @@ class Protection(NamedTuple):
     phases: parts that a round may be split into, in order: passing each of them (traced) as `phase`
       to one compiled `update` does what one call with WHOLE does, and lets the host time the parts.
     perturb_steps: steps that every picture takes in a round.
+    drawn_once: whether rounds change nothing: all is done by `init`.
   """
 
   init: Callable[[jax.Array, Batch, Params | None], Any]
@@ -71,6 +72,7 @@ class Protection(NamedTuple):
   needs_reference: bool = False
   phases: tuple[int, ...] = ()
   perturb_steps: int = 1
+  drawn_once: bool = False
 
 
 class PGDState(NamedTuple):
@@ -105,7 +107,7 @@ def pgd(
   def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState:
     del params
     delta = constraint.init(example_keys(key, 0, batch.ids), to_float(batch.images))
-    delta = delta if batch.mask is None else projections.masked(delta, batch.mask)
+    delta = allowed(delta, batch)
     return PGDState(delta, tx.init(delta), jnp.zeros((), jnp.int32))
 
   def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None, phase=None):
@@ -121,10 +123,15 @@ def pgd(
     gradients, losses = jax.grad(total, has_aux=True)(state.delta)
     updates, opt_state = tx.update(gradients, state.opt_state, state.delta)
     delta = constraint.project(optax.apply_updates(state.delta, updates), images)
-    delta = delta if batch.mask is None else projections.masked(delta, batch.mask)
+    delta = allowed(delta, batch)
     return PGDState(delta, opt_state, state.step + 1), Info(losses, jnp.zeros((0,)))
 
   return Protection(init, update, needs_params=True)
+
+
+def allowed(delta: jax.Array, batch: Batch) -> jax.Array:
+  """`delta` where the batch's mask lets it be, 0 elsewhere."""
+  return delta if batch.mask is None else projections.masked(delta, jnp.asarray(batch.mask))
 
 
 def sign_descent(step_size: float | optax.Schedule) -> optax.GradientTransformation:
@@ -193,7 +200,7 @@ def fixed(draw: Callable[[jax.Array, jax.Array], jax.Array]) -> Protection:
 
     return FixedState(jax.lax.map(one_batch, data))
 
-  return Protection(init, _stay)
+  return Protection(init, _stay, drawn_once=True)
 
 
 def fixed_from_reference(
@@ -213,7 +220,7 @@ def fixed_from_reference(
     keys = jax.vmap(lambda ids: example_keys(key, 0, ids))(data.ids)
     return FixedState(make(keys, data, to_float(data.reference) - to_float(data.images)))
 
-  return Protection(init, _stay, needs_reference=True)
+  return Protection(init, _stay, needs_reference=True, drawn_once=True)
 
 
 @partial(jax.jit, static_argnums=(0,), static_argnames=("num_rounds",))

@@ -16,7 +16,15 @@ from udp_jax.models.base import Params
 from udp_jax.models.trainable import Trainable
 from udp_jax.objectives import Objective
 from udp_jax.ops.image import to_float
-from udp_jax.protections.base import PERTURB, TRAIN, Info, PGDState, Protection, over_batches
+from udp_jax.protections.base import (
+  PERTURB,
+  TRAIN,
+  Info,
+  PGDState,
+  Protection,
+  allowed,
+  over_batches,
+)
 from udp_jax.randomness import example_keys, stream
 from udp_jax.training import Batch, TrainState
 
@@ -185,7 +193,7 @@ def joint(
 
     def start(batch: Batch) -> jax.Array:
       keys = example_keys(stream(key, "start"), 0, batch.ids)
-      return constraint.init(keys, to_float(batch.images))
+      return allowed(constraint.init(keys, to_float(batch.images)), batch)
 
     delta = jax.lax.map(start, data)
     steps = jnp.zeros(data.ids.shape[0], jnp.int32)
@@ -214,6 +222,7 @@ def joint(
       surrogate, loss = training.apply_gradients(tx, surrogate, gradients, loss, batch.weight)
       moves, _ = ascent.update(-ascending, ascent.init(delta_batch), delta_batch)
       moved = constraint.project(optax.apply_updates(delta_batch, moves), images)
+      moved = allowed(moved, batch)
       delta, seen = training.put(delta, rows, moved), training.put(seen, rows, -losses)
       return (surrogate, delta, seen), loss
 
