@@ -29,7 +29,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 parity: .venv-parity/installed  ## live comparison with PyTorch diffusers, in its own environment
-	JAX_PLATFORMS=cpu PYTHONPATH=. $(PARITY)/python -m pytest tests/parity
+	JAX_PLATFORMS=cpu PYTHONPATH=. $(PARITY)/python -m pytest --numprocesses=2 --dist=loadfile tests/parity
 
 bench: .venv/installed .venv-peers/installed  ## race PyTorch on this machine
 	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmark --config=default --workdir=runs/bench
@@ -47,9 +47,11 @@ clean:  ## remove all environments and the caches, keep runs/
 	@touch $@
 
 # torch first and alone: with it in place, the others do not ask for a build of several gigabytes.
+# The perceptual distances last and without what they ask for: a torchvision of another torch.
 .venv-parity/installed .venv-peers/installed: tests/parity/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --upgrade pip
 	$(@D)/bin/python -m pip install -q torch==2.13.0
 	$(@D)/bin/python -m pip install -q -r tests/parity/requirements.txt
+	$(@D)/bin/python -m pip install -q --no-deps lpips==0.1.4 stlpips-pytorch==0.0.2
 	@touch $@
