@@ -122,6 +122,13 @@ def test_update_descends_on_floats() -> None:
   assert float(state.params["guess"]) < float(state.ema_params["guess"]) < -7.0
 
 
+def test_figures_show_some_of_each_concept() -> None:
+  concepts = np.array([0] * 50 + [1] * 3 + [-1] * 20)
+  shown = run._some_of_each(concepts, 9, seed=0)
+  assert sorted(concepts[shown].tolist()) == [-1] * 3 + [0] * 3 + [1] * 3
+  assert len(set(run._some_of_each(concepts, 73, seed=0).tolist())) == 73
+
+
 def test_a_folder_belongs_to_one_config(tmp_path) -> None:
   config = latent.training("test")
   run._check_config(config, tmp_path)

@@ -97,11 +97,21 @@ def _reconstruct(
   for concept in sorted(set(pictures.holdout_concepts.tolist())):
     values = psnr[pictures.holdout_concepts == concept]
     found[names[concept + 1]] = {"pictures": len(values), "psnr": round(float(values.mean()), 2)}
-  shown = np.random.default_rng(config.seed).permutation(len(held))[: 2 * _COLUMNS]
+  shown = _some_of_each(pictures.holdout_concepts, 2 * _COLUMNS, config.seed)
   pairs = [held[shown], np.asarray(image.quantise(jnp.asarray(made[shown])))]
   rows = [part[i : i + _COLUMNS] for i in range(0, len(shown), _COLUMNS) for part in pairs]
   _write_grid(workdir / "reconstructions.png", np.concatenate(rows), min(_COLUMNS, len(shown)))
   return found
+
+
+def _some_of_each(concepts: np.ndarray, count: int, seed: int) -> np.ndarray:
+  """Rows of `count` random pictures, the concepts in turn."""
+  order = np.random.default_rng(seed).permutation(len(concepts))
+  turn = np.zeros(len(order), int)
+  for concept in np.unique(concepts):
+    members = concepts[order] == concept
+    turn[members] = np.arange(members.sum())
+  return order[np.argsort(turn, kind="stable")][:count]
 
 
 def _denoising_loss(config: Any, pipeline: Pipeline, pictures: Captioned) -> dict[str, float]:

@@ -151,6 +151,8 @@ class TrainCells:
     self._threat, self._subject, self._pictures = threat, subject, pictures
     driving = given.driving
     self._cond: np.ndarray | None
+    # Sampled from first, measured then.
+    self._latest: tuple[Cell, Params] | None = None
     prompt = driving.get("prompt", config.prompt)
     self._encode = subject.token_ids if threat.needs_token_ids else subject.embeddings
     if "init_word" in driving:
@@ -187,6 +189,8 @@ class TrainCells:
     Raises:
       DivergedError, OutputError, loop.Preempted: see `stages.train_stage`.
     """
+    if self._latest is not None and self._latest[0] == cell:
+      return self._latest[1]
     config, threat = self._config, self._threat
     base = self._subject.params if threat.needs_params else None
     theta = stages.train_stage(
@@ -204,7 +208,9 @@ class TrainCells:
     )
     if threat.save is not None:
       threat.save(cell.folder(workdir), theta)
-    return theta if base is None else threat.trainable.merge(theta, base)
+    params = theta if base is None else threat.trainable.merge(theta, base)
+    self._latest = cell, params
+    return params
 
   def scratch(self, cell: Cell, workdir: Path) -> Path:
     """Where the checkpoints of a cell's training are."""
