@@ -2,9 +2,10 @@
 
 Exit codes: 0 done, or stopped by SIGTERM with everything saved; 1 a bug (or, for `verify`, a broken
 budget); 2 bad arguments, config, or missing data or weights; 3 unusable data; 4 unusable output
-place; 5 a loss that is not finite; 6 another process of the run died, failed or never appeared; 130
-stopped by Ctrl-C, saved like after SIGTERM; 143 SIGTERM where there is nothing to go on with
-(`sample`, `evaluate`, `verify`).
+place; 5 a loss that is not finite; 6 another process of the run died, failed or never appeared; 7 a
+matrix whose report is written but of which some cells failed (`impress`); 130 stopped by Ctrl-C,
+saved like after SIGTERM; 143 SIGTERM where there is nothing to go on with (`sample`, `evaluate`,
+`verify`).
 """
 
 from __future__ import annotations
