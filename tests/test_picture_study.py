@@ -14,6 +14,9 @@ from udp_jax.data import verify
 from udp_jax.errors import ConfigError
 from udp_jax.report import html, text
 
+# Compiling a round through an autoencoder: `make test_slow`.
+pytestmark = pytest.mark.slow
+
 ROWS = ("clean", "random_noise", "eudp")
 
 
@@ -77,7 +80,7 @@ def test_a_second_run_makes_nothing_again(finished, config, monkeypatch):
   workdir, report, _ = finished
   monkeypatch.setattr("udp_jax.stages.run_rounds", lambda *_, **__: pytest.fail("made again"))
   again, _ = picture_study.run(config, workdir, progress=False)
-  assert again["rows"] == report["rows"]
+  assert text.jsonable(again["rows"]) == text.jsonable(report["rows"])
 
 
 def test_other_captions_are_another_run(finished, config):

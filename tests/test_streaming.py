@@ -25,6 +25,7 @@ KEY = jax.random.key(5)
 RADIUS, STEP = 8 / 255, 3 / 255
 METHODS = {
   "advdm": {"radius": RADIUS, "step_size": STEP},
+  "sds": {"radius": RADIUS, "step_size": STEP},
   "random_noise": {"radius": RADIUS},
   "matched_noise": {"radius": RADIUS},
   "shuffled_delta": {"radius": RADIUS},
@@ -116,8 +117,16 @@ def test_pictures_of_their_own_are_the_resident_ones(
   np.testing.assert_allclose(report.delta_rms, rms, rtol=1e-5)
 
 
-def test_every_method_is_covered():
-  assert set(protections.available()) == {*METHODS, "udp", "eudp"}
+def test_every_method_is_covered(gaussian_model):
+  """All that work on pixels: those above, and those that train a surrogate, within shards."""
+  on_pixels = set()
+  for name in protections.available():
+    try:
+      protections.build(name, gaussian_model, METHODS.get(name, METHODS["advdm"]))
+      on_pixels.add(name)
+    except ConfigError as error:
+      assert "latent" in str(error)
+  assert on_pixels == {*METHODS, "udp", "eudp", "fsmg", "aspl"}
 
 
 def test_a_real_network(tiny_model, pictures, mesh):

@@ -151,6 +151,7 @@ def test_shift_tolerant_layers():
   np.testing.assert_allclose(got, expected, rtol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "shift_tolerant"), [("alex", False), ("alex", True)])
 def test_smallest_pictures(network, shift_tolerant):
   """At `min_size` every depth has something to compare; one pixel less has not."""
