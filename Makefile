@@ -16,7 +16,7 @@ test: .venv/installed  ## all tests: no network, no accelerator, no other files
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test_slow: .venv/installed  ## whole runs of several processes, and of the benchmark
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
