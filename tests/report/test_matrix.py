@@ -245,3 +245,11 @@ def test_page_works_in_a_browser(tmp_path, open_in_browser) -> None:
   assert result["effect"][:2] == ["bar foo random_noise", "random_noise foo bar"]
   assert result["effect"][2] == "random_noise foo bar"
   assert result["name"] == "bar foo random_noise"
+
+
+def test_without_purifiers_nothing_is_said_of_survival() -> None:
+  report = make_report()
+  assert "Survival is the share" in matrix.summary(report)
+  said = matrix.summary(report | {"purifiers": report["purifiers"][:1]})
+  assert "through 0 purifiers" in said and "effects and no survival" in said
+  assert "told from noise" not in said and "kept" not in said

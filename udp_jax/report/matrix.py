@@ -147,9 +147,12 @@ def summary(report: Mapping[str, Any]) -> str:
   said = (
     f"{count} protections of {report['data']['pictures']} pictures, each within "
     f"{report['radius_255']:g} of 255 levels, were taken through {len(report['purifiers']) - 1} "
-    f"purifiers and {len(report['threats'])} threats. Survival is the share of a protection's "
-    "effect that is left after a purifier. "
+    f"purifiers and {len(report['threats'])} threats. "
   )
+  if len(report["purifiers"]) == 1:
+    said += "Nothing was purified, so the tables show effects and no survival. "
+    return (said + _failed(report)).strip()
+  said += "Survival is the share of a protection's effect that is left after a purifier. "
   for number, key in primary(report):
     table = report["tables"][number]
     known = [line for line in table["survival"][key] if line["worst"] is not None]
@@ -165,9 +168,12 @@ def summary(report: Mapping[str, Any]) -> str:
       f"{100 * best['worst']:.0f} % (after {best['worst_purifier'].replace('_', ' ')}); "
       f"{len(own)} of {count} had an effect to lose. "
     )
-  if report["failures"]:
-    said += f"Cells that failed and are missing: {len(report['failures'])}."
-  return said.strip()
+  return (said + _failed(report)).strip()
+
+
+def _failed(report: Mapping[str, Any]) -> str:
+  count = len(report["failures"])
+  return f"Cells that failed and are missing: {count}." if count else ""
 
 
 def _is_complete(line: Mapping[str, Any]) -> bool:
