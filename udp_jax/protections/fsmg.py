@@ -13,20 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from udp_jax import constraints, objectives
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel, Params
-from udp_jax.ops import timesteps
 from udp_jax.protections import surrogates
-from udp_jax.protections.adaptive import adapted
-from udp_jax.protections.base import (
-  Info,
-  PGDState,
-  Protection,
-  over_batches,
-  pgd,
-  sign_descent,
-)
+from udp_jax.protections.base import Info, PGDState, Protection
 from udp_jax.protections.maxmin import run_if
 from udp_jax.randomness import stream
 from udp_jax.training import Batch, TrainState
@@ -98,16 +88,15 @@ def fsmg(
     trains=trains,
     rank=rank,
   )
-  probs = timesteps.uniform(model.schedule.num_steps)
-  objective = adapted(
+  perturb = surrogates.climbing(
     model,
-    objectives.negate(objectives.denoising(model, probs)),
+    radius=radius,
+    step_size=step_size,
+    perturb_steps=perturb_steps,
+    start=start,
     transforms=transforms,
     consistency_weight=consistency_weight,
   )
-  constraint = constraints.linf(radius, start=start)
-  inner = pgd(objective, constraint, sign_descent(step_size))
-  perturb = over_batches(inner, num_steps=perturb_steps, hold=model.hold)
 
   def init(key: jax.Array, data: Batch, params: Params) -> FSMGState:
     trained = surrogate.init(stream(key, "surrogate"), params)

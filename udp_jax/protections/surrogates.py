@@ -14,11 +14,13 @@ from typing import NamedTuple
 import jax
 import optax
 
-from udp_jax import objectives, training
+from udp_jax import constraints, objectives, training
 from udp_jax.models import trainable as trainable_lib
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.trainable import Theta, Trainable
 from udp_jax.ops import timesteps
+from udp_jax.protections.adaptive import adapted
+from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
 from udp_jax.protections.maxmin import of_theta
 from udp_jax.training import Batch, TrainState
 
@@ -86,6 +88,42 @@ def fine_tuned(
     return training.train_steps(update, key, state, data, train_steps, delta=delta)
 
   return Surrogate(trainable, tx, steps)
+
+
+def climbing(
+  model: DiffusionModel,
+  *,
+  radius: float,
+  step_size: float,
+  perturb_steps: int,
+  start: str,
+  transforms: str,
+  consistency_weight: float,
+) -> Protection:
+  """Sign steps of delta up the denoising loss of whatever parameters it is given.
+
+  Args:
+    model: the attacked model.
+    radius: L-inf budget on the [0, 1] scale.
+    step_size: on the [0, 1] scale.
+    perturb_steps: of every picture in one update.
+    start: of delta: "zero", "uniform" or "sign".
+    transforms: see `adaptive`.
+    consistency_weight: see `adaptive`.
+
+  Raises:
+    ConfigError: an option that cannot be used.
+  """
+  probs = timesteps.uniform(model.schedule.num_steps)
+  objective = adapted(
+    model,
+    objectives.negate(objectives.denoising(model, probs)),
+    transforms=transforms,
+    consistency_weight=consistency_weight,
+  )
+  constraint = constraints.linf(radius, start=start)
+  inner = pgd(objective, constraint, sign_descent(step_size))
+  return over_batches(inner, num_steps=perturb_steps, hold=model.hold)
 
 
 def attacked(surrogate: Surrogate, theta: Theta, params: Params) -> Params:
