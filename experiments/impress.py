@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
   from udp_jax import provenance
   from udp_jax.data import files
   from udp_jax.matrix import plan, results, run
-  from udp_jax.report import matrix, text
+  from udp_jax.report import matrix, mosaics, survival, text
 
   workdir = Path(_WORKDIR.value)
   started = datetime.datetime.now(datetime.UTC)
@@ -62,8 +62,8 @@ def main(argv: Sequence[str]) -> int:
   files.write_json(workdir / "run.json", about)
   text.write_json(workdir / "report.json", report)
   results.write_csv(workdir / "cells.csv", report)
-  matrix.write_report(workdir / "report.html", report, about, matrix.pictures(report, workdir))
-  print(matrix.format_survival(report))
+  matrix.write_report(workdir / "report.html", report, about, mosaics.pictures(report, workdir))
+  print(survival.format_survival(report))
   if config.notice:
     print(f"\n{config.notice}")
   for failure in report["failures"]:

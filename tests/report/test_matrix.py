@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 
 from tests.report.test_report import NASTY, Page, squeeze
-from udp_jax.matrix import catalogue, survival
+from udp_jax.matrix import against, catalogue, survival
+from udp_jax.matrix.naming import Pair
 from udp_jax.metrics import spread
 from udp_jax.report import matrix, plots
+from udp_jax.report import survival as shown
+from udp_jax.report.mosaics import Mosaics
 
 ROWS = ("clean", "random_noise", "foo", "bar")
 PURIFIERS = ("none", "jpeg", "impress")
+PAIRS = [Pair("foo", "random_noise", "control"), Pair("bar", "random_noise", "control"),
+         Pair("bar", "foo", "plain")]  # fmt: skip
 ABOUT = {
   "command": "python -m experiments.impress --config=demo --workdir=here",
   "commit": "0123abc",
@@ -36,32 +41,33 @@ def _values(row: str, purifier: str) -> np.ndarray:
   return kept * (effect + own * (row != "clean")) + (0.2 if purifier != "none" else 0.0)
 
 
-def make_report() -> dict:
+def make_report(purifiers: tuple[str, ...] = PURIFIERS) -> dict:
   kinds = catalogue.metrics("LPIPS", "FID", 16)
   tables = []
   for threat, kind, key in ((None, "pictures", "latent_distance"), ("img2img", "edits", "ssim")):
-    shown = [m for m in kinds[kind] if m.key in ("perceptual", key)]
-    values = {(row, purifier): _values(row, purifier) for row in ROWS for purifier in PURIFIERS}
+    metrics = [m for m in kinds[kind] if m.key in ("perceptual", key)]
+    values = {(row, purifier): _values(row, purifier) for row in ROWS for purifier in purifiers}
     entries = [
       {
         "row": row,
         "purifier": purifier,
         "error": None,
-        "metrics": {m.key: spread.summarise(v, draws=20, seed=0) for m in shown},
+        "metrics": {m.key: spread.summarise(v, draws=20, seed=0) for m in metrics},
       }
       for (row, purifier), v in values.items()
     ]
-    if threat:
+    if threat and "impress" in purifiers:
       entries[-1] |= {"error": "ValueError: no luck", "metrics": {}}
       del values["bar", "impress"]
-    lines = survival.table(values, ROWS[1:], PURIFIERS[1:], clean="clean", none="none", draws=20)
+    lines = survival.table(values, ROWS[1:], purifiers[1:], clean="clean", none="none", draws=20)
     tables.append(
       {
         "threat": threat,
         "kind": kind,
-        "metrics": [m._asdict() for m in shown],
+        "metrics": [m._asdict() for m in metrics],
         "cells": entries,
         "survival": {key: lines},
+        "against": {key: against.table(values, PAIRS, purifiers, better="higher", draws=20)},
       }
     )
   return {
@@ -85,7 +91,7 @@ def make_report() -> dict:
       {"name": row, "label": row.replace("_", " ").title(), "control": i < 2}
       for i, row in enumerate(ROWS)
     ],
-    "purifiers": [{"name": name, "label": name} for name in PURIFIERS],
+    "purifiers": [{"name": name, "label": name} for name in purifiers],
     "threats": [{"name": "img2img", "label": "img2img", "kind": "edits"}],
     "survival_formula": survival.FORMULA,
     "noise_rule": "an effect within 2 standard errors of zero is none",
@@ -98,7 +104,7 @@ def make_report() -> dict:
   }  # fmt: skip
 
 
-def make_mosaics() -> matrix.Mosaics:
+def make_mosaics() -> Mosaics:
   generator = np.random.default_rng(0)
 
   def some() -> np.ndarray:
@@ -116,13 +122,15 @@ def test_survival_table_says_what_the_report_says() -> None:
   start = next(i for i, row in enumerate(rows) if row[0] == "Protection")
   assert rows[start] == ["Protection", "Effect", "jpeg", "impress", "Worst case", "Mean"]
   noise, foo, bar = rows[start + 1 : start + 4]
-  assert noise[0] == "Random Noise control" and noise[2:] == ["-"] * 4
+  assert noise[0] == "Random Noise control" and noise[2:] == ["- no effect to survive"] * 4
   assert foo[0] == "Foo" and foo[1].startswith(("0.9", "1.0"))
   assert foo[2].split()[0] == "0.50" and foo[3].split()[0] == "0.10"
   assert foo[4:] == ["0.10", "0.30"] and bar[4:] == ["0.10", "0.30"]
   # One of its purifiers failed: no worst case to compare with others'.
-  failed = next(row for row in rows[start + 5 :] if row[0] == "Bar")
-  assert failed[3] == "-" and failed[4] == "0.50 of 1 purifiers"
+  edits = start + 1 + rows[start + 1 :].index(rows[start])
+  failed = rows[edits + 3]
+  assert failed[0] == "Bar"
+  assert failed[3] == "- not measured" and failed[4] == "0.50 of 1 purifiers"
   notes = [attrs.get("title") for attrs in page.all("td")]
   assert survival.NO_EFFECT in notes and survival.NOT_MEASURED in notes
 
@@ -138,7 +146,8 @@ def test_page_states_formula_command_failures_and_origin() -> None:
     "bar / impress / img2img, seed 0: ValueError: no luck",
     "python -m experiments.impress --config=demo --workdir=here",
     "0123abc", "2026-11-22T10:00:00+00:00", "sha256:12", "a note", "tiny_ldm", "not made",
-    "Img2img (edits), SSIM: Foo kept most in its worst case, 10 % (after impress); 1 of 2 had",
+    "Img2img (edits), SSIM: 1 of 2 had an effect to lose, 2 beyond their noise control and 1 still",
+    "Foo kept most in its worst case, 10 % (after impress).",
     "Cells that failed and are missing: 1.",
   ):  # fmt: skip
     assert words in text, words
@@ -170,12 +179,12 @@ def test_hostile_texts_stay_texts() -> None:
 def test_nothing_measured_still_makes_a_page() -> None:
   report = make_report()
   for table in report["tables"]:
-    table["survival"], table["metrics"] = {}, []
+    table["survival"], table["against"], table["metrics"] = {}, {}, []
     for entry in table["cells"]:
       entry["error"], entry["metrics"] = "not made", {}
   page = Page(matrix.render(report, ABOUT, {}))
   assert "pareto" not in page.ids() and {"survival", "cells"} <= set(page.ids())
-  assert matrix.format_survival(report) == "nothing was measured"
+  assert shown.format_survival(report) == "nothing was measured"
 
 
 def test_same_input_same_page() -> None:
@@ -185,7 +194,7 @@ def test_same_input_same_page() -> None:
 
 
 def test_plain_table() -> None:
-  head, rule, noise, foo, *_ = matrix.format_survival(make_report()).split("\n")
+  head, rule, noise, foo, *_ = shown.format_survival(make_report()).split("\n")
   assert head.split()[-4:] == ["effect", "worst", "after", "mean"]
   assert set(rule) <= {"-", " "} and len(rule) == len(head)
   assert noise.split()[-3:] == ["-", "-", "-"]
@@ -249,7 +258,45 @@ def test_page_works_in_a_browser(tmp_path, open_in_browser) -> None:
 
 def test_without_purifiers_nothing_is_said_of_survival() -> None:
   report = make_report()
-  assert "Survival is the share" in matrix.summary(report)
-  said = matrix.summary(report | {"purifiers": report["purifiers"][:1]})
+  assert "Survival is the share" in shown.summary(report)
+  alone = make_report(("none",))
+  said = shown.summary(alone)
   assert "through 0 purifiers" in said and "effects and no survival" in said
   assert "told from noise" not in said and "kept" not in said
+  page = Page(matrix.render(alone, ABOUT, {}))
+  rows = [[squeeze(cell) for cell in row] for row in page.table]
+  assert ["Protection", "Effect"] in rows
+  assert not {"Worst case", "Mean"} & {cell for row in rows for cell in row}
+  assert "survival =" not in squeeze(page.text)
+  head, *_ = shown.format_survival(alone).split("\n")
+  assert head.split()[-1] == "effect"
+
+
+def test_differences_are_those_of_the_report() -> None:
+  report = make_report()
+  page = Page(matrix.render(report, ABOUT, {}))
+  rows = [[squeeze(cell) for cell in row] for row in page.table]
+  start = rows.index(["Protection", "minus", "as it is", "jpeg", "impress"])
+  foo, _, adaptive = rows[start + 1 : start + 4]
+  assert foo[:2] == ["Foo", "Random Noise"] and adaptive[:2] == ["Bar", "Foo"]
+  [line] = [x for x in report["tables"][0]["against"]["latent_distance"] if x["kind"] == "plain"]
+  found = line["purifiers"]["jpeg"]
+  assert found["mean"] == pytest.approx(0.5, abs=0.1) and shown.side(found) == 1
+  low, high = (f"{end:.3f}" for end in found["interval"])
+  assert adaptive[3] == f"{found['mean']:.3f} {low} to {high}"
+
+
+def test_a_run_that_tells_nothing_says_so() -> None:
+  report = make_report()
+  for table in report["tables"]:
+    for lines in table["survival"].values():
+      for line in lines:
+        line["worst"] = None
+  assert "so the run is too small, or the protections too weak" in shown.summary(report)
+
+
+@pytest.mark.parametrize(
+  ("interval", "side"), [([0.1, 0.2], 1), ([-0.2, -0.1], -1), ([-0.1, 0.1], 0), (None, 0)]
+)
+def test_what_is_surely_above_zero(interval: list[float] | None, side: int) -> None:
+  assert shown.side({"interval": interval}) == side

@@ -18,6 +18,7 @@ class Metric(NamedTuple):
     better: "higher" or "lower" from the side of the pictures' owner, None for neither.
     survives: whether the survival of its effect is worked out.
     of_set: one number for a whole set; no spread over pictures.
+    headline: among the first that a report shows, and compared with noise.
   """
 
   key: str
@@ -27,6 +28,7 @@ class Metric(NamedTuple):
   better: str | None = None
   survives: bool = False
   of_set: bool = False
+  headline: bool = False
 
 
 def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict[str, list[Metric]]:
@@ -84,6 +86,7 @@ def _compared(perceptual_label: str, what: str, to: str) -> list[Metric]:
       digits=4,
       better=far,
       survives=edits,
+      headline=edits,
     ),
     Metric(
       "ssim",
@@ -129,6 +132,7 @@ _STRENGTH = [
     "Distance of the VAE's code from the clean picture's, over the spread of clean codes.",
     better="higher",
     survives=True,
+    headline=True,
   ),
   Metric(
     "denoising_loss",
@@ -137,6 +141,7 @@ _STRENGTH = [
     digits=4,
     better="higher",
     survives=True,
+    headline=True,
   ),
   Metric(
     "inconsistency",
@@ -154,6 +159,7 @@ _LEARNED = [
     "Feature distance of a sample to the nearest of the clean pictures that were to be learned.",
     better="higher",
     survives=True,
+    headline=True,
   ),
   Metric(
     "precision",
@@ -176,6 +182,7 @@ _LEARNED = [
     digits=4,
     better="higher",
     survives=True,
+    headline=True,
   ),
   Metric(
     "loss_holdout",

@@ -15,18 +15,16 @@ from typing import Any
 import numpy as np
 
 from udp_jax.data import files
-from udp_jax.matrix import cells, survival
+from udp_jax.matrix import against, cells, naming, survival
 from udp_jax.matrix import plan as plan_lib
 from udp_jax.matrix.catalogue import PICTURES, Metric
 from udp_jax.matrix.plan import NONE, Cell, Plan
 from udp_jax.matrix.run import Finished
 from udp_jax.metrics import spread
-from udp_jax.report.build import label
 from udp_jax.study import CLEAN, row_settings
 
 _SELECTING = ("--rows", "--purifiers", "--threats", "--workdir")
 WORKDIR = "WORKDIR"
-_CONTROLS = ("random_noise", "matched_noise", "shuffled_delta")
 
 
 def build(config: Any, workdir: Path, finished: Finished, *, command: str = "") -> dict[str, Any]:
@@ -39,14 +37,14 @@ def build(config: Any, workdir: Path, finished: Finished, *, command: str = "") 
     command: that was given, for the commands that reproduce single cells.
   """
   plan = finished.plan
-  tables = [_table(config, workdir, finished, None)]
-  tables += [_table(config, workdir, finished, threat) for threat in plan.threats]
+  own = reproducing(command)
+  tables = [_table(config, workdir, finished, threat, own) for threat in (None, *plan.threats)]
   clean = finished.clean
   origin = clean.origin
   return {
     "title": config.title,
     "notice": config.notice or None,
-    "command": reproducing(command),
+    "command": own,
     "config": config.to_dict(),
     "data": {
       "source": str(origin.get("source", config.data.source)),
@@ -92,9 +90,14 @@ def reproducing(command: str, cell: Cell | None = None) -> str:
 
 def _row(config: Any, row: str) -> dict[str, Any]:
   method, rounds, _, options = (CLEAN, 0, None, {}) if row == CLEAN else row_settings(config, row)
-  control = row == CLEAN or method in _CONTROLS
-  described = {"name": row, "label": label(config, row), "control": control, "method": method}
-  return described | {"num_rounds": rounds, "options": _plain(options)}
+  return {
+    "name": row,
+    "label": naming.row_label(config, row),
+    "control": naming.is_control(config, row),
+    "method": method,
+    "num_rounds": rounds,
+    "options": _plain(options),
+  }
 
 
 def _method(config: Any, kind: str, name: str) -> dict[str, Any]:
@@ -109,8 +112,10 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
   return {k: v.to_dict() if hasattr(v, "to_dict") else v for k, v in sorted(options.items())}
 
 
-def _table(config: Any, workdir: Path, finished: Finished, threat: str | None) -> dict[str, Any]:
-  """Every cell of the pictures, or of one threat, and the survival of what it measured."""
+def _table(
+  config: Any, workdir: Path, finished: Finished, threat: str | None, command: str
+) -> dict[str, Any]:
+  """Every cell of the pictures, or of one threat, and what they say of survival."""
   plan = finished.plan
   kind = PICTURES if threat is None else finished.kinds[threat]
   seeds: Sequence[int | None] = [None] if threat is None else plan.seeds
@@ -132,6 +137,7 @@ def _table(config: Any, workdir: Path, finished: Finished, threat: str | None) -
         "row": cell.row,
         "purifier": cell.purifier,
         "error": None if measured else (errors or ["not made"])[0],
+        "command": reproducing(command, cell._replace(threat=threat)),
         "metrics": {
           metric.key: _summary(whole, metric, draws, seed) for metric in finished.metrics[kind]
         }
@@ -156,6 +162,18 @@ def _table(config: Any, workdir: Path, finished: Finished, threat: str | None) -
       metric.key: _survival(records, metric.key, plan, draws, seed)
       for metric in shown
       if metric.survives
+    },
+    "against": {
+      metric.key: against.table(
+        _by_place(records, metric.key),
+        naming.pairs(config, plan),
+        plan.purifiers,
+        better=metric.better,
+        draws=draws,
+        seed=seed,
+      )
+      for metric in shown
+      if metric.headline and metric.better
     },
   }
 
@@ -185,12 +203,18 @@ def _summary(
   return spread.summarise(values, draws=draws, seed=seed)
 
 
+def _by_place(
+  records: dict[tuple[str, str], list[dict[str, Any]]], key: str
+) -> dict[tuple[str, str], np.ndarray]:
+  values = {place: _values(found, key) for place, found in records.items()}
+  return {place: array for place, array in values.items() if array is not None}
+
+
 def _survival(
   records: dict[tuple[str, str], list[dict[str, Any]]], key: str, plan: Plan, draws: int, seed: int
 ) -> list[dict[str, Any]]:
-  values = {place: _values(found, key) for place, found in records.items()}
   return survival.table(
-    {place: array for place, array in values.items() if array is not None},
+    _by_place(records, key),
     [row for row in plan.rows if row != CLEAN],
     [purifier for purifier in plan.purifiers if purifier != NONE],
     clean=CLEAN,

@@ -1,0 +1,248 @@
+"""What a matrix says of survival: in words, as tables for the page, and in plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from udp_jax.matrix.plan import NONE
+from udp_jax.report import plots, text
+
+_GOOD, _BAD = 2 / 3, 1 / 3
+
+
+def primary(report: Mapping[str, Any]) -> list[tuple[int, str]]:
+  """The survival that is shown first: (number of the table, metric).
+
+  The headline metrics of every table, or its first one where it has none of them.
+  """
+  chosen = []
+  for number, table in enumerate(report["tables"]):
+    known = [m for m in table["metrics"] if m["key"] in table["survival"]]
+    keys = [m["key"] for m in known if m["headline"]] or [m["key"] for m in known[:1]]
+    chosen += [(number, key) for key in keys]
+  return chosen
+
+
+def others(report: Mapping[str, Any]) -> list[tuple[int, str]]:
+  """What `primary` leaves."""
+  chosen = primary(report)
+  return [
+    (number, key)
+    for number, table in enumerate(report["tables"])
+    for key in table["survival"]
+    if (number, key) not in chosen
+  ]
+
+
+def subject(table: Mapping[str, Any]) -> str:
+  """What a table is about, in words."""
+  if table["threat"] is None:
+    return "The pictures themselves"
+  name = table["threat"].replace("_", " ")
+  return f"{name[:1].upper()}{name[1:]} ({table['kind']})"
+
+
+def metric_of(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+  """The description of one metric of a table."""
+  return next(metric for metric in table["metrics"] if metric["key"] == key)
+
+
+def is_complete(line: Mapping[str, Any]) -> bool:
+  """Whether a line of a survival table could be judged for every purifier."""
+  return bool(line["judged"] == line["purifiers_count"])
+
+
+def is_control(report: Mapping[str, Any], row: str) -> bool:
+  """Whether a row of the report is a control."""
+  return bool(next(entry["control"] for entry in report["rows"] if entry["name"] == row))
+
+
+def summary(report: Mapping[str, Any]) -> str:
+  """What was done and what the tables say; nothing that they do not say."""
+  count = sum(not row["control"] for row in report["rows"])
+  said = (
+    f"{count} protections of {report['data']['pictures']} pictures, each within "
+    f"{report['radius_255']:g} of 255 levels, were taken through {len(report['purifiers']) - 1} "
+    f"purifiers and {len(report['threats'])} threats. "
+  )
+  if len(report["purifiers"]) == 1:
+    said += "Nothing was purified, so the tables show effects and no survival. "
+  else:
+    said += "Survival is the share of a protection's effect that is left after a purifier. "
+    said += " ".join(findings(report)) + " "
+  failed = len(report["failures"])
+  return (said + (f"Cells that failed and are missing: {failed}." if failed else "")).strip()
+
+
+def findings(report: Mapping[str, Any]) -> list[str]:
+  """One sentence for every primary table."""
+  names = {row["name"]: row["label"] for row in report["rows"]}
+  count = sum(not row["control"] for row in report["rows"])
+  said = []
+  for number, key in primary(report):
+    table = report["tables"][number]
+    known = [line for line in table["survival"][key] if line["worst"] is not None]
+    # A worst case over fewer purifiers is not the same thing.
+    own = [line for line in known if not is_control(report, line["row"]) and is_complete(line)]
+    where = f"{subject(table)}, {metric_of(table, key)['label']}"
+    if not own:
+      said.append(
+        f"{where}: no protection had an effect that could be told from none, so the run is too "
+        "small, or the protections too weak, to say what survives."
+      )
+      continue
+    best = max(own, key=lambda line: line["worst"])
+    said.append(
+      f"{where}: {len(own)} of {count} had an effect to lose{_beyond(table, key)}; "
+      f"{names[best['row']]} kept most in its worst case, {100 * best['worst']:.0f} % (after "
+      f"{best['worst_purifier'].replace('_', ' ')})."
+    )
+  return said
+
+
+def _beyond(table: Mapping[str, Any], key: str) -> str:
+  """How many protections do more than noise, before and after every purifier."""
+  lines = [line for line in table["against"].get(key, ()) if line["kind"] == "control"]
+  if not lines:
+    return ""
+  before = sum(side(line["purifiers"].get(NONE)) > 0 for line in lines)
+  after = sum(all(side(found) > 0 for found in line["purifiers"].values()) for line in lines)
+  return f", {before} beyond their noise control and {after} still so after every purifier"
+
+
+def side(found: Mapping[str, Any] | None) -> int:
+  """1 where a difference is surely above zero, -1 where it is surely below, else 0."""
+  if found is None or found["interval"] is None:
+    return 0
+  low, high = found["interval"]
+  return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def block(
+  report: Mapping[str, Any], number: int, key: str, series: Mapping[str, plots.Series]
+) -> dict[str, Any]:
+  """One survival table for the page."""
+  table = report["tables"][number]
+  metric = metric_of(table, key)
+  purifiers = [entry for entry in report["purifiers"] if entry["name"] != NONE]
+  lines = []
+  for line in table["survival"][key]:
+    shown = [_ratio(line["purifiers"][entry["name"]]) for entry in purifiers]
+    # Without a purifier there is nothing to be worst.
+    over = [_over_purifiers(line, field) for field in ("worst", "mean")] if purifiers else []
+    lines.append(
+      {
+        "series": series[line["row"]],
+        "effect": text.format_number(line["effect"], metric["digits"]),
+        "noise": text.format_number(line["noise"], metric["digits"]),
+        "effect_sort": sortable(line["effect"]),
+        "ratios": shown + over,
+      }
+    )
+  return {
+    "id": f"survival-{number}-{key}",
+    "subject": subject(table),
+    "metric": metric,
+    "purifiers": purifiers,
+    "lines": lines,
+    "against": _against(report, table, key, series),
+    "against_id": f"against-{number}-{key}",
+  }
+
+
+def _against(
+  report: Mapping[str, Any],
+  table: Mapping[str, Any],
+  key: str,
+  series: Mapping[str, plots.Series],
+) -> list[dict[str, Any]]:
+  """Lines of the table of differences: a protection minus its control, or minus its plain form."""
+  digits = metric_of(table, key)["digits"]
+  lines = []
+  for line in table["against"].get(key, ()):
+    cells = []
+    for purifier in report["purifiers"]:
+      found = line["purifiers"][purifier["name"]]
+      interval = found["interval"]
+      cells.append(
+        {
+          "text": text.format_number(found["mean"], digits),
+          "sort": sortable(found["mean"]),
+          "side": {1: "kept", -1: "lost", 0: ""}[side(found)],
+          "range": ""
+          if interval is None
+          else " to ".join(text.format_number(end, digits) for end in interval),
+        }
+      )
+    lines.append(
+      {"series": series[line["row"]], "other": series[line["other"]].label, "cells": cells}
+    )
+  return lines
+
+
+def _over_purifiers(line: Mapping[str, Any], field: str) -> dict[str, Any]:
+  """A cell over all purifiers; says so where some of them could not be judged."""
+  made = _ratio({"value": line[field], "interval": None, "reason": line["reason"]})
+  if line[field] is not None and not is_complete(line):
+    made |= {"range": f"of {line['judged']} purifiers", "side": ""}
+  return made
+
+
+def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
+  value = found["value"]
+  if value is None:
+    # Seen without pointing at it: a phone has no pointer.
+    short = found["reason"].partition(":")[0]
+    return {
+      "text": text.MISSING,
+      "sort": "",
+      "side": "",
+      "note": found["reason"],
+      "range": short,
+    }
+  judged = "kept" if value >= _GOOD else "lost" if value <= _BAD else ""
+  interval = found["interval"]
+  limits = "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+  return {
+    "text": text.format_number(value, 2),
+    "sort": repr(value),
+    "side": judged,
+    "note": "",
+    "range": limits,
+  }
+
+
+def sortable(value: float | None) -> str:
+  """What the page's script sorts by; "" stays last."""
+  return "" if value is None else repr(value)
+
+
+def format_survival(report: Mapping[str, Any]) -> str:
+  """Effect, worst case and mean of every row in plain text, a block for every primary table."""
+  names = {row["name"]: row["label"] for row in report["rows"]}
+  purified = len(report["purifiers"]) > 1
+  blocks = []
+  for number, key in primary(report):
+    table = report["tables"][number]
+    metric = metric_of(table, key)
+    head = [f"{subject(table)}: {metric['label']}", "effect"]
+    head += ["worst", "after", "mean"] if purified else []
+    lines = []
+    for line in table["survival"][key]:
+      shown = [names[line["row"]], text.format_number(line["effect"], metric["digits"])]
+      if purified:
+        after = (line["worst_purifier"] or text.MISSING).replace("_", " ")
+        shown += [text.format_number(line["worst"], 2), after, text.format_number(line["mean"], 2)]
+      lines.append(shown)
+    blocks.append(_aligned(head, lines))
+  return "\n\n".join(blocks) or "nothing was measured"
+
+
+def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
+  rule = ["-" * width for width in widths]
+  return "\n".join(
+    "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))])
+    for line in [head, rule, *lines]
+  )
