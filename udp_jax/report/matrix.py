@@ -59,6 +59,8 @@ def render(report: Mapping[str, Any], about: Mapping[str, Any], mosaics: Mosaics
     series=series,
     purified=len(report["purifiers"]) > 1,
     summary=survival.summary(report),
+    findings=survival.findings(report),
+    num_protections=sum(not row["control"] for row in report["rows"]),
     survival=[survival.block(report, *place, series) for place in survival.primary(report)],
     more=[survival.block(report, *place, series) for place in survival.others(report)],
     pareto=_pareto(report, series),

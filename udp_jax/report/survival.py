@@ -59,7 +59,7 @@ def is_control(report: Mapping[str, Any], row: str) -> bool:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-  """What was done and what the tables say; nothing that they do not say."""
+  """What was done; `findings` says what came of it."""
   count = sum(not row["control"] for row in report["rows"])
   said = (
     f"{count} protections of {report['data']['pictures']} pictures, each within "
@@ -70,13 +70,14 @@ def summary(report: Mapping[str, Any]) -> str:
     said += "Nothing was purified, so the tables show effects and no survival. "
   else:
     said += "Survival is the share of a protection's effect that is left after a purifier. "
-    said += " ".join(findings(report)) + " "
   failed = len(report["failures"])
   return (said + (f"Cells that failed and are missing: {failed}." if failed else "")).strip()
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
-  """One sentence for every primary table."""
+  """A sentence for every primary table, and no more than it says; none without purifiers."""
+  if len(report["purifiers"]) == 1:
+    return []
   names = {row["name"]: row["label"] for row in report["rows"]}
   count = sum(not row["control"] for row in report["rows"])
   said = []
@@ -135,7 +136,9 @@ def block(
       {
         "series": series[line["row"]],
         "effect": text.format_number(line["effect"], metric["digits"]),
-        "noise": text.format_number(line["noise"], metric["digits"]),
+        "noise": ""
+        if line["noise"] is None
+        else text.format_number(line["noise"], metric["digits"]),
         "effect_sort": sortable(line["effect"]),
         "ratios": shown + over,
       }
