@@ -91,7 +91,13 @@ def test_numbers_are_those_of_the_files(config: Any, whole: tuple[Path, dict[str
   assert found["count"] == len(clean)
   assert own["random_noise", "none"]["max_abs"]["mean"] <= config.radius_255
   assert own["clean", "none"]["latent_distance"]["mean"] == 0.0
-  assert own["random_noise", "none"]["latent_distance"]["mean"] > 0.0
+  shift, distance = (
+    own["random_noise", "none"][f"latent_{name}"] for name in ("shift", "distance")
+  )
+  assert shift["mean"] == pytest.approx(distance["mean"], rel=1e-5) and shift["mean"] > 0.0
+  # Against what the purifier makes of the clean picture: nothing, by definition.
+  assert own["clean", "jpeg"]["latent_shift"]["mean"] == 0.0
+  assert own["clean", "jpeg"]["latent_distance"]["mean"] > 0.0
   # Nothing to tell apart: the clean edit against itself.
   assert edits["clean", "none"]["ssim"]["mean"] == pytest.approx(1.0)
   assert edits["clean", "none"]["psnr"]["mean"] is None
@@ -240,6 +246,37 @@ def test_failing_cells_are_recorded_and_the_rest_goes_on(
       assert line["purifiers"]["jpeg"]["reason"] == "not measured"
   lines = list(csv.DictReader(io.StringIO((other / "cells.csv").read_text())))
   assert [x["error"] for x in lines if x["error"]] == [f["error"] for f in broken["failures"]]
+  monkeypatch.setattr(purifying.PurifiedCells, "make", real)
+  make(config, other)
+  assert (other / "report.json").read_bytes() == (workdir / "report.json").read_bytes()
+
+
+def test_without_the_clean_cell_there_is_nothing_to_compare_with(
+  config: Any,
+  whole: tuple[Path, dict[str, Any]],
+  tmp_path: Path,
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  """Numbers made without their reference would be kept, and differ from an undisturbed run's."""
+  workdir, _ = whole
+  other = tmp_path / "run"
+  shutil.copytree(workdir, other)
+  for lost in ("purified", "threats"):
+    shutil.rmtree(other / lost)
+  real = purifying.PurifiedCells.make
+
+  def failing(self: Any, cell: Cell, *args: Any, **options: Any) -> np.ndarray:
+    if cell == Cell("clean", "jpeg"):
+      raise ValueError("no such luck")
+    return real(self, cell, *args, **options)
+
+  monkeypatch.setattr(purifying.PurifiedCells, "make", failing)
+  broken = make(config, other)
+  errors = {(f["row"], f["purifier"], f["threat"]): f["error"] for f in broken["failures"]}
+  nothing = "RuntimeError: the cell of the clean pictures failed: nothing to compare with"
+  assert errors["random_noise", "jpeg", None] == f"measure: {nothing}"
+  assert errors["random_noise", "jpeg", "img2img"] == nothing
+  assert len(errors) == 4
   monkeypatch.setattr(purifying.PurifiedCells, "make", real)
   make(config, other)
   assert (other / "report.json").read_bytes() == (workdir / "report.json").read_bytes()

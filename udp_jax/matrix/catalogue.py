@@ -42,6 +42,16 @@ def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict
   return {
     PICTURES: [*_compared(perceptual_label, "picture", "clean one"), *_STRENGTH],
     EDITS: [
+      Metric(
+        "edit_shift",
+        f"Edit shift ({perceptual_label})",
+        "Perceptual distance between the edit and that of the clean picture after the same "
+        "purifier, same draws; 0 is identical.",
+        digits=4,
+        better="higher",
+        survives=True,
+        headline=True,
+      ),
       *_compared(perceptual_label, "edit", "edit of the clean picture, same draws"),
       _STYLE._replace(
         help="Share of edits that a classifier of real pictures takes for the picture's class."
@@ -86,7 +96,6 @@ def _compared(perceptual_label: str, what: str, to: str) -> list[Metric]:
       digits=4,
       better=far,
       survives=edits,
-      headline=edits,
     ),
     Metric(
       "ssim",
@@ -126,13 +135,23 @@ def _compared(perceptual_label: str, what: str, to: str) -> list[Metric]:
 
 
 _STRENGTH = [
+  # Distances from what the purifier makes of the clean picture: what it does by itself is taken out
+  # before the norm, which a difference of two distances would not do.
+  Metric(
+    "latent_shift",
+    "Latent shift",
+    "Distance of the VAE's code from that of the clean picture after the same purifier, over the "
+    "spread of clean codes.",
+    better="higher",
+    survives=True,
+    headline=True,
+  ),
   Metric(
     "latent_distance",
     "Latent distance",
     "Distance of the VAE's code from the clean picture's, over the spread of clean codes.",
     better="higher",
     survives=True,
-    headline=True,
   ),
   Metric(
     "denoising_loss",

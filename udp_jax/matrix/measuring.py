@@ -50,20 +50,37 @@ class Measures:
     if subject.is_latent:
       self._latents = strength.Latents(subject.measuring, per_device_batch_size=size, mesh=mesh)
 
-  def pictures(self, images: np.ndarray) -> Values:
-    """Of the pictures of a cell, uint8 (N, H, W, 3), against the clean ones."""
+  def pictures(self, images: np.ndarray, unprotected: np.ndarray) -> Values:
+    """Of the pictures of a cell, uint8 (N, H, W, 3), against the clean ones.
+
+    Args:
+      images: of the cell.
+      unprotected: the clean pictures after the same purifier.
+    """
     values = self._compare(self._clean.images, images)
     values["denoising_loss"] = self._loss(self._subject.params, images, self._cond)
     if self._latents is not None:
       params = self._subject.params
       codes = self._latents.codes(params, images)
       values["latent_distance"] = strength.latent_distance(codes, self._clean_codes)
+      # In the units of the line above, whatever spread the purifier leaves.
+      shift = codes - self._latents.codes(params, unprotected)
+      values["latent_shift"] = strength.latent_distance(
+        self._clean_codes + shift, self._clean_codes
+      )
       values["inconsistency"] = self._latents.reconstruction_error(params, images, codes)
     return values
 
-  def edits(self, images: np.ndarray, of_clean: np.ndarray) -> Values:
-    """Of edits uint8 (N, H, W, 3), against those of the clean pictures."""
+  def edits(self, images: np.ndarray, of_clean: np.ndarray, of_unprotected: np.ndarray) -> Values:
+    """Of edits uint8 (N, H, W, 3), against those of the clean pictures.
+
+    Args:
+      images: the edits.
+      of_clean: edits of the clean pictures as they are.
+      of_unprotected: edits of the clean pictures after the same purifier.
+    """
     values = self._compare(of_clean, images)
+    values["edit_shift"] = self._compare(of_unprotected, images)["perceptual"]
     if self._classifier is not None and self._clean.labels is not None:
       from udp_jax.metrics import style
 

@@ -57,7 +57,7 @@ def row_label(config: Any, row: str) -> str:
     return _NOISES.get(options.get("distribution", "uniform"), label(config, row))
   if row == method:
     return _METHODS.get(method, label(config, row))
-  if row == f"{method}_adaptive":
+  if row.endswith("_adaptive") and method.startswith(row.removesuffix("_adaptive")):
     return f"{_METHODS.get(method, method)}, adaptive"
   return label(config, row)
 

@@ -28,6 +28,8 @@ from udp_jax.study import CLEAN
 
 _log = logging.getLogger(__name__)
 
+_NO_REFERENCE = "the cell of the clean pictures failed: nothing to compare with"
+
 
 class Finished(NamedTuple):
   """What a run leaves to the report.
@@ -98,6 +100,8 @@ class _Matrix:
       study.write_pictures(self._holdout, workdir / "holdout")
     # Why pictures of a row could not be protected, or not be purified.
     self._missing: dict[tuple[str, str], str] = {}
+    # The clean pictures after each purifier.
+    self._unprotected: dict[str, np.ndarray] = {}
     _log.info(
       "%d pictures, %d held out; %d rows x %d purifiers x %d threats",
       len(self._clean.images),
@@ -148,11 +152,16 @@ class _Matrix:
     except Exception as raised:
       self._give_up(cell, f"purify: {_tolerated(raised, cell.name)}")
       return
+    if cell.row == CLEAN:
+      self._unprotected[cell.purifier] = images
     if cells.is_done(cell, self._workdir):
       return
     try:
       with self._timed("measure"):
-        cells.write(cell, self._workdir, self._measures.pictures(images))
+        if cell.purifier not in self._unprotected:
+          raise RuntimeError(_NO_REFERENCE)
+        values = self._measures.pictures(images, self._unprotected[cell.purifier])
+        cells.write(cell, self._workdir, values)
     except Exception as raised:  # The pictures are there: threats can be tried on them.
       cells.write_failure(cell, self._workdir, f"measure: {_tolerated(raised, cell.name)}")
 
@@ -163,14 +172,14 @@ class _Matrix:
   def make_threat(self, name: str) -> None:
     """All cells of one threat."""
     threat = self._threats[name]
-    reference: dict[int, np.ndarray] = {}
+    reference: dict[tuple[str, int], np.ndarray] = {}
     wanted = [cell for cell in plan_lib.threat_cells(self._plan, name)]
     for cell in wanted:
       if (missing := self._missing.get((cell.row, cell.purifier))) is not None:
         cells.write_failure(cell, self._workdir, f"no pictures: {missing}")
         continue
       # What others are compared with is read even when its own cell is finished.
-      first = (cell.row, cell.purifier) == (CLEAN, NONE)
+      first = cell.row == CLEAN
       made = cell.folder(self._workdir) / threat.folder
       done = cells.is_done(cell, self._workdir) and manifest.is_complete(made)
       if done and not (first and isinstance(threat, EditCells)):
@@ -185,16 +194,22 @@ class _Matrix:
         cells.write_failure(cell, self._workdir, _tolerated(raised, cell.name))
 
   def _make_edit(
-    self, threat: EditCells, cell: Cell, reference: dict[int, np.ndarray], *, measure: bool
+    self,
+    threat: EditCells,
+    cell: Cell,
+    reference: dict[tuple[str, int], np.ndarray],
+    *,
+    measure: bool,
   ) -> None:
     assert cell.seed is not None
     images = threat.make(cell, self._pictures(cell), self._workdir, progress=self._progress)
-    if (cell.row, cell.purifier) == (CLEAN, NONE):
-      reference[cell.seed] = images
-    if cell.seed not in reference:
-      raise RuntimeError("the edit of the clean pictures failed: nothing to compare with")
+    if cell.row == CLEAN:
+      reference[cell.purifier, cell.seed] = images
+    whole, purified = (reference.get((name, cell.seed)) for name in (NONE, cell.purifier))
+    if whole is None or purified is None:
+      raise RuntimeError(_NO_REFERENCE)
     if measure:
-      cells.write(cell, self._workdir, self._measures.edits(images, reference[cell.seed]))
+      cells.write(cell, self._workdir, self._measures.edits(images, whole, purified))
 
   def _make_samples(self, threat: TrainCells, cell: Cell) -> None:
     pictures = self._pictures(cell)

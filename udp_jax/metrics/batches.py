@@ -27,7 +27,8 @@ def over_pictures(
     mesh: devices, over which a batch is split.
   """
   count = next(len(leaf) for leaf in leaves if leaf is not None)
-  share = min(per_device_batch_size, -(-count // mesh.size))
+  # As many batches as needed, of even size: less padding.
+  share = -(-count // (mesh.size * -(-count // (per_device_batch_size * mesh.size))))
   size = share * mesh.size
   sharding = NamedSharding(mesh, PartitionSpec(parallel.AXES))
   parts = []

@@ -276,7 +276,8 @@ def purify(
   """
   count = len(images)
   devices = 1 if mesh is None else mesh.size
-  size = min(per_device_batch_size, -(-count // devices)) * devices
+  # As many batches as needed, of even size: less padding.
+  size = -(-count // (devices * -(-count // (per_device_batch_size * devices)))) * devices
   keys = picture_keys(key, np.asarray(ids, np.uint32))
   if mesh is not None:
     params = parallel.replicate(params, mesh)

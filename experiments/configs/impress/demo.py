@@ -17,20 +17,24 @@ def get_config(variant=None):
   )
   config.data.update({"source": "builtin", "limit": 28, "holdout": 8.0})
   config.num_rounds, config.global_batch_size, config.num_samples = 40, 16, 16
-  encoder, mist = {"method": "photoguard_encoder", "decay_steps": 40}, {"method": "mist"}
   game = {"num_rounds": 10, "train_steps": 5, "perturb_steps": 3, "learning_rate": 1e-4}
-  config.protections.photoguard_encoder = encoder
-  config.protections.photoguard_adaptive = encoder | m.ADAPTIVE
-  config.protections.mist = mist
-  config.protections.mist_adaptive = mist | m.ADAPTIVE
-  config.protections.update({"advdm": {}, "sds": {}, "glaze": {}, "eudp": game})
-  config.rows = tuple(config.protections)
+  rows: dict = {
+    # Noise at full strength, which no method exceeds, and Mist's own values in random order.
+    "random_noise": {"distribution": "sign"},
+    "mist_noise": {"method": "matched_noise", "of": "mist"},
+    "photoguard_encoder": {"method": "photoguard_encoder", "decay_steps": 40},
+    "mist": {"method": "mist"},
+  }
+  for plain in ("photoguard_encoder", "mist"):
+    rows[f"{plain.partition('_')[0]}_adaptive"] = rows[plain] | m.ADAPTIVE
+  config.protections.update(rows | {"advdm": {}, "sds": {}, "glaze": {}, "eudp": game})
+  config.rows = (*rows, "eudp", "advdm", "sds", "glaze")
   config.purifiers.jpeg = {"quality": 75}
   config.purifiers.gaussian_blur = {"sigma": 1.0}
   config.purifiers.gaussian_noise = {"std": 0.05}
   config.purifiers.vae_roundtrip = {}
   config.purifiers.impress = m.IMPRESS_PHOTOGUARD | {"num_steps": 60, "learning_rate": 0.02}
-  config.use_purifiers = tuple(config.purifiers)
+  config.use_purifiers = ("jpeg", "gaussian_blur", "gaussian_noise", "vae_roundtrip", "impress")
   config.threats.img2img = {"strength": 0.4, "sample_steps": 20, "guidance_scale": 3.0}
   config.threats.lora = {"train_steps": 60, "learning_rate": 2e-3, "sample_steps": 20}
   config.use_threats = tuple(config.threats)
