@@ -261,8 +261,9 @@ def test_without_the_clean_cell_there_is_nothing_to_compare_with(
   workdir, _ = whole
   other = tmp_path / "run"
   shutil.copytree(workdir, other)
-  for lost in ("purified", "threats"):
-    shutil.rmtree(other / lost)
+  for row in ("clean", "random_noise"):
+    for lost in (f"purified/{row}/jpeg", f"threats/{row}/jpeg"):
+      shutil.rmtree(other / lost)
   real = purifying.PurifiedCells.make
 
   def failing(self: Any, cell: Cell, *args: Any, **options: Any) -> np.ndarray:

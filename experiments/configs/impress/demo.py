@@ -19,18 +19,15 @@ def get_config(variant=None):
   # 20 pictures to protect, 8 held out.
   config.num_rounds, config.global_batch_size, config.num_samples = 40, 10, 16
   config.evaluation.loss_draws = 16
+  encoder, mist = {"method": "photoguard_encoder", "decay_steps": 40}, {"method": "mist"}
+  # Noise at full strength, which no method exceeds, and Mist's own values in random order.
+  rows: dict = {"random_noise": {"distribution": "sign"}}
+  rows |= {"mist_noise": {"method": "matched_noise", "of": "mist"}}
+  rows |= {"photoguard_encoder": encoder, "photoguard_adaptive": encoder | m.ADAPTIVE}
+  rows |= {"mist": mist, "mist_adaptive": mist | m.ADAPTIVE, "advdm": {}, "glaze": {}}
   game = {"num_rounds": 10, "train_steps": 5, "perturb_steps": 3, "learning_rate": 1e-4}
-  rows: dict = {
-    # Noise at full strength, which no method exceeds, and Mist's own values in random order.
-    "random_noise": {"distribution": "sign"},
-    "mist_noise": {"method": "matched_noise", "of": "mist"},
-    "photoguard_encoder": {"method": "photoguard_encoder", "decay_steps": 40},
-    "mist": {"method": "mist"},
-  }
-  for plain in ("photoguard_encoder", "mist"):
-    rows[f"{plain.partition('_')[0]}_adaptive"] = rows[plain] | m.ADAPTIVE
-  config.protections.update(rows | {"eudp": game, "advdm": {}, "glaze": {}})
-  config.rows = (*rows, "eudp", "advdm", "glaze")
+  config.protections.update(rows | {"eudp": game})
+  config.rows = (*rows, "eudp")
   config.purifiers.jpeg = {"quality": 75}
   config.purifiers.gaussian_blur = {"sigma": 1.0}
   config.purifiers.gaussian_noise = {"std": 0.05}
