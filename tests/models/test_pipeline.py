@@ -182,7 +182,7 @@ def test_missing_parts_are_named(folder, lost, message):
       "scheduler/scheduler_config.json",
       {"rescale_betas_zero_snr": True},
       BadDataError,
-      "rescale_betas_zero_snr is not supported",
+      "ends in pure noise needs v_prediction",
     ),
   ],
 )

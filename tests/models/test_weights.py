@@ -333,6 +333,7 @@ def test_no_scheduler_config_is_none(tmp_path):
     (schedules.linear(20, prediction_type="sample"), "linear"),
     (schedules.scaled_linear(), None),
     (schedules.from_betas(np.linspace(0.001, 0.3, 30)), None),
+    (schedules.zero_snr(schedules.linear(100, prediction_type="v_prediction")), None),
   ],
 )
 def test_any_schedule_survives_its_config(schedule, kind):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax.ops import schedules
+from udp_jax.ops import schedules, timesteps
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -51,6 +51,38 @@ def test_cosine_follows_squared_cosine_until_the_cap():
 )
 def test_from_betas_rejects_bad_betas(betas):
   with pytest.raises(ValueError, match="beta"):
+    schedules.from_betas(betas)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_zero_terminal_snr(kind):
+  plain = schedules.scaled_linear(prediction_type=kind)
+  schedule = schedules.zero_snr(plain)
+  abar, before = schedule.alphas_cumprod, plain.alphas_cumprod
+  assert abar[-1] == 0.0 and np.all(np.diff(abar) < 0) and abar.dtype == np.float32
+  np.testing.assert_allclose(abar[0], before[0], rtol=1e-6)
+  # In between sqrt(abar) is an affine function of what it was.
+  slope = np.diff(np.sqrt(abar.astype(np.float64))) / np.diff(np.sqrt(before.astype(np.float64)))
+  np.testing.assert_allclose(slope, slope[0], rtol=1e-3)
+  # Everything that the network's output implies is finite where nothing is left of x0.
+  x0, noise = (np.random.default_rng(i).normal(size=(2, 3)).astype(np.float32) for i in range(2))
+  last = jnp.full((2,), 999)
+  x_t = schedules.add_noise(schedule, x0, noise, last)
+  np.testing.assert_array_equal(x_t, noise)
+  target = schedules.training_target(schedule, x0, noise, last)
+  np.testing.assert_allclose(schedules.predict_x0(schedule, x_t, target, last), x0, atol=1e-6)
+  np.testing.assert_allclose(schedules.predict_noise(schedule, x_t, target, last), noise, atol=1e-6)
+  for a, b in ((2.0, 0.0), (0.0, 0.0), (-0.01, 1.0)):
+    probs = timesteps.schedule_power(schedule, a, b)
+    assert np.isfinite(probs).all() and probs.sum() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_zero_terminal_snr_needs_a_prediction_that_tells_x0():
+  with pytest.raises(ValueError, match="needs v_prediction or sample, not epsilon"):
+    schedules.zero_snr(schedules.linear(10))
+  betas = [0.1, 0.5, 1.0]
+  assert schedules.from_betas(betas, prediction_type="sample").alphas_cumprod[-1] == 0.0
+  with pytest.raises(ValueError, match="strictly between"):
     schedules.from_betas(betas)
 
 

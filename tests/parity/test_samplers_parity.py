@@ -276,3 +276,34 @@ def test_dpm_solver(kind, name, spacing, num_steps, first_step):
     **SCHEDULES[name], prediction_type=kind, timestep_spacing=spacing, steps_offset=offset
   )
   check(end, their_dpm_solver(scheduler, start(), num_steps, first_step))
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_zero_terminal_snr(record, monkeypatch, name, kind):
+  """The whole chain from pure noise at timestep 999, where nothing of x0 is left."""
+  fields = SCHEDULES[name] | {"rescale_betas_zero_snr": True, "prediction_type": kind}
+  schedule = weights.schedule_from_config(fields)
+  expected = DDPMScheduler(**fields).alphas_cumprod.numpy()
+  assert schedule.alphas_cumprod[-1] == expected[-1] == 0.0
+  np.testing.assert_allclose(schedule.alphas_cumprod, expected, rtol=2e-3, atol=1e-7)
+  options = {"num_steps": 20, "spacing": "trailing"}
+
+  def ddim(x_t):
+    return samplers.ddim(jax.random.key(3), predict, schedule, x_t, eta=0.5, **options)
+
+  end, noises = record(ddim, start())
+  scheduler = DDIMScheduler(**fields, timestep_spacing="trailing")
+  check(end, their_ddim(scheduler, start(), noises, 20, 0.5))
+
+  def ddpm(x_t):
+    return samplers.ddpm(jax.random.key(3), predict, schedule, x_t, **options)
+
+  end, noises = record(ddpm, start())
+  scheduler = DDPMScheduler(**fields, timestep_spacing="trailing")
+  check(end, their_ddpm(scheduler, start(), noises, 20, monkeypatch))
+  end = samplers.dpm_solver_pp_2m(
+    jax.random.key(3), predict, schedule, start(), clip_sample=False, **options
+  )
+  scheduler = DPMSolverMultistepScheduler(**fields, timestep_spacing="trailing")
+  check(end, their_dpm_solver(scheduler, start(), 20))

@@ -35,25 +35,29 @@ def schedule_from_config(config: Mapping[str, Any]) -> schedules.NoiseSchedule:
   Raises:
     BadDataError: for a schedule that this library does not have.
   """
+  try:
+    schedule = _named_schedule(config)
+    # As diffusers, which rescales the betas of every kind.
+    return schedules.zero_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
+  except (TypeError, ValueError) as error:
+    raise BadDataError(f"scheduler_config.json: {error}") from error
+
+
+def _named_schedule(config: Mapping[str, Any]) -> schedules.NoiseSchedule:
   prediction_type = config.get("prediction_type", "epsilon")
   kind = config.get("beta_schedule", "linear")
   num_steps = config.get("num_train_timesteps", 1000)
   ends = {"beta_start": config.get("beta_start", 1e-4), "beta_end": config.get("beta_end", 0.02)}
-  if config.get("rescale_betas_zero_snr"):
-    raise BadDataError("scheduler_config.json: rescale_betas_zero_snr is not supported")
-  try:
-    if config.get("trained_betas") is not None:
-      return schedules.from_betas(config["trained_betas"], prediction_type=prediction_type)
-    match kind:
-      case "linear":
-        return schedules.linear(num_steps, **ends, prediction_type=prediction_type)
-      case "scaled_linear":
-        return schedules.scaled_linear(num_steps, **ends, prediction_type=prediction_type)
-      case "squaredcos_cap_v2":
-        return schedules.cosine(num_steps, prediction_type=prediction_type)
-  except (TypeError, ValueError) as error:
-    raise BadDataError(f"scheduler_config.json: {error}") from error
-  raise BadDataError(f"scheduler_config.json: beta_schedule {kind!r} is not supported")
+  if config.get("trained_betas") is not None:
+    return schedules.from_betas(config["trained_betas"], prediction_type=prediction_type)
+  match kind:
+    case "linear":
+      return schedules.linear(num_steps, **ends, prediction_type=prediction_type)
+    case "scaled_linear":
+      return schedules.scaled_linear(num_steps, **ends, prediction_type=prediction_type)
+    case "squaredcos_cap_v2":
+      return schedules.cosine(num_steps, prediction_type=prediction_type)
+  raise ValueError(f"beta_schedule {kind!r} is not supported")
 
 
 def scheduler_config(schedule: schedules.NoiseSchedule, **fields: Any) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from udp_jax.ops import chain, schedules
 from udp_jax.ops.chain import Known, Predict
 from udp_jax.ops.schedules import NoiseSchedule
 
+_LEAST_ABAR = 2.0**-24
+
 
 def dpm_solver_pp_2m(
   key: jax.Array,
@@ -84,6 +86,8 @@ def _coefficients(
   of the latter times h / h_previous. The chain ends at the data, where h is infinite.
   """
   abar = np.asarray(schedule.alphas_cumprod, np.float64)[steps]
+  # lambda of pure noise is infinite; diffusers puts it here too.
+  abar = np.maximum(abar, _LEAST_ABAR)
   signal, sigma = np.sqrt(abar), np.sqrt(1.0 - abar)
   signal_next, sigma_next = np.append(signal[1:], 1.0), np.append(sigma[1:], 0.0)
   decay = sigma_next / sigma

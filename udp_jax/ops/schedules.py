@@ -27,8 +27,8 @@ class NoiseSchedule(NamedTuple):
   """A fixed noise schedule. Constant data: close over it rather than passing it through `jit`.
 
   Attributes:
-    alphas_cumprod: (T,) float32, abar_t in (0, 1), decreasing. Held by NumPy, so that building a
-      schedule does not start an accelerator backend.
+    alphas_cumprod: (T,) float32, abar_t in (0, 1), decreasing; the last may be 0 (`zero_snr`). Held
+      by NumPy, so that building a schedule does not start an accelerator backend.
     prediction_type: what the network's output means, one of `PREDICTION_TYPES`.
   """
 
@@ -44,19 +44,23 @@ class NoiseSchedule(NamedTuple):
 def from_betas(betas: ArrayLike, *, prediction_type: str = "epsilon") -> NoiseSchedule:
   """Builds a schedule from beta_t, (T,), accumulated in float64.
 
+  The last beta may be 1 (see `zero_snr`).
+
   Raises:
     ValueError: if betas are not one-dimensional in (0, 1), if they round abar to 0 or 1, or if the
-      prediction type is unknown.
+      prediction type is unknown, or "epsilon" with a last beta of 1.
   """
   betas64 = np.asarray(betas, np.float64)
   if betas64.ndim != 1 or betas64.size == 0:
     raise ValueError(f"betas must be a non-empty vector, got shape {betas64.shape}")
-  if not np.all((betas64 > 0.0) & (betas64 < 1.0)):
+  ends_in_noise = betas64[-1] == 1.0 and len(betas64) > 1 and prediction_type != "epsilon"
+  inner = betas64[:-1] if ends_in_noise else betas64
+  if not np.all((inner > 0.0) & (inner < 1.0)):
     raise ValueError("every beta must lie strictly between 0 and 1")
   if prediction_type not in PREDICTION_TYPES:
     raise ValueError(f"prediction_type {prediction_type!r} is not one of {PREDICTION_TYPES}")
   alphas_cumprod = np.cumprod(1.0 - betas64).astype(np.float32)
-  if alphas_cumprod[0] == 1.0 or alphas_cumprod[-1] == 0.0:
+  if alphas_cumprod[0] == 1.0 or alphas_cumprod[: len(inner)][-1] == 0.0:
     raise ValueError("betas leave abar at 0 or 1 in float32, where x0 or the noise is undefined")
   return NoiseSchedule(alphas_cumprod, prediction_type)
 
@@ -100,6 +104,21 @@ def cosine(
   f = np.cos((u + s) / (1.0 + s) * np.pi / 2.0) ** 2
   betas = np.minimum(1.0 - f[1:] / f[:-1], max_beta)
   return from_betas(betas, prediction_type=prediction_type)
+
+
+def zero_snr(schedule: NoiseSchedule) -> NoiseSchedule:
+  """A schedule whose last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
+
+  sqrt(abar) is shifted so that its last value is 0, then scaled so that its first stays what it is.
+
+  Raises:
+    ValueError: the network predicts noise, which says nothing of x0 where there is no signal.
+  """
+  if schedule.prediction_type == "epsilon":
+    raise ValueError("a schedule that ends in pure noise needs v_prediction or sample, not epsilon")
+  signal = np.sqrt(np.asarray(schedule.alphas_cumprod, np.float64))
+  signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+  return schedule._replace(alphas_cumprod=np.square(signal).astype(np.float32))
 
 
 def gather(values: ArrayLike, timesteps: ArrayLike, ndim: int) -> jax.Array:

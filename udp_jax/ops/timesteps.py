@@ -49,7 +49,8 @@ def schedule_power(schedule: NoiseSchedule, a: float, b: float) -> np.ndarray:
     raise ValueError(f"powers must be finite, got a={a}, b={b}")
   abar = np.asarray(schedule.alphas_cumprod, np.float64)
   # In logarithms, so that large powers neither overflow nor underflow to an all-zero vector.
-  log_weights = a * np.log(abar) + b * np.log1p(-abar)
+  # The last abar may be 0: such a timestep is as likely as one with next to no signal.
+  log_weights = a * np.log(np.maximum(abar, np.finfo(np.float32).tiny)) + b * np.log1p(-abar)
   weights = np.exp(log_weights - log_weights.max())
   return (weights / weights.sum()).astype(np.float32)
 
