@@ -60,7 +60,7 @@ def test_which_rows_are_compared(config) -> None:
     ("random_noise", "Sign noise, full strength", True),
     ("mist_noise", "Mist, matched noise", True),
     ("mist_adaptive", "Mist, adaptive", False),
-    ("photoguard_encoder", "PhotoGuard, encoder", False),
+    ("photoguard_encoder", "PhotoGuard (encoder)", False),
     ("strong", "strong", False),
   ],
 )

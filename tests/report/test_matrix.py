@@ -46,7 +46,10 @@ def make_report(purifiers: tuple[str, ...] = PURIFIERS) -> dict:
   tables = []
   for threat, kind, key in ((None, "pictures", "latent_distance"), ("img2img", "edits", "ssim")):
     metrics = [m for m in kinds[kind] if m.key in ("perceptual", key)]
-    values = {(row, purifier): _values(row, purifier) for row in ROWS for purifier in purifiers}
+    # What protects lowers SSIM.
+    sign, better = (-1.0, "lower") if key == "ssim" else (1.0, "higher")
+    places = [(row, purifier) for row in ROWS for purifier in purifiers]
+    values = {place: sign * _values(*place) for place in places}
     entries = [
       {
         "row": row,
@@ -67,7 +70,7 @@ def make_report(purifiers: tuple[str, ...] = PURIFIERS) -> dict:
         "metrics": [m._asdict() for m in metrics],
         "cells": entries,
         "survival": {key: lines},
-        "against": {key: against.table(values, PAIRS, purifiers, better="higher", draws=20)},
+        "against": {key: against.table(values, PAIRS, purifiers, better=better, draws=20)},
       }
     )
   return {
@@ -146,8 +149,8 @@ def test_page_states_formula_command_failures_and_origin() -> None:
     "bar / impress / img2img, seed 0: ValueError: no luck",
     "python -m experiments.impress --config=demo --workdir=here",
     "0123abc", "2026-11-22T10:00:00+00:00", "sha256:12", "a note", "tiny_ldm", "not made",
-    "Img2img (edits), SSIM: 1 of 2 had an effect to lose, 2 beyond their noise control and 1 still",
-    "Foo kept most in its worst case, 10 % (after impress).",
+    "Img2img (edits), SSIM: 2 of 2 had an effect to lose, 2 beyond their noise control and 1 still",
+    "Foo kept most in its worst case, 10 % (after IMPRESS).",
     "Cells that failed and are missing: 1.",
   ):  # fmt: skip
     assert words in text, words
@@ -198,7 +201,7 @@ def test_plain_table() -> None:
   assert head.split()[-4:] == ["effect", "worst", "after", "mean"]
   assert set(rule) <= {"-", " "} and len(rule) == len(head)
   assert noise.split()[-3:] == ["-", "-", "-"]
-  assert foo.split()[-3:] == ["0.10", "impress", "0.30"]
+  assert foo.split()[-3:] == ["0.10", "IMPRESS", "0.30"]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +298,15 @@ def test_a_run_that_tells_nothing_says_so() -> None:
   said = shown.findings(report)
   assert len(said) == 2
   assert all("so the run is too small, or the protections too weak" in line for line in said)
+
+
+def test_what_helps_the_threat_is_no_protection() -> None:
+  report = make_report()
+  for metric in report["tables"][0]["metrics"]:
+    metric["better"] = "lower"
+  assert "helps the threat" in matrix.render(report, ABOUT, {})
+  assert "no protection had an effect" in shown.findings(report)[0]
+  assert "helps the threat" not in matrix.render(make_report(), ABOUT, {})
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,21 @@ _ADAPTIVE = ("transforms", "consistency_weight")
 _METHODS = {
   "advdm": "AdvDM",
   "aspl": "ASPL",
+  "diffpure": "DiffPure",
+  "dreambooth": "DreamBooth",
   "eudp": "EUDP",
   "fsmg": "FSMG",
   "glaze": "Glaze",
+  "gridpure": "GrIDPure",
+  "impress": "IMPRESS",
+  "jpeg": "JPEG",
+  "lora": "LoRA",
   "mist": "Mist",
-  "photoguard_diffusion": "PhotoGuard, diffusion",
-  "photoguard_encoder": "PhotoGuard, encoder",
+  "photoguard_diffusion": "PhotoGuard (diffusion)",
+  "photoguard_encoder": "PhotoGuard (encoder)",
   "sds": "SDS",
   "udp": "UDP",
+  "vae_roundtrip": "VAE round trip",
 }
 _NOISES = {"uniform": "Uniform noise", "sign": "Sign noise, full strength"}
 
@@ -45,6 +52,11 @@ def is_control(config: Any, row: str) -> bool:
   return row == CLEAN or row_settings(config, row)[0] in CONTROLS
 
 
+def method_label(name: str) -> str:
+  """A purifier's or threat's name in tables."""
+  return _METHODS.get(name, name.replace("_", " "))
+
+
 def row_label(config: Any, row: str) -> str:
   """A row's name in tables: "Mist, adaptive" for mist_adaptive, what noise it is for noise."""
   if row == CLEAN:
@@ -56,9 +68,9 @@ def row_label(config: Any, row: str) -> str:
   if method == "random_noise":
     return _NOISES.get(options.get("distribution", "uniform"), label(config, row))
   if row == method:
-    return _METHODS.get(method, label(config, row))
+    return _METHODS[method] if method in _METHODS else label(config, row)
   if row.endswith("_adaptive") and method.startswith(row.removesuffix("_adaptive")):
-    return f"{_METHODS.get(method, method)}, adaptive"
+    return f"{method_label(method)}, adaptive"
   return label(config, row)
 
 

@@ -104,8 +104,12 @@ def _method(config: Any, kind: str, name: str) -> dict[str, Any]:
   if name == NONE:
     return {"name": name, "label": "none", "method": NONE, "options": {}}
   given = plan_lib.settings(config, kind, name)
-  text = name.replace("_", " ")
-  return {"name": name, "label": text, "method": given.method, "options": _plain(given.options)}
+  return {
+    "name": name,
+    "label": naming.method_label(name),
+    "method": given.method,
+    "options": _plain(given.options),
+  }
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

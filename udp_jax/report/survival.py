@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from udp_jax.matrix import naming
 from udp_jax.matrix.plan import NONE
 from udp_jax.report import plots, text
 
@@ -39,7 +40,7 @@ def subject(table: Mapping[str, Any]) -> str:
   """What a table is about, in words."""
   if table["threat"] is None:
     return "The pictures themselves"
-  name = table["threat"].replace("_", " ")
+  name = naming.method_label(table["threat"])
   return f"{name[:1].upper()}{name[1:]} ({table['kind']})"
 
 
@@ -56,6 +57,13 @@ def is_complete(line: Mapping[str, Any]) -> bool:
 def is_control(report: Mapping[str, Any], row: str) -> bool:
   """Whether a row of the report is a control."""
   return bool(next(entry["control"] for entry in report["rows"] if entry["name"] == row))
+
+
+def is_reversed(line: Mapping[str, Any], metric: Mapping[str, Any]) -> bool:
+  """Whether a row surely moves a metric the way that its pictures' owner does not want."""
+  if metric["better"] is None or line["effect"] is None or line["reason"]:
+    return False
+  return bool((line["effect"] > 0) != (metric["better"] == "higher"))
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -83,21 +91,31 @@ def findings(report: Mapping[str, Any]) -> list[str]:
   said = []
   for number, key in primary(report):
     table = report["tables"][number]
-    known = [line for line in table["survival"][key] if line["worst"] is not None]
+    metric = metric_of(table, key)
+    known = [
+      line
+      for line in table["survival"][key]
+      if line["worst"] is not None
+      and not is_control(report, line["row"])
+      and not is_reversed(line, metric)
+    ]
     # A worst case over fewer purifiers is not the same thing.
-    own = [line for line in known if not is_control(report, line["row"]) and is_complete(line)]
-    where = f"{subject(table)}, {metric_of(table, key)['label']}"
-    if not own:
+    own = [line for line in known if is_complete(line)]
+    where = f"{subject(table)}, {metric['label']}"
+    if not known:
       said.append(
-        f"{where}: no protection had an effect that could be told from none, so the run is too "
-        "small, or the protections too weak, to say what survives."
+        f"{where}: no protection had an effect in its favour that could be told from none, so the "
+        "run is too small, or the protections too weak, to say what survives."
       )
+      continue
+    if not own:
+      said.append(f"{where}: no protection was measured after every purifier.")
       continue
     best = max(own, key=lambda line: line["worst"])
     said.append(
-      f"{where}: {len(own)} of {count} had an effect to lose{_beyond(table, key)}; "
+      f"{where}: {len(known)} of {count} had an effect to lose{_beyond(table, key)}; "
       f"{names[best['row']]} kept most in its worst case, {100 * best['worst']:.0f} % (after "
-      f"{best['worst_purifier'].replace('_', ' ')})."
+      f"{naming.method_label(best['worst_purifier'])})."
     )
   return said
 
@@ -140,6 +158,7 @@ def block(
         if line["noise"] is None
         else text.format_number(line["noise"], metric["digits"]),
         "effect_sort": sortable(line["effect"]),
+        "reversed": is_reversed(line, metric),
         "ratios": shown + over,
       }
     )
@@ -235,7 +254,7 @@ def format_survival(report: Mapping[str, Any]) -> str:
     for line in table["survival"][key]:
       shown = [names[line["row"]], text.format_number(line["effect"], metric["digits"])]
       if purified:
-        after = (line["worst_purifier"] or text.MISSING).replace("_", " ")
+        after = naming.method_label(line["worst_purifier"] or text.MISSING)
         shown += [text.format_number(line["worst"], 2), after, text.format_number(line["mean"], 2)]
       lines.append(shown)
     blocks.append(_aligned(head, lines))
