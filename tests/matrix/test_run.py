@@ -365,6 +365,42 @@ def test_pixel_model_and_training_threat(tiny_model, tmp_path: Path) -> None:
   assert (workdir / "report.json").read_bytes() == stored
 
 
+@pytest.mark.slow
+def test_every_kind_of_threat(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+  """Edits of a part, class pictures, a learned word: what each of them needs is passed to it."""
+  config = small(tiny_pipeline_folder)
+  config.threats.img2img = {"strength": 0.5, "sample_steps": 2}
+  config.threats.inpaint = {"sample_steps": 2, "mask": "surroundings", "prompt": "a cat"}
+  trained = {"train_steps": 1, "sample_steps": 2}
+  config.threats.dreambooth = trained | {"prompt": "a photo of a cat", "class_prompt": "a photo"}
+  config.threats.dreambooth.num_class_images = 4
+  config.threats.textual_inversion = trained | {"init_word": "a", "num_vectors": 2}
+  config.use_threats, config.num_samples, config.use_purifiers = tuple(config.threats), 4, ()
+  config.global_batch_size = 4
+  workdir = tmp_path / "run"
+  report = make(config, workdir)
+  assert report["failures"] == []
+  assert {t["name"]: t["kind"] for t in report["threats"]} == {
+    "img2img": "edits",
+    "inpaint": "edits",
+    "dreambooth": "samples",
+    "textual_inversion": "samples",
+  }
+  for threat, kind in (("inpaint", "edits"), ("dreambooth", "samples")):
+    made = Cell("random_noise", "none", threat, 0).folder(workdir) / kind
+    assert manifest.is_complete(made)
+  clean = purifying.read(Cell("clean", "none"), workdir)
+  edited = manifest.read_folder(Cell("clean", "none", "inpaint", 0).folder(workdir) / "edits")[0]
+  # The surroundings are made anew, the middle is pasted back.
+  np.testing.assert_array_equal(edited.images[:, 4:12, 4:12], clean[:, 4:12, 4:12])
+  assert (edited.images != clean).any()
+  assert len(manifest.read_folder(workdir / "class_pictures" / "dreambooth")[0].images) == 4
+  learned = {table["threat"]: table for table in report["tables"][3:]}
+  for table in learned.values():
+    for entry in table["cells"]:
+      assert entry["metrics"]["loss_clean"]["mean"] > 0
+
+
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [

@@ -125,7 +125,7 @@ def test_survival_table_says_what_the_report_says() -> None:
   start = next(i for i, row in enumerate(rows) if row[0] == "Protection")
   assert rows[start] == ["Protection", "Effect", "jpeg", "impress", "Worst case", "Mean"]
   noise, foo, bar = rows[start + 1 : start + 4]
-  assert noise[0] == "Random Noise control" and noise[2:] == ["- no effect to survive"] * 4
+  assert noise[0] == "Random Noise control" and noise[2:] == ["- no effect"] * 4
   assert foo[0] == "Foo" and foo[1].startswith(("0.9", "1.0"))
   assert foo[2].split()[0] == "0.50" and foo[3].split()[0] == "0.10"
   assert foo[4:] == ["0.10", "0.30"] and bar[4:] == ["0.10", "0.30"]

@@ -215,7 +215,7 @@ def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
   value = found["value"]
   if value is None:
     # Seen without pointing at it: a phone has no pointer.
-    short = found["reason"].partition(":")[0]
+    short = found["reason"].partition(" to survive")[0]
     return {
       "text": text.MISSING,
       "sort": "",
