@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments import _cli
+from experiments.configs import benchmark
 from udp_jax.benchmark import plan
 from udp_jax.errors import ConfigError
 
@@ -17,10 +18,14 @@ def _config(name: str = "default", **changes):
   return config
 
 
-def test_default_covers_every_work_model_batch_and_dtype() -> None:
-  tasks = plan.tasks(_config())
+def _races(name: str) -> list[str]:
+  tasks = plan.tasks(_config(name))
   assert len({task.key for task in tasks}) == len(tasks)
-  races = [task.key for task in tasks if task.section == "races"]
+  assert {task.section for task in tasks} <= set(plan.SECTIONS)
+  return [task.key for task in tasks if task.section == "races"]
+
+
+def test_full_covers_every_work_model_batch_and_dtype() -> None:
   expected = [
     f"{work}/{model}/b{batch}/{dtype}"
     for model in ("ddpm_cifar10", "demo")
@@ -28,16 +33,40 @@ def test_default_covers_every_work_model_batch_and_dtype() -> None:
     for batch in (16, 8)
     for work in ("round", "min", "max", "joint")
   ]
-  assert races == expected
-  assert {task.section for task in tasks} == set(plan.SECTIONS)
-  primitives = [task.key for task in tasks if task.section == "primitives"]
+  latent = [f"max/sd_small/b4/{dtype}" for dtype in ("float32", "bfloat16")]
+  assert _races("full") == [*expected, *latent, "impress/sd_small/b8/float32"]
+  primitives = [task.key for task in plan.tasks(_config("full")) if task.section == "primitives"]
   for method in ("xla", "direct", "winograd"):
     for shape in ("3x3_32x32x128", "3x3_16x16x32", "3x3_stride2_16x16x256", "1x1_16x16x512"):
       assert f"primitives/conv_{shape}_{method}/float32" in primitives
 
 
+def test_default_is_a_part_of_full() -> None:
+  default = _races("default")
+  assert set(default) < set(_races("full"))
+  # What the goals are about.
+  for work in ("round", "min", "max", "joint"):
+    assert f"{work}/ddpm_cifar10/b16/float32" in default
+  for rest in ("ddpm_cifar10/b8/float32", "ddpm_cifar10/b16/bfloat16", "demo/b8/float32"):
+    assert f"round/{rest}" in default
+  assert "max/sd_small/b4/float32" in default and "impress/sd_small/b8/float32" in default
+  assert {task.section for task in plan.tasks(_config())} == set(plan.SECTIONS)
+
+
+def test_races_that_share_workers_follow_each_other() -> None:
+  config = _config("full")
+  one = ("float32",)
+  config.races.groups = {
+    "a": benchmark.group(("round", "min"), ("demo",), (8, 16), one),
+    "b": benchmark.group(("max", "round"), ("demo",), (8,), one),
+  }
+  races = [task.key for task in plan.tasks(config) if task.section == "races"]
+  eight = [f"{work}/demo/b8/float32" for work in ("round", "min", "max")]
+  assert races == [*eight, "round/demo/b16/float32", "min/demo/b16/float32"]
+
+
 def test_only_selects_by_key() -> None:
-  config = _config()
+  config = _config("full")
   chosen = plan.tasks(config, "^(round|max)/demo/b8/")
   assert [task.key for task in chosen] == [
     "round/demo/b8/float32",
@@ -53,39 +82,52 @@ def test_only_selects_by_key() -> None:
     plan.tasks(config, "(")
 
 
-def _names(key: str, **changes) -> list[str]:
-  config = _config(**changes)
+def _contestants(key: str, name: str = "full", **changes):
+  config = _config(name, **changes)
   (task,) = [task for task in plan.tasks(config) if task.key == key]
-  return [f"{c.framework} {c.variant}" for c in plan.contestants(config, task)]
+  return plan.contestants(config, task)
+
+
+def _names(key: str, name: str = "full", **changes) -> list[str]:
+  return [f"{c.framework} {c.variant}" for c in _contestants(key, name, **changes)]
 
 
 def test_contestants() -> None:
   peers = ["torch as_written", "torch channels_last", "torch compile"]
-  assert _names("max/demo/b16/float32") == ["jax one_step", *peers]
-  # torch.compile is left out where it was not asked for.
-  assert _names("min/demo/b8/bfloat16") == ["jax one_step", *peers[:2]]
-  assert _names("round/demo/b16/float32") == ["jax one_step", "jax scan_3", *peers]
+  assert _names("max/demo/b16/float32") == ["jax one_step", "jax scan_3", *peers]
   assert _names("joint/demo/b16/float32") == ["jax joint", "jax separate_steps", *peers[1:]]
-  assert _names("max/demo/b16/float32", peers__torch=()) == ["jax one_step"]
+  assert _names("max/sd_small/b4/float32", races__scan_steps=(5,)) == ["jax scan_5", *peers[:2]]
+  assert _names("max/demo/b16/float32", peers__torch=()) == ["jax one_step", "jax scan_3"]
+  # torch.compile is left out where it was not asked for.
+  assert _names("round/ddpm_cifar10/b16/float32", "default") == ["jax scan_3", *peers]
+  assert _names("round/ddpm_cifar10/b8/float32", "default") == ["jax scan_3", *peers[:2]]
+  # It has no form of the purifier.
+  assert _names("impress/sd_small/b8/float32") == ["jax batch", *peers[:2]]
 
 
-def test_both_sides_have_the_same_network_and_dropout() -> None:
-  config = _config()
-  task = plan.tasks(config, "round/ddpm_cifar10/b16/bfloat16")[0]
-  ours, _, theirs, *_ = (c.prepare for c in plan.contestants(config, task))
+def test_both_sides_have_the_same_networks() -> None:
+  ours, _, theirs, *_ = (c.prepare for c in _contestants("round/ddpm_cifar10/b16/bfloat16"))
   assert ours["unet"] == theirs["unet"] and theirs["unet"]["dropout"] == 0.1
   assert ours["batch"] == theirs["batch"] == 16
   assert ours["performance"]["dtype"] == theirs["dtype"] == "bfloat16"
+  for key in ("max/sd_small/b4/float32", "impress/sd_small/b8/float32"):
+    ours, *_, theirs = (c.prepare for c in _contestants(key))
+    for field in ("unet", "vae", "image_size", "batch"):
+      assert ours[field] == theirs[field]
+
+
+def test_joint_steps_and_what_they_replace_are_called_alike() -> None:
+  joint, separate, *_ = (c.prepare for c in _contestants("joint/ddpm_cifar10/b16/float32"))
+  assert joint.pop("joint") and joint == separate and joint["train_steps"] == 3
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"races__works": ("maxi",)}, "config.races.works: unknown 'maxi'; known: min, max, round"),
-    ({"races__dtypes": ("float16",)}, "config.races.dtypes: unknown 'float16'"),
     ({"peers__torch": ("jit",)}, "config.peers.torch: unknown 'jit'"),
     ({"races__min_cycles": 0}, "min_cycles is 0"),
-    ({"races__batches": (0,)}, "at least 1"),
+    ({"races__scan_steps": (0, 3)}, "each at least 1"),
+    ({"cost__batches": (0,)}, "at least 1"),
     ({"scaling__batch": 12}, "does not divide over 8 devices"),
     ({"cost__model": "huge"}, "config.cost.model: unknown 'huge'"),
   ],
@@ -93,6 +135,24 @@ def test_both_sides_have_the_same_network_and_dropout() -> None:
 def test_mistakes(changes: dict, message: str) -> None:
   with pytest.raises(ConfigError, match=message):
     plan.tasks(_config(**changes))
+
+
+@pytest.mark.parametrize(
+  ("works", "models", "batch", "dtypes", "message"),
+  [
+    ("maxi", "demo", 8, "float32", "groups.one.works: unknown 'maxi'; known: min, max, round"),
+    ("max", "huge", 8, "float32", "groups.one.models: unknown 'huge'; known: ddpm_cifar10, demo"),
+    ("max", "demo", 8, "float16", "groups.one.dtypes: unknown 'float16'"),
+    ("max", "demo", 0, "float32", "at least 1"),
+    ("impress", "demo", 8, "float32", "'demo' has no autoencoder to purify by"),
+    ("impress", "sd_small", 8, "bfloat16", "'impress' is raced in float32 only"),
+  ],
+)
+def test_mistakes_in_a_group(works, models, batch, dtypes, message) -> None:
+  config = _config()
+  config.races.groups = {"one": benchmark.group((works,), (models,), (batch,), (dtypes,))}
+  with pytest.raises(ConfigError, match=message):
+    plan.tasks(config)
 
 
 @pytest.mark.parametrize("name", _cli.config_names("benchmark"))
@@ -105,6 +165,6 @@ def test_every_config_is_a_plan(name: str, variant: str) -> None:
   if variant:
     # Needs no peers and says what its numbers are worth.
     assert not config.peers.torch and "smoke" in config.notice
-    assert list(config.models) == ["tiny"]
+    assert list(config.models) == ["tiny"] and list(config.latent_models) == ["sd_tiny"]
   else:
     assert set(config.peers.torch) >= {"as_written", "channels_last"}

@@ -13,6 +13,7 @@ from jax import lax
 
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import perceptual
+from udp_jax.ops import conv
 
 
 def random_tensors(layers, seed=0):
@@ -149,6 +150,29 @@ def test_shift_tolerant_layers():
   got = jax.jit(lambda p, x, y: perceptual.distance(p, x, y, layers=layers))(params, x, y)
   expected = transcription(tensors, ST_ALEXNET, ST_ALEXNET_OUTPUTS, x, y)
   np.testing.assert_allclose(got, expected, rtol=2e-4)
+
+
+def test_held_weights_change_nothing():
+  layers = (
+    perceptual.Layer(0, 16, blur_after=True, compared=True),
+    perceptual.Layer(3, 24, pool=(2, 1), blur_before=True, compared=True),
+    perceptual.Layer(5, 16, size=5, stride=2, padding=2),
+    perceptual.Layer(7, 16, compared=True),
+  )
+  params = perceptual.params_from_tensors(random_tensors(layers), layers)
+  x, y = pair((36, 44))
+  held = perceptual.held(params, (36, 44), layers=layers)
+  # 3x3 convolutions of many channels on maps of 8 and more: the second, on a map of 11 by 13.
+  prepared = [name for name in held if name.endswith(".held")]
+  assert prepared == (["net.slice2.3.held"] if conv.default_method() == "winograd" else [])
+
+  def both(params):
+    value = lambda x: perceptual.distance(params, x, y, layers=layers)
+    return value(x), jax.grad(lambda x: value(x).sum())(x)
+
+  plain, with_held = jax.jit(both)(params), jax.jit(both)(held)
+  np.testing.assert_allclose(with_held[0], plain[0], rtol=1e-5)
+  np.testing.assert_allclose(with_held[1], plain[1], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -14,13 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from udp_jax import parallel, placement, protections, provenance, rounds, training
-from udp_jax.benchmark import flops, serve
-from udp_jax.models import factory
+from udp_jax.benchmark import flops, impress, models, serve
 from udp_jax.models.base import DiffusionModel
-from udp_jax.models.ddpm_unet import UNet2DConfig
 from udp_jax.models.performance import DTYPES
 from udp_jax.protections.base import PERTURB, TRAIN, WHOLE, Protection
 
@@ -36,23 +33,9 @@ class Problem(NamedTuple):
   model: DiffusionModel
   key: jax.Array
   data: training.Batch
+  params: Any
   state: Any
   shardings: Any
-
-
-def build_model(unet: dict[str, Any], performance: dict[str, Any]) -> DiffusionModel:
-  """A model of the library from the fields of a config. Raises ConfigError, see `factory.build`."""
-  config = {"path": "", "unet": unet, "schedule": "linear", "num_train_timesteps": 1000}
-  model, _, _ = factory.build(ConfigDict(config), ConfigDict(performance))
-  return model
-
-
-def diffusers_config(unet: dict[str, Any]) -> dict[str, Any]:
-  """The config of diffusers' `UNet2DModel` for the same network."""
-  fields: dict[str, Any] = {
-    name: tuple(v) if isinstance(v, list) else v for name, v in unet.items()
-  }
-  return UNet2DConfig(**fields).to_dict()
 
 
 def build(
@@ -60,6 +43,9 @@ def build(
   performance: dict[str, Any],
   *,
   batch: int,
+  vae: dict[str, Any] | None = None,
+  image_size: int = 0,
+  prompt_length: int = 0,
   num_batches: int = 1,
   train_steps: int = 1,
   perturb_steps: int = 1,
@@ -69,32 +55,42 @@ def build(
   """UDP on random pictures with random weights of a trained network's size.
 
   Args:
-    unet: fields of `UNet2DConfig`.
+    unet: see `models.build`.
     performance: `config.performance`.
     batch: pictures of a batch.
+    vae: see `models.build`.
+    image_size: of a latent model.
+    prompt_length: tokens of a latent model's prompts, which come as embeddings.
     num_batches: of the data set.
     train_steps: of a round.
     perturb_steps: of a round.
     joint: one backward pass for weights and delta.
     spread: over all devices; otherwise everything is on the first.
   """
-  model = build_model(unet, performance)
+  model = models.build(unet, performance, vae=vae, image_size=image_size)
   options = {**_GAME, "train_steps": train_steps, "perturb_steps": perturb_steps}
   if joint:
     options["joint_gradients"] = True
   protection = protections.build("udp", model, options)
   generator = np.random.default_rng(0)
-  images = generator.integers(0, 256, (num_batches * batch, *model.shape), np.uint8)
+  count = num_batches * batch
+  images = generator.integers(0, 256, (count, *model.image_shape), np.uint8)
+  cond = None
+  if vae is not None:
+    width = unet["cross_attention_dim"]
+    cond = generator.standard_normal((count, prompt_length, width), np.float32)
   mesh = parallel.make_mesh(None if spread else jax.devices()[:1])
-  data = parallel.place_batches(training.make_batches(images, batch), mesh)
+  data = parallel.place_batches(training.make_batches(images, batch, cond=cond), mesh)
   key = jax.random.key(0)
-  params = _random_params(model, generator)
+  params = models.random_params(model, generator)
   params = parallel.place(params, placement.param_shardings(params, mesh))
   # As `rounds.resident` does it.
   abstract = jax.eval_shape(protection.init, key, data, params)
   shardings = placement.state_shardings(abstract, data, mesh)
   state = rounds.run_once(protection.init, out_shardings=shardings)(key, data, params)
-  return Problem(protection, model, key, data, state, shardings)
+  # A model on pixels is the surrogate itself; of a latent one, what is not trained stays outside.
+  frozen = None if vae is None else params
+  return Problem(protection, model, key, data, frozen, state, shardings)
 
 
 def compile_round(problem: Problem) -> Any:
@@ -106,18 +102,7 @@ def lower_round(problem: Problem) -> Any:
   """The same, before the compiler's work."""
   shardings = (problem.shardings, None)
   update = jax.jit(problem.protection.update, donate_argnums=1, out_shardings=shardings)
-  return update.lower(problem.key, problem.state, problem.data, None, jnp.int32(WHOLE))
-
-
-def _random_params(model: DiffusionModel, generator: np.random.Generator) -> Any:
-  """No zeros: a fresh network's last layers are zero, and so would be every gradient of delta."""
-
-  def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    fan_in = max(1, int(np.prod(leaf.shape[:-1])))
-    values = generator.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
-    return (values if len(leaf.shape) > 1 else np.ones(leaf.shape)).astype(leaf.dtype)
-
-  return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0)))
+  return update.lower(problem.key, problem.state, problem.data, problem.params, jnp.int32(WHOLE))
 
 
 class Contestant:
@@ -154,7 +139,7 @@ class Contestant:
 
   def _step(self, work: str) -> None:
     problem, phase = self._problem, jnp.int32(PHASES[work])
-    result = self._update(problem.key, self._state, problem.data, None, phase)
+    result = self._update(problem.key, self._state, problem.data, problem.params, phase)
     self._state, info = jax.block_until_ready(result)
     # What the host loop fetches; also a guard: a race of NaNs would say nothing.
     loss, train_loss = np.asarray(info.loss), np.asarray(info.train_loss)
@@ -196,14 +181,11 @@ def main() -> None:
   """Serves until the pipe closes."""
   from udp_jax.benchmark import primitives, sections
 
-  contestant = Contestant()
   serve.serve(
     {
       "info": info,
       "matmul": matmul,
-      "prepare": contestant.prepare,
-      "run": contestant.run,
-      "memory": contestant.memory,
+      **serve.racing({"impress": impress.Contestant}, Contestant),
       "primitive": primitives.measure,
       "cost": sections.cost,
       "host": sections.host_overhead,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from udp_jax.models.performance import DTYPES
 from udp_jax.ops import conv
 
 SECTIONS = ("races", "primitives", "cost", "scaling", "host", "compile")
+# The work of purification; the others are phases of the game.
+IMPRESS = "impress"
+WORKS = (*PHASES, IMPRESS)
 TORCH_VARIANTS = ("as_written", "channels_last", "compile")
 
 # (name, fields of `primitives.measure`): the shapes of the CIFAR-10 model's and the demo's layers.
@@ -90,40 +94,66 @@ def tasks(config: Any, only: str = "") -> list[Task]:
 def contestants(config: Any, task: Task) -> list[Contestant]:
   """Who takes part in a race: ours first."""
   work, batch = task.spec["work"], task.spec["batch"]
-  unet = config.models[task.spec["model"]].to_dict()
+  networks = _networks(config, task.spec["model"])
   performance = {**config.performance.to_dict(), "dtype": task.spec["dtype"]}
-  ours = {"unet": unet, "performance": performance, "batch": batch}
-  found = []
+  ours = {**networks, "performance": performance, "batch": batch}
+  theirs = {**networks, "batch": batch, "dtype": task.spec["dtype"]}
+  if work == IMPRESS:
+    size = {"image_size": config.impress.image_size, "num_steps": config.impress.num_steps}
+    ours, theirs = ({k: v for k, v in s.items() if k != "prompt_length"} for s in (ours, theirs))
+    found = [Contestant("jax", "batch", work, {**ours, **size})]
+    variants = [v for v in config.peers.torch if v != "compile"]
+    specs = [{**theirs, **size, "variant": variant} for variant in variants]
+    return found + [Contestant("torch", spec["variant"], work, spec) for spec in specs]
+  scan_steps = config.races.scan_steps
   if work == "joint":
-    found.append(Contestant("jax", "joint", "joint", {**ours, "joint": True}))
+    steps = _steps(max(scan_steps))
+    found = [Contestant("jax", "joint", "joint", {**ours, **steps, "joint": True})]
     # What the joint step replaces, in the same race.
-    found.append(Contestant("jax", "separate_steps", "round", ours))
+    found.append(Contestant("jax", "separate_steps", "round", {**ours, **steps}))
   else:
-    found.append(Contestant("jax", "one_step", work, ours))
-  if work == "round" and config.races.scan_steps > 1:
-    steps = config.races.scan_steps
-    spec = {**ours, "train_steps": steps, "perturb_steps": steps}
-    found.append(Contestant("jax", f"scan_{steps}", work, spec))
+    found = [
+      Contestant(
+        "jax", "one_step" if count == 1 else f"scan_{count}", work, {**ours, **_steps(count)}
+      )
+      for count in scan_steps
+    ]
   for variant in config.peers.torch:
-    if variant == "compile" and batch not in config.peers.compile_batches:
+    if variant == "compile" and not re.search(config.peers.compile_only, task.key):
       continue
     if variant == "as_written" and work == "joint":
       continue  # Nobody writes it: the form with channels_last is its only one.
-    spec = {"unet": unet, "batch": batch, "dtype": task.spec["dtype"], "variant": variant}
-    found.append(Contestant("torch", variant, work, spec))
+    found.append(Contestant("torch", variant, work, {**theirs, "variant": variant}))
   return found
+
+
+def _steps(count: int) -> dict[str, int]:
+  return {"train_steps": count, "perturb_steps": count}
+
+
+def _networks(config: Any, model: str) -> dict[str, Any]:
+  """The fields of `models.build` for a model of the config, and the length of its prompts."""
+  if model in config.latent_models:
+    return config.latent_models[model].to_dict()
+  return {"unet": config.models[model].to_dict()}
 
 
 def _races(config: Any) -> list[Task]:
-  found = []
-  for model in config.models:
-    # The works of one model, batch and dtype follow each other: they share workers.
-    for dtype in config.races.dtypes:
-      for batch in config.races.batches:
-        for work in config.races.works:
-          spec = {"work": work, "model": model, "batch": batch, "dtype": dtype}
-          found.append(Task(f"{work}/{model}/b{batch}/{dtype}", "races", spec))
-  return found
+  found = {}
+  latent = set(config.latent_models)
+  # Models on pixels first: a ConfigDict has no order of its own.
+  for group in sorted(config.races.groups.values(), key=lambda g: not latent.isdisjoint(g.models)):
+    for model, dtype, batch, work in itertools.product(
+      group.models, group.dtypes, group.batches, group.works
+    ):
+      spec = {"work": work, "model": model, "batch": batch, "dtype": dtype}
+      found[f"{work}/{model}/b{batch}/{dtype}"] = spec
+  # The works of one model, batch and dtype follow each other: they share workers.
+  seats = list(dict.fromkeys((s["model"], s["dtype"], s["batch"]) for s in found.values()))
+  tasks = [Task(key, "races", spec) for key, spec in found.items()]
+  return sorted(
+    tasks, key=lambda t: seats.index((t.spec["model"], t.spec["dtype"], t.spec["batch"]))
+  )
 
 
 def _primitives(config: Any) -> list[Task]:
@@ -162,9 +192,8 @@ def _costs(config: Any) -> list[Task]:
 
 
 def _check(config: Any) -> None:
+  latent = set(config.latent_models)
   known: dict[str, tuple[Any, Any]] = {
-    "races.works": (config.races.works, PHASES),
-    "races.dtypes": (config.races.dtypes, DTYPES),
     "primitives.dtypes": (config.primitives.dtypes, DTYPES),
     "peers.torch": (config.peers.torch, TORCH_VARIANTS),
     "host.models": (config.host.models, config.models),
@@ -172,14 +201,32 @@ def _check(config: Any) -> None:
     "scaling.model": ((config.scaling.model,) if config.scaling.devices else (), config.models),
     "cost.model": ((config.cost.model,) if config.cost.model else (), config.models),
   }
+  batches: list[int] = []
+  for name, group in config.races.groups.items():
+    field = f"races.groups.{name}"
+    known[f"{field}.works"] = group.works, WORKS
+    known[f"{field}.dtypes"] = group.dtypes, DTYPES
+    known[f"{field}.models"] = group.models, (*config.models, *config.latent_models)
+    batches += group.batches
   for field, (values, allowed) in known.items():
     for value in (values,) if isinstance(values, str) else values:
       if value not in allowed:
         raise ConfigError(f"config.{field}: unknown {value!r}; known: {', '.join(allowed)}")
-  for field, least in {"min_cycles": 1, "max_cycles": 1, "scan_steps": 1, "seconds": 0}.items():
+  for name, group in config.races.groups.items():
+    if IMPRESS not in group.works:
+      continue
+    if pixels := [model for model in group.models if model not in latent]:
+      raise ConfigError(
+        f"config.races.groups.{name}: {pixels[0]!r} has no autoencoder to purify by"
+      )
+    if tuple(group.dtypes) != ("float32",):
+      raise ConfigError(f"config.races.groups.{name}: work {IMPRESS!r} is raced in float32 only")
+  for field, least in {"min_cycles": 1, "max_cycles": 1, "seconds": 0}.items():
     if not config.races[field] >= least:
       raise ConfigError(f"config.races.{field} is {config.races[field]}; at least {least}")
-  for count in (*config.races.batches, *config.cost.batches, *config.scaling.devices):
+  if not config.races.scan_steps or not min(config.races.scan_steps) >= 1:
+    raise ConfigError(f"config.races.scan_steps is {config.races.scan_steps}; each at least 1")
+  for count in (*batches, *config.cost.batches, *config.scaling.devices):
     if not count >= 1:
       raise ConfigError(f"a batch or a number of devices of {count} in the config; at least 1")
   for count in config.scaling.devices:

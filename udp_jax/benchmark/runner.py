@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from udp_jax import provenance
 from udp_jax.benchmark import plan, race, tables
-from udp_jax.benchmark.jax_worker import diffusers_config
+from udp_jax.benchmark.models import diffusers_configs
 from udp_jax.benchmark.plan import Contestant, Task
 from udp_jax.benchmark.worker import Worker, WorkerError
 from udp_jax.data import files
@@ -245,6 +245,7 @@ class _Bench:
         continue
       row |= race.spread([answer["seconds"] for answer in answers])
       row["cycles"] = len(answers)
+      row["images_per_s"] = spec["batch"] / row["median_s"]
       row["cpu_s"] = float(np.median([answer["cpu_seconds"] for answer in answers]))
       row["idle_cpu_s"] = sum(answer["idle_cpu_seconds"] for answer in answers)
       if row["tflop"] is not None:
@@ -272,12 +273,13 @@ class _Bench:
     if contestant.framework == "jax":
       steps = spec.get("train_steps", 1)
       kind = "joint" if spec.get("joint") else f"round_{steps}"
-      name = f"jax_{kind}_{label}"
+      name = f"jax_{'impress' if contestant.asked == plan.IMPRESS else kind}_{label}"
       worker = self._jax(name)
     else:
-      name = f"torch_{contestant.variant}_{label}"
+      kind = "impress_" if contestant.asked == plan.IMPRESS else ""
+      name = f"torch_{kind}{contestant.variant}_{label}"
       worker = self._torch(name)
-      spec["unet"] = diffusers_config(spec["unet"])
+      spec |= diffusers_configs(spec["unet"], spec.get("vae"))
     timeout = self.config.races.timeout
     return worker, self.pool.prepared(name, worker, works=works, timeout=timeout, **spec)
 

@@ -36,7 +36,9 @@ class _Rounds:
   def dispatch(self) -> None:
     """One round, not waited for."""
     problem = self.problem
-    self.state, _ = self.update(problem.key, self.state, problem.data, None, jnp.int32(WHOLE))
+    self.state, _ = self.update(
+      problem.key, self.state, problem.data, problem.params, jnp.int32(WHOLE)
+    )
 
 
 def cost(repeats: int = 3, **spec: Any) -> dict[str, Any]:
@@ -98,13 +100,15 @@ def host_overhead(
 
   idle = (
     jax.jit(nothing, donate_argnums=1)
-    .lower(problem.key, rounds.state, problem.data, None, jnp.int32(0))
+    .lower(problem.key, rounds.state, problem.data, problem.params, jnp.int32(0))
     .compile()
   )
 
   def dispatch() -> None:
     for _ in range(20):
-      rounds.state, info = idle(problem.key, rounds.state, problem.data, None, jnp.int32(WHOLE))
+      rounds.state, info = idle(
+        problem.key, rounds.state, problem.data, problem.params, jnp.int32(WHOLE)
+      )
       for leaf in info:
         np.asarray(leaf)
 
@@ -115,7 +119,7 @@ def host_overhead(
 
     def many(key, state, data):
       return jax.lax.scan(
-        lambda s, _: (body(key, s, data, None)[0], None), state, length=num_rounds
+        lambda s, _: (body(key, s, data, problem.params)[0], None), state, length=num_rounds
       )
 
     one = jax.jit(many, donate_argnums=1).lower(problem.key, rounds.state, problem.data).compile()

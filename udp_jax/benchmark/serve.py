@@ -48,6 +48,28 @@ def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
     replies.write(json.dumps(answer) + "\n")
 
 
+def racing(
+  special: Mapping[str, Callable[[], Any]], usual: Callable[[], Any]
+) -> dict[str, Callable[..., dict[str, Any]]]:
+  """The handlers "prepare", "run" and "memory" of a contestant, made when it is prepared.
+
+  Args:
+    special: who does a kind of work that has a class of its own.
+    usual: who does all others. Both make an object with methods of the handlers' names.
+  """
+  seat: list[Any] = []
+
+  def prepare(works: list[str], **spec: Any) -> dict[str, Any]:
+    seat[:] = [special.get(works[0], usual)()]
+    return seat[0].prepare(works, **spec)
+
+  return {
+    "prepare": prepare,
+    "run": lambda work: seat[0].run(work),
+    "memory": lambda work: seat[0].memory(work),
+  }
+
+
 def cores() -> int:
   """Cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
@@ -76,7 +98,7 @@ def forget_peak() -> bool:
   return True
 
 
-def measured(run: Callable[[], None]) -> dict[str, Any]:
+def measured(run: Callable[[], Any]) -> dict[str, Any]:
   """One untimed run: `peak_rss_mib` of it alone, or of the process where that cannot be told."""
   alone = forget_peak()
   run()

@@ -10,7 +10,15 @@ from udp_jax.report.text import MISSING, format_number
 # Fields of a row of a race; what was not measured is None, and `reason` says why.
 ROW_FIELDS = (
   *("work", "model", "batch", "dtype", "framework", "variant", "median_s", "p10_s", "p90_s"),
-  *("cycles", "compile_s", "warmup_s", "peak_rss_mib", "peak_of", "compile_peak_rss_mib"),
+  *(
+    "images_per_s",
+    "cycles",
+    "compile_s",
+    "warmup_s",
+    "peak_rss_mib",
+    "peak_of",
+    "compile_peak_rss_mib",
+  ),
   *("cpu_s", "idle_cpu_s", "tflop", "percent_of_peak", "ratio", "best_peer", "ratio_as_written"),
   *("ratio_separate", "ratio_memory", "reason"),
 )
@@ -21,6 +29,7 @@ _RACES: Columns = (
   *(("work", "work", None), ("model", "model", None), ("batch", "batch", None)),
   *(("dtype", "dtype", None), ("framework", "framework", None), ("variant", "variant", None)),
   *(("median s", "median_s", 4), ("p10", "p10_s", 4), ("p90", "p90_s", 4)),
+  ("images/s", "images_per_s", 2),
   *(("compile s", "compile_s", 1), ("peak MiB", "peak_rss_mib", 0), ("TFLOP", "tflop", 4)),
   *(("% of peak", "percent_of_peak", 1), ("/ best peer", "ratio", 2)),
   *(("/ as written", "ratio_as_written", 2), ("/ separate", "ratio_separate", 2)),
@@ -33,7 +42,8 @@ _SECTIONS: dict[str, tuple[str, str, Columns]] = {
     "faster (or smaller) than the fastest peer of the same race. Compilation and warm-up are "
     "apart. Peak memory is of one step. TFLOP: matrix products and convolutions of the compiled "
     "program (ours) or as PyTorch counts them; % of the best rate of a matrix product of that "
-    "dtype, in either framework.",
+    "dtype, in either framework. Work `impress` is a step of the purifier for all pictures of the "
+    "batch: at once, but for `as_written`, which takes one after the other.",
     _RACES,
   ),
   "primitives": (

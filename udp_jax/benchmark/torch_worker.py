@@ -1,6 +1,10 @@
-"""The PyTorch contestant: diffusers' `UNet2DModel` trained and attacked as its users do it.
+"""The PyTorch contestant: diffusers' networks trained and attacked as their users do it.
 
-Runs in the environment of the peers (`make bench`), by path: imports torch, diffusers and `serve`.
+`UNet2DModel` on pixels, or `UNet2DConditionModel` behind an `AutoencoderKL`, whose encoder is
+frozen in every variant, as in published code; its gradient reaches the pictures.
+
+Runs in the environment of the peers (`make bench`), by path: imports torch, diffusers and modules
+of this folder that import no more.
 Variants, each with as many threads as there are cores:
   as_written      NCHW; `loss.backward()` in the max step too, which computes weight gradients that
                   nobody uses; Adam as it comes. What public code does.
@@ -20,6 +24,7 @@ from typing import Any
 import diffusers
 import serve
 import torch
+import torch_impress
 
 # Modules of this folder must not hide anyone's.
 _HERE = str(Path(__file__).resolve().parent)
@@ -35,7 +40,16 @@ class Contestant:
   """Handlers of a race."""
 
   def prepare(
-    self, works: list[str], *, unet: dict[str, Any], batch: int, dtype: str, variant: str
+    self,
+    works: list[str],
+    *,
+    unet: dict[str, Any],
+    batch: int,
+    dtype: str,
+    variant: str,
+    vae: dict[str, Any] | None = None,
+    image_size: int = 0,
+    prompt_length: int = 0,
   ) -> dict[str, Any]:
     """Builds the model and runs each of `works` until it is warm."""
     if variant not in VARIANTS:
@@ -44,15 +58,29 @@ class Contestant:
     torch.set_num_threads(serve.cores())
     self._lean = variant != "as_written"
     self._dtype = DTYPES[dtype]
-    model: Any = diffusers.UNet2DModel(**{k: v for k, v in unet.items() if not k.startswith("_")})
     layout = torch.channels_last if self._lean else torch.contiguous_format
+    fields = {k: v for k, v in unet.items() if not k.startswith("_")}
+    model: Any
+    self._vae: Any = None
+    if vae is None:
+      model = diffusers.UNet2DModel(**fields)
+      size, channels = model.config.sample_size, model.config.in_channels
+      self._scheduler: Any = diffusers.DDPMScheduler(num_train_timesteps=1000)
+      self._text: tuple[torch.Tensor, ...] = ()
+    else:
+      model = diffusers.UNet2DConditionModel(**fields)
+      size, channels = image_size, vae["in_channels"]
+      kind = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+      self._scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, **kind)
+      fields = {k: v for k, v in vae.items() if not k.startswith("_")}
+      self._vae = diffusers.AutoencoderKL(**fields)
+      self._vae = self._vae.eval().to(memory_format=layout).requires_grad_(False)
+      self._text = (torch.randn(batch, prompt_length, model.config.cross_attention_dim),)
     self._model = model.to(memory_format=layout)
     self._forward = self._model
-    self._scheduler: Any = diffusers.DDPMScheduler(num_train_timesteps=1000)
     self._optimizer = torch.optim.Adam(
       model.parameters(), lr=_LEARNING_RATE, fused=True if self._lean else None
     )
-    size, channels = model.config.sample_size, model.config.in_channels
     images = torch.rand(batch, channels, size, size)
     self._images = images.to(memory_format=layout)
     start = (torch.randint(0, 2, images.shape) * 2 - 1) * _RADIUS
@@ -99,11 +127,16 @@ class Contestant:
   def _losses(self, images: torch.Tensor) -> torch.Tensor:
     """The denoising loss of each picture (B,) at a timestep and noise of its own."""
     x0 = 2 * images - 1
+    narrow = torch.autocast("cpu", dtype=self._dtype, enabled=self._dtype is not torch.float32)
+    if self._vae is not None:
+      with narrow:
+        posterior = self._vae.encode(x0).latent_dist
+      x0 = posterior.sample().float() * self._vae.config.scaling_factor
     noise = torch.randn_like(x0)
     timesteps = torch.randint(0, 1000, (len(x0),))
     x_t = self._scheduler.add_noise(x0, noise, timesteps)
-    with torch.autocast("cpu", dtype=self._dtype, enabled=self._dtype is not torch.float32):
-      prediction = self._forward(x_t, timesteps).sample
+    with narrow:
+      prediction = self._forward(x_t, timesteps, *self._text).sample
     return torch.nn.functional.mse_loss(prediction.float(), noise, reduction="none").mean((1, 2, 3))
 
   def _min_step(self) -> None:
@@ -184,13 +217,5 @@ def matmul(size: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  contestant = Contestant()
-  serve.serve(
-    {
-      "info": info,
-      "matmul": matmul,
-      "prepare": contestant.prepare,
-      "run": contestant.run,
-      "memory": contestant.memory,
-    }
-  )
+  handlers = {"info": info, "matmul": matmul}
+  serve.serve(handlers | serve.racing({"impress": torch_impress.Contestant}, Contestant))

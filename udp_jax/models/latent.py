@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import Cond, DiffusionModel, Held, Params
+from udp_jax.ops import conv
 from udp_jax.ops.image import from_model_range, to_model_range
 from udp_jax.ops.schedules import NoiseSchedule
 from udp_jax.randomness import normal_each
@@ -148,14 +149,16 @@ def latent_diffusion(
     cond, images = jnp.zeros((1, 1, cross)), jnp.zeros((1, height, width, 3))
     _, made = unet.apply({"params": params[UNET]}, x_t, timesteps, cond, mutable=["prepared"])
     variables = {"params": params[VAE]}
-    _, made_vae = vae.apply(variables, images, method="encode", mutable=["prepared"])
+    # Encoder and decoder: what a program does not use is left out when it is compiled.
+    _, made_vae = vae.apply(variables, images, mutable=["prepared"])
     return {UNET: made.get("prepared", {}), VAE: made_vae.get("prepared", {})}
 
   def hold(params: Params) -> Params:
     if isinstance(params, Held):
       return params
     cast = {name: _cast(part, _dtype_of(name)) for name, part in params.items()}
-    return Held(cast, prepare(cast))
+    holds = conv.holds(getattr(unet, "conv_method", None))
+    return Held(cast, prepare(cast) if holds else {})
 
   def _dtype_of(name: str) -> Any:
     module: Any = {UNET: unet, VAE: vae, TEXT: text}[name]

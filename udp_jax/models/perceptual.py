@@ -33,7 +33,7 @@ from jax import lax
 
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import efficientnet_lite, torch_zip
-from udp_jax.ops.conv import conv2d
+from udp_jax.ops.conv import conv2d, hold
 from udp_jax.ops.image import to_model_range
 
 DEFAULT = "effnet_lite0_distance"
@@ -59,6 +59,8 @@ class PerceptualDistance(NamedTuple):
     apply: (params, x, y) -> (B,) float32, for pictures (B, H, W, 3) in [0, 1]; differentiable.
     min_size: the least height and width that the network can halve as often as it does.
     revision: which weights these are, for the record.
+    hold: (params, (height, width)) -> params that `apply` takes in their place for pictures of that
+      size, for loops that hold them still: what `ops.conv.hold` makes of the kernels is with them.
   """
 
   name: str
@@ -67,6 +69,7 @@ class PerceptualDistance(NamedTuple):
   apply: Callable[[Any, jax.Array, jax.Array], jax.Array]
   min_size: int
   revision: str
+  hold: Callable[[Any, tuple[int, int]], Any] = lambda params, size: params
 
 
 class Layer(NamedTuple):
@@ -187,7 +190,7 @@ def params_from_tensors(
 
 
 def distance(
-  params: dict[str, jax.Array], x: jax.Array, y: jax.Array, *, layers: tuple[Layer, ...]
+  params: dict[str, Any], x: jax.Array, y: jax.Array, *, layers: tuple[Layer, ...]
 ) -> jax.Array:
   """LPIPS (or ST-LPIPS, by the layers) of pictures (B, H, W, 3) in [0, 1]: (B,)."""
   both = (to_model_range(jnp.concatenate([x, y])) - _SHIFT) / _SCALE
@@ -199,7 +202,8 @@ def distance(
       both = _blurred(both)
     name = f"net.slice{depth + 1}.{layer.number}"
     kernel, bias = params[f"{name}.weight"], params[f"{name}.bias"]
-    both = conv2d(both, kernel, bias, stride=layer.stride, padding=layer.padding)
+    options: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
+    both = conv2d(both, kernel, bias, held=params.get(f"{name}.held"), **options)
     if layer.blur_after:
       both = _blurred(both)
     both = jax.nn.relu(both)
@@ -208,6 +212,40 @@ def distance(
       total = total + jnp.mean(jnp.sum(weighted, axis=-1), axis=(1, 2))
       depth += 1
   return total
+
+
+def held(
+  params: dict[str, jax.Array], size: tuple[int, int], *, layers: tuple[Layer, ...]
+) -> dict[str, Any]:
+  """`params` for `distance` of pictures of one (height, width), see `PerceptualDistance.hold`."""
+  made: dict[str, Any] = dict(params)
+  depth = 0
+  for layer in layers:
+    if layer.pool:
+      size = _windows(size, *layer.pool)
+    if layer.blur_before:
+      size = _windows(size, *_BLUR)
+    name = f"net.slice{depth + 1}.{layer.number}"
+    kernel = params[f"{name}.weight"]
+    options: dict[str, Any] = {"stride": layer.stride, "padding": layer.padding}
+    filters = hold(kernel, (1, *size, kernel.shape[2]), **options)
+    if filters is not None:
+      made[f"{name}.held"] = filters
+    size = _windows(size, layer.size, layer.stride, layer.padding)
+    if layer.blur_after:
+      size = _windows(size, *_BLUR)
+    depth += layer.compared
+  return made
+
+
+# Side, stride and padding of `_blurred`.
+_BLUR = (3, 2, 2)
+
+
+def _windows(size: tuple[int, int], side: int, stride: int, padding: int = 0) -> tuple[int, int]:
+  """How many windows of `side` fit into a map of `size`, along each axis."""
+  height, width = ((n + 2 * padding - side) // stride + 1 for n in size)
+  return height, width
 
 
 def _squared_difference(both: jax.Array) -> jax.Array:
@@ -279,6 +317,7 @@ def _stlpips(network: str, weights: str | Path | None) -> PerceptualDistance:
     apply=partial(distance, layers=layers),
     min_size=_MIN_SIZE_SHIFT_TOLERANT[network],
     revision=f"{STLPIPS_PACKAGE} sha256:{STLPIPS_SHA256[network]}",
+    hold=partial(held, layers=layers),
   )
 
 
@@ -308,6 +347,7 @@ def _lpips(network: str, weights: str | Path | None) -> PerceptualDistance:
     apply=partial(distance, layers=layers),
     min_size=_MIN_SIZE[network],
     revision=f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
+    hold=partial(held, layers=layers),
   )
 
 

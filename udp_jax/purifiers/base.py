@@ -35,12 +35,15 @@ class Iteration(NamedTuple):
     advance: (params, images, state) -> (state, losses (B,)), one step.
     finish: (params, images, state) -> images.
     num_steps: how many steps there are.
+    hold: (params, images) -> what `advance` gets in place of params, made once for all the steps of
+      a call, as by `DiffusionModel.hold`.
   """
 
   start: Callable[[Params, jax.Array, jax.Array], Any]
   advance: Callable[[Params, jax.Array, Any], tuple[Any, jax.Array]]
   finish: Callable[[Params, jax.Array, Any], jax.Array]
   num_steps: int
+  hold: Callable[[Params, jax.Array], Params] = lambda params, images: params
 
 
 class Purifier(NamedTuple):
@@ -88,8 +91,10 @@ def iterative(init: Callable[..., Params], iteration: Iteration) -> Purifier:
 
 
 def _scan(iteration: Iteration, params: Params, images: jax.Array, state: Any, num_steps: int):
+  held = iteration.hold(params, images)
+
   def body(state: Any, _: None) -> tuple[Any, jax.Array]:
-    return iteration.advance(params, images, state)
+    return iteration.advance(held, images, state)
 
   return jax.lax.scan(body, state, None, length=num_steps)
 

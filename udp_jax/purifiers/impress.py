@@ -107,6 +107,11 @@ def impress(
       )
     return whole
 
+  def hold(params: Params, images: jax.Array) -> Params:
+    size = extended(images).shape[1:3]
+    held = measure.hold(params["perceptual"], (size[0], size[1]))
+    return {"model": model.hold(params["model"]), "perceptual": held}
+
   def losses_of(params: Params, images: jax.Array, x: jax.Array) -> jax.Array:
     candidate = from_model_range(x)
     restored = to_model_range(reconstruct(params["model"], candidate))
@@ -137,4 +142,4 @@ def impress(
     del params
     return from_model_range(state.x)[:, : images.shape[1], : images.shape[2]]
 
-  return base.iterative(init, Iteration(start, advance, finish, num_steps))
+  return base.iterative(init, Iteration(start, advance, finish, num_steps, hold))

@@ -7,6 +7,53 @@ from ml_collections import ConfigDict
 from experiments.configs import common
 from experiments.configs.eudp import demo
 
+DTYPES = ("float32", "bfloat16")
+# Stable Diffusion's layout at a size for a CPU: U-Net of 18 M parameters, autoencoder of 14 M.
+SD_SMALL = {
+  "image_size": 128,
+  "prompt_length": 77,
+  "unet": {
+    "sample_size": 32,
+    "block_out_channels": (64, 128, 256),
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 256,
+  },
+  "vae": {"block_out_channels": (64, 128, 256), "layers_per_block": 2, "sample_size": 128},
+}
+_SD_TINY = {
+  "image_size": 32,
+  "prompt_length": 4,
+  "unet": {
+    "sample_size": 16,
+    "block_out_channels": (8,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "layers_per_block": 1,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 8,
+    "norm_num_groups": 4,
+  },
+  "vae": {
+    "block_out_channels": (8, 8),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "sample_size": 32,
+  },
+}
+
+
+def group(
+  works: tuple[str, ...],
+  models: tuple[str, ...],
+  batches: tuple[int, ...],
+  dtypes: tuple[str, ...],
+) -> ConfigDict:
+  """Races: every work with every model, batch and dtype."""
+  return ConfigDict({"works": works, "models": models, "batches": batches, "dtypes": dtypes})
+
 
 def base(title: str) -> ConfigDict:
   """Everything that a benchmark may set. Empty tuples leave a section out."""
@@ -17,17 +64,23 @@ def base(title: str) -> ConfigDict:
   config.models.ddpm_cifar10 = ConfigDict(common.DDPM_CIFAR10)
   config.models.demo = demo.get_config().model.unet
   config.models.demo.sample_size = demo.get_config().data.image_size
+  config.latent_models = ConfigDict({"sd_small": SD_SMALL})
   config.performance = common.study("").performance
 
   # Of the product whose best rate is the machine's peak.
   config.matmul_size = 2048
 
   config.races = ConfigDict()
-  config.races.works = ("round", "min", "max", "joint")
-  config.races.batches = (16, 8)
-  config.races.dtypes = ("float32", "bfloat16")
-  # A second form of our round: so many train and perturb steps in scans, timed by the step.
-  config.races.scan_steps = 3
+  # Every work of a group with every model, batch and dtype of it.
+  config.races.groups = ConfigDict()
+  config.races.groups.pixels = group(
+    ("round", "min", "max", "joint"), ("ddpm_cifar10", "demo"), (16, 8), DTYPES
+  )
+  config.races.groups.latents = group(("max",), ("sd_small",), (4,), DTYPES)
+  config.races.groups.purification = group(("impress",), ("sd_small",), (8,), ("float32",))
+  # Forms of ours: so many train and perturb steps in scans of one call, timed by the step. The
+  # entry points run hundreds; a call of a single step pays for its scratch memory each time.
+  config.races.scan_steps = (1, 3)
   config.races.min_cycles, config.races.max_cycles = 3, 15
   config.races.seconds = 20.0
   config.races.pause = 0.05
@@ -36,8 +89,10 @@ def base(title: str) -> ConfigDict:
 
   config.peers = ConfigDict()
   config.peers.torch = ("as_written", "channels_last", "compile")
-  # It compiles for minutes and wins nothing.
-  config.peers.compile_batches = (16,)
+  # Regular expression of the races in which `compile` takes part: it compiles for minutes.
+  config.peers.compile_only = "(ddpm_cifar10|demo)/b16/float32"
+
+  config.impress = ConfigDict({"image_size": 64, "num_steps": 4})
 
   config.primitives = ConfigDict({"dtypes": ("float32",), "seconds": 0.3, "select": ""})
   # 0: that of the case.
@@ -56,10 +111,15 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
     config.models = ConfigDict({"tiny": ConfigDict(common.TINY | {"add_attention": False})})
+    config.latent_models = ConfigDict({"sd_tiny": _SD_TINY})
     config.matmul_size = 256
-    config.races.update({"works": ("round", "min", "max"), "batches": (4,), "seconds": 0.0})
-    config.races.update({"dtypes": ("float32",), "scan_steps": 1, "min_cycles": 2})
-    config.peers.update({"torch": (), "compile_batches": ()})
+    config.races.update({"seconds": 0.0, "scan_steps": (1,), "min_cycles": 2})
+    one = (4,), ("float32",)
+    config.races.groups = ConfigDict()
+    config.races.groups.pixels = group(("round", "min", "max"), ("tiny",), *one)
+    config.races.groups.latents = group(("max", "impress"), ("sd_tiny",), *one)
+    config.impress.update({"image_size": 16, "num_steps": 2})
+    config.peers.torch = ()
     config.primitives.update({"dtypes": ("float32",), "seconds": 0.0, "batch": 2})
     config.primitives.select = "3x3_16x16x32_(direct|winograd)|group_norm"
     config.cost.update({"model": "tiny", "batch": 4, "batches": (), "resolutions": ()})

@@ -11,9 +11,9 @@ def get_config(variant=None):
   """One race and the primitives; `variant` "smoke" takes seconds."""
   config = benchmark.base("udp_jax against PyTorch diffusers: one race")
   del config.models.demo
-  config.races.update({"works": ("round",), "batches": (16,), "dtypes": ("float32",)})
-  config.races.update({"scan_steps": 1})
-  config.peers.update({"torch": ("as_written", "channels_last"), "compile_batches": ()})
+  one = benchmark.group(("round",), ("ddpm_cifar10",), (16,), ("float32",))
+  config.races.groups = {"one": one}
+  config.peers.torch = ("as_written", "channels_last")
   config.cost.model = ""
   config.scaling.devices = ()
   config.host.update({"models": (), "in_one_dispatch": ()})

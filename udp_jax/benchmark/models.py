@@ -1,0 +1,80 @@
+"""Our side's models with random weights, from the fields that the PyTorch contestants get too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from udp_jax.models import factory, latent, pipeline
+from udp_jax.models.base import DiffusionModel
+from udp_jax.models.ddpm_unet import UNet2DConfig
+from udp_jax.models.sd_unet import UNet2DConditionConfig
+from udp_jax.models.sd_vae import AutoencoderKLConfig
+
+# Of Stable Diffusion 1.x.
+_SCHEDULER = {
+  "num_train_timesteps": 1000,
+  "beta_schedule": "scaled_linear",
+  "beta_start": 0.00085,
+  "beta_end": 0.012,
+}
+
+
+def build(
+  unet: Mapping[str, Any],
+  performance: Mapping[str, Any],
+  *,
+  vae: Mapping[str, Any] | None = None,
+  image_size: int = 0,
+) -> DiffusionModel:
+  """A model of the library from the fields of a config.
+
+  Args:
+    unet: of `UNet2DConfig`, or of `UNet2DConditionConfig` where there is a VAE.
+    performance: `config.performance`.
+    vae: of `AutoencoderKLConfig`; None for a model on pixels.
+    image_size: of a latent model's pictures.
+
+  Raises:
+    ConfigError: fields that mean nothing, see `factory.build` and `latent_diffusion`.
+  """
+  if vae is None:
+    config = {"path": "", "unet": dict(unet), "schedule": "linear", "num_train_timesteps": 1000}
+    model, _, _ = factory.build(ConfigDict(config), ConfigDict(performance))
+    return model
+  parts = {
+    latent.UNET: UNet2DConditionConfig(**_tuples(unet)),
+    latent.VAE: AutoencoderKLConfig(**_tuples(vae)),
+  }
+  return pipeline.build_model(parts, _SCHEDULER, performance, image_size=image_size)
+
+
+def diffusers_configs(
+  unet: Mapping[str, Any], vae: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """The configs of diffusers' classes for the same networks, {"unet"} or {"unet", "vae"}."""
+  if vae is None:
+    return {"unet": UNet2DConfig(**_tuples(unet)).to_dict()}
+  return {
+    "unet": UNet2DConditionConfig(**_tuples(unet)).to_dict(),
+    "vae": AutoencoderKLConfig(**_tuples(vae)).to_dict(),
+  }
+
+
+def random_params(model: DiffusionModel, generator: np.random.Generator) -> Any:
+  """No zeros: a fresh network's last layers are zero, and so would be every gradient of delta."""
+
+  def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+    values = generator.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
+    return (values if len(leaf.shape) > 1 else np.ones(leaf.shape)).astype(leaf.dtype)
+
+  return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
