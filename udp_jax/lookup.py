@@ -11,7 +11,10 @@ from typing import Any
 from udp_jax.errors import ConfigError
 
 # Modules of a package of methods that are not methods themselves.
-_SHARED = ("adaptive", "base", "finetuning", "lookup", "maxmin", "surrogates", "targets")
+_SHARED = (
+  *("adaptive", "base", "editing", "finetuning", "lookup"),
+  *("maxmin", "passing", "surrogates", "targets"),
+)
 
 
 def available(package: str) -> list[str]:

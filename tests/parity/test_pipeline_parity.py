@@ -154,17 +154,19 @@ def give_noise(monkeypatch):
   return give
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_img2img(both, give_noise, strength):
+@pytest.mark.parametrize(
+  ("sampler", "strength"), [("ddim", 0.5), ("ddim", 1.0), ("dpm_solver_pp_2m", 0.5)]
+)
+def test_img2img(both, give_noise, sampler, strength):
   ours, theirs = both("epsilon")
   images, keys = _pictures(), jax.random.split(jax.random.key(7), 2)
-  options = {"strength": strength, "sample_steps": 8, "guidance_scale": SCALE}
+  options = {"strength": strength, "sample_steps": 8, "guidance_scale": SCALE, "sampler": sampler}
   edit = threats.build_edit("img2img", ours.model, options | {"scheduler": ours.scheduler})
   actual = edit.apply(keys, ours.params, images, *_prompts(ours))
   shape = ours.model.shape
   left = give_noise(*(normal_each(part, shape) for part in split_each(keys, 2)))
   pipe = _quiet(StableDiffusionImg2ImgPipeline(**theirs.components, requires_safety_checker=False))
-  _use(pipe, "ddim")
+  _use(pipe, sampler)
   expected = pipe(
     PROMPTS,
     image=_torch(images),
@@ -175,7 +177,7 @@ def test_img2img(both, give_noise, strength):
     output_type="np",
   ).images
   assert not left
-  _compare(actual, expected, f"img2img, strength {strength}")
+  _compare(actual, expected, f"img2img, {sampler}, strength {strength}")
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])

@@ -377,6 +377,32 @@ def test_inpainting_keeps_what_is_not_masked(model, trained, params, images) -> 
     edit.apply(keys, merged, given, ids)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver_pp_2m"])
+def test_edits_by_every_sampler(model, params, images, sampler) -> None:
+  given = jnp.float32(images[:3] / 255)
+  ids, keys = np.repeat(np.int32(SUBJECT), 3, 0), jax.random.split(KEY, 3)
+  masks = jnp.zeros((3, SIZE, SIZE, 1)).at[:, 2:6].set(1.0)
+  options = EDIT | {"sampler": sampler, "strength": 0.6}
+  for name, more in (("img2img", {}), ("inpaint", {"masks": masks})):
+    apply = threats.build_edit(name, model, options).apply
+    out = apply(keys, params, given, ids, **more)
+    assert np.isfinite(out).all() and np.abs(out - given).max() > 0.01
+    # A picture's result is its own, whatever the sampler draws.
+    alone = apply(keys[1:2], params, given[1:2], ids[1:2], **jax.tree.map(lambda m: m[1:2], more))
+    np.testing.assert_allclose(alone[0], out[1], atol=1e-5)
+
+
+def test_what_edits_refuse(model) -> None:
+  for options, message in (
+    ({"sampler": "euler"}, "unknown sampler 'euler'; known: ddim"),
+    ({"sampler": "ddpm", "eta": 0.5}, "eta is an option of ddim, not of ddpm"),
+    ({"sample_steps": 51}, "sample_steps: num_steps must be in"),
+  ):
+    for name in ("img2img", "inpaint"):
+      with pytest.raises(ConfigError, match=message):
+        threats.build_edit(name, model, EDIT | options)
+
+
 @pytest.mark.parametrize(
   "name", ["full", "lora", "dreambooth", "textual_inversion", "img2img", "inpaint"]
 )

@@ -110,6 +110,23 @@ def start_step(num_steps: int, strength: float) -> int:
   return num_steps - count
 
 
+def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Standard normal noise (B, ...) float32, from one key, or from keys (B,), one a picture."""
+  if _one_each(key):
+    return jax.vmap(lambda key: jax.random.normal(key, shape[1:], jnp.float32))(key)
+  return jax.random.normal(key, shape, jnp.float32)
+
+
+def _one_each(key: jax.Array) -> bool:
+  """Whether these are keys (B,), and not one (whose old form is a vector of numbers)."""
+  return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 1
+
+
+def _fold(key: jax.Array, number: jax.Array | int) -> jax.Array:
+  fold = jax.random.fold_in
+  return jax.vmap(lambda key: fold(key, number))(key) if _one_each(key) else fold(key, number)
+
+
 def run(
   key: jax.Array,
   predict: Predict,
@@ -126,7 +143,7 @@ def run(
   """Scans `step` over the timesteps; a step's noise depends on the key and its index alone.
 
   Args:
-    key: a PRNG key.
+    key: a PRNG key; or keys (B,), one a picture: no picture's chain depends on another's then.
     predict: (x_t, timesteps (B,)) -> the network's prediction.
     step: (key, x_t, prediction, row, memory) -> (x at the next timestep, memory).
     schedule: the noise schedule.
@@ -145,17 +162,20 @@ def run(
   """
   if not 0 <= first_step < len(timesteps):
     raise ValueError(f"first_step must be in [0, {len(timesteps)}), got {first_step}")
-  init_key, steps_key = jax.random.split(key)
+  if _one_each(key):
+    init_key, steps_key = jnp.moveaxis(jax.vmap(jax.random.split)(key), 1, 0)
+  else:
+    init_key, steps_key = jax.random.split(key)
   if isinstance(x_init, tuple):
     if first_step:
       raise ValueError("a chain that starts at first_step > 0 needs x_t, not a shape")
-    x_init = jax.random.normal(init_key, x_init, jnp.float32)
+    x_init = normal(init_key, x_init)
   x_init = jnp.asarray(x_init, jnp.float32)
 
   def body(carry: tuple[jax.Array, Any], at: Any) -> tuple[tuple[jax.Array, Any], None]:
     (x_t, memory), (index, timestep, following, row) = carry, at
     prediction = predict(x_t, jnp.full(x_t.shape[:1], timestep))
-    x_t, memory = step(jax.random.fold_in(steps_key, index), x_t, prediction, row, memory)
+    x_t, memory = step(_fold(steps_key, index), x_t, prediction, row, memory)
     if known is not None:
       noised = schedules.add_noise(schedule, known.x0, known.noise, jnp.maximum(following, 0))
       kept = jnp.where(following < 0, known.x0, noised)

@@ -170,7 +170,7 @@ def ddim(
   """Samples with DDIM. Each step goes T // num_steps timesteps back, as in diffusers.
 
   Args:
-    key: a PRNG key, for the initial noise (when x_init is a shape) and for eta > 0.
+    key: for the initial noise (when x_init is a shape) and for eta > 0; or keys, see `chain.run`.
     predict: the network, see the module's docstring.
     schedule: the noise schedule.
     x_init: the shape (B, ...) to sample from pure noise, or x_t at the chain's first timestep.
@@ -197,7 +197,7 @@ def ddim(
 
   def step(key, x_t, prediction, row, memory):
     timestep, prev = row
-    noise = jax.random.normal(key, x_t.shape, x_t.dtype) if eta > 0.0 else None
+    noise = chain.normal(key, x_t.shape) if eta > 0.0 else None
     x_prev = ddim_step(
       schedule,
       prediction,
@@ -235,7 +235,7 @@ def ddpm(
   """Samples with the ancestral chain of DDPM.
 
   Args:
-    key: a PRNG key.
+    key: a PRNG key, or keys (B,), see `chain.run`.
     predict: the network, see the module's docstring.
     schedule: the noise schedule.
     x_init: the shape (B, ...) to sample from pure noise, or x_t at the chain's first timestep.
@@ -262,7 +262,7 @@ def ddpm(
   previous = np.append(steps[1:], np.int32(-1))
 
   def step(key, x_t, prediction, row, memory):
-    noise = jax.random.normal(key, x_t.shape, x_t.dtype)
+    noise = chain.normal(key, x_t.shape)
     timestep, prev = row
     x_prev = ddpm_step(
       schedule, prediction, x_t, timestep, prev, noise, variance=variance, clip_sample=clip_sample

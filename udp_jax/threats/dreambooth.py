@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,28 +12,22 @@ from udp_jax.models import lora as low_rank
 from udp_jax.models import trainable
 from udp_jax.models.base import DiffusionModel
 from udp_jax.threats.base import Threat
-from udp_jax.threats.finetuning import fine_tune
+from udp_jax.threats.finetuning import COMMON, fine_tune
+from udp_jax.threats.passing import passes_on
 from udp_jax.training import Batch
 
 
+@passes_on(fine_tune, *COMMON)
 def dreambooth(
   model: DiffusionModel,
   *,
-  train_steps: int,
   prior_weight: float = 1.0,
   rank: int = 0,
   scale: float = 1.0,
   targets: Sequence[str] = low_rank.UNET_TARGETS,
   train_text_encoder: bool = False,
   learning_rate: float = 5e-6,
-  warmup_steps: int = 0,
-  decay: str = "constant",
-  weight_decay: float = 1e-2,
-  clip_norm: float = 1.0,
-  sample_steps: int = 50,
-  guidance_scale: float = 7.5,
-  sampler: str = "ddim",
-  scheduler: Mapping[str, Any] | None = None,
+  **options: Any,
 ) -> Threat:
   """Fine-tuning on "a photo of sks CLASS" with the prior-preservation loss (equation 2).
 
@@ -42,21 +36,13 @@ def dreambooth(
 
   Args:
     model: what is fine-tuned.
-    train_steps: optimiser steps.
     prior_weight: of the class pictures' loss, lambda in the paper; 0 trains without them.
     rank: of low-rank updates; 0 trains all weights.
     scale: of low-rank updates; PEFT's lora_alpha / rank.
     targets: names of the U-Net's modules that get a low-rank update.
     train_text_encoder: train the text encoder as well (or its low-rank updates).
     learning_rate: of AdamW, after the warm-up.
-    warmup_steps: linear warm-up from 0.
-    decay: "constant", or "cosine" to 0 over the rest.
-    weight_decay: of AdamW.
-    clip_norm: global norm at which the gradient is clipped.
-    sample_steps: of the sampler.
-    guidance_scale: of samples; 1 for none.
-    sampler: "ddim", "ddpm" or "dpm_solver_pp_2m".
-    scheduler: the model's scheduler_config.json, for where its timesteps lie.
+    **options: of `finetuning.fine_tune`, which are the same for all of these threats.
 
   Raises:
     ConfigError: unusable prior_weight, rank, targets, decay, sampler or step count.
@@ -73,21 +59,11 @@ def dreambooth(
   return fine_tune(
     model,
     theta,
-    train_steps=train_steps,
     learning_rate=learning_rate,
-    warmup_steps=warmup_steps,
-    decay=decay,
-    weight_decay=weight_decay,
-    clip_norm=clip_norm,
     prior_weight=prior_weight,
-    sampling={
-      "sampler": sampler,
-      "sample_steps": sample_steps,
-      "guidance_scale": guidance_scale,
-      "scheduler": scheduler,
-    },
     trains_text=train_text_encoder,
     save=(lambda folder, t: low_rank.save_lora(folder, t, scale=scale)) if rank else None,
+    **options,
   )
 
 

@@ -23,6 +23,11 @@ from udp_jax.training import Batch, TrainState
 
 DECAYS = ("constant", "cosine")
 SAMPLERS = ("ddim", "ddpm", "dpm_solver_pp_2m")
+# Options of `fine_tune` that every threat passes on, see `passing.passes_on`.
+COMMON = (
+  *("train_steps", "warmup_steps", "decay", "weight_decay", "clip_norm"),
+  *("sample_steps", "guidance_scale", "sampler", "scheduler"),
+)
 
 
 def learning_rates(
@@ -58,7 +63,10 @@ def fine_tune(
   ema_decay: float = 0.0,
   flip: bool = False,
   prior_weight: float = 0.0,
-  sampling: Mapping[str, Any] | None = None,
+  sample_steps: int = 50,
+  guidance_scale: float = 7.5,
+  sampler: str = "ddim",
+  scheduler: Mapping[str, Any] | None = None,
   trains_text: bool = False,
   save: Callable[[Path, Theta], Path] | None = None,
 ) -> Threat:
@@ -78,7 +86,10 @@ def fine_tune(
     ema_decay: of the averaged theta that is kept; 0 keeps no average.
     flip: train on pictures flipped left to right half of the time.
     prior_weight: of class pictures; the loss is then that of the pictures plus so much of theirs.
-    sampling: options of `make_sample`.
+    sample_steps: of the sampler.
+    guidance_scale: of samples; 1 for none.
+    sampler: "ddim", "ddpm" or "dpm_solver_pp_2m".
+    scheduler: the model's scheduler_config.json, for where its timesteps lie.
     trains_text: theta reaches into the text encoder, so prompts must come as token ids.
     save: see `Threat`.
 
@@ -116,7 +127,13 @@ def fine_tune(
   return Threat(
     init=jax.jit(init),
     update=jax.jit(update, static_argnums=3, donate_argnums=1),
-    sample=make_sample(model, **(sampling or {})),
+    sample=make_sample(
+      model,
+      sampler=sampler,
+      sample_steps=sample_steps,
+      guidance_scale=guidance_scale,
+      scheduler=scheduler,
+    ),
     final=final,
     train_steps=train_steps,
     trainable=trainable,
@@ -183,14 +200,19 @@ def make_chain(
   eta: float = 0.0,
   scheduler: Mapping[str, Any] | None = None,
 ) -> Callable[..., jax.Array]:
-  """(key, predict, x_init or its shape, **options of the sampler) -> x0; see `make_sample`."""
+  """(key, predict, x_init or its shape, **options of the sampler) -> x0; see `make_sample`.
+
+  Raises:
+    ConfigError: see `make_sample`, and an `eta` for another sampler than "ddim".
+  """
   if sampler not in SAMPLERS:
     raise ConfigError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
+  if eta and sampler != "ddim":
+    raise ConfigError(f"eta is an option of ddim, not of {sampler}")
   options = timestep_options(scheduler or {}, sampler)
-  placed = {name: options[name] for name in ("spacing", "steps_offset") if name in options}
   try:
-    skip_last = sampler == "dpm_solver_pp_2m"
-    samplers.spaced_timesteps(model.schedule.num_steps, sample_steps, skip_last=skip_last, **placed)
+    placed = placement(sampler, scheduler)
+    samplers.spaced_timesteps(model.schedule.num_steps, sample_steps, **placed)
   except ValueError as error:
     raise ConfigError(f"sample_steps: {error}") from error
   function: Callable[..., jax.Array] = (
@@ -205,6 +227,13 @@ def make_chain(
     return function(key, predict, model.schedule, x_init, **options, **more)
 
   return chain
+
+
+def placement(sampler: str, scheduler: Mapping[str, Any] | None) -> dict[str, Any]:
+  """Options of `samplers.spaced_timesteps` for the timesteps that a sampler visits."""
+  options = timestep_options(scheduler or {}, sampler)
+  placed = {name: options[name] for name in ("spacing", "steps_offset")}
+  return placed | {"skip_last": sampler == "dpm_solver_pp_2m"}
 
 
 def timestep_options(scheduler: Mapping[str, Any], sampler: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,24 +9,24 @@ import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import Cond, DiffusionModel, Params
-from udp_jax.ops import schedules
 from udp_jax.ops.chain import Known
 from udp_jax.randomness import normal_each, split_each
 from udp_jax.threats.base import Edit
-from udp_jax.threats.finetuning import guided, make_chain
-from udp_jax.threats.img2img import chain_start
+from udp_jax.threats.editing import COMMON, Start
+from udp_jax.threats.finetuning import guided
+from udp_jax.threats.passing import passes_on
 
 
+@passes_on(Start, *COMMON)
 def inpaint(
   model: DiffusionModel,
   *,
   strength: float = 1.0,
-  sample_steps: int = 50,
   guidance_scale: float = 7.5,
   inpainting_unet: bool = False,
-  scheduler: Mapping[str, Any] | None = None,
+  **options: Any,
 ) -> Edit:
-  """Inpainting by DDIM.
+  """Inpainting.
 
   With `inpainting_unet`, for the models of 9 channels (Rombach et al., arXiv:2112.10752, section
   4.5), which see the mask and the rest of the picture. Without, any model: after every step, what
@@ -37,16 +36,15 @@ def inpaint(
   Args:
     model: what edits.
     strength: in (0, 1]: 1 starts the region from pure noise, less from the picture's own content.
-    sample_steps: of the whole chain, of which strength * sample_steps are run.
     guidance_scale: of classifier-free guidance; 1 for none.
     inpainting_unet: the U-Net has the 9 channels of an inpainting model.
-    scheduler: the model's scheduler_config.json, for where its timesteps lie.
+    **options: of `editing.Start`, which are the same for all edits.
 
   Raises:
-    ConfigError: a strength or a number of steps that cannot be used; by `apply`, missing masks.
+    ConfigError: an unknown sampler, or a strength or a number of steps that cannot be used; by
+      `apply`, missing masks.
   """
-  chain = make_chain(model, "ddim", sample_steps, scheduler=scheduler)
-  first, timestep = chain_start(model, sample_steps, strength, scheduler)
+  start = Start(model, strength=strength, **options)
 
   def apply(
     keys: jax.Array,
@@ -61,7 +59,7 @@ def inpaint(
     key_encode, key_masked, key_noise = split_each(keys, 3)
     x0 = model.encode(params, images, key_encode)
     noise = normal_each(key_noise, x0.shape[1:])
-    x_t = noise if strength == 1.0 else schedules.add_noise(model.schedule, x0, noise, timestep)
+    x_t = noise if strength == 1.0 else start.noised(x0, noise)
     small = _smaller(masks, x0.shape)
     held = model.hold(params)
     if inpainting_unet:
@@ -69,11 +67,11 @@ def inpaint(
       hidden = jnp.where(masks > 0.5, 0.5, images)
       extra = {"mask": small, "masked_latents": model.encode(params, hidden, key_masked)}
       predict = _guided_inpainting(model, held, cond, uncond, extra, guidance_scale)
-      x0 = chain(jax.random.key(0), predict, x_t, first_step=first)
+      x0 = start.denoised(keys, predict, x_t)
     else:
       predict = guided(model, held, cond, uncond, len(images), guidance_scale)
       known = Known(x0, small, noise)
-      x0 = chain(jax.random.key(0), predict, x_t, first_step=first, known=known)
+      x0 = start.denoised(keys, predict, x_t, known=known)
     return masks * model.decode(held, x0) + (1.0 - masks) * images
 
   return Edit(jax.jit(apply), needs_masks=True)
