@@ -5,8 +5,9 @@
     --prompt="a photograph of a cat" --negative_prompt=blurry --sampler=dpm_solver_pp_2m
 
 Several prompts take turns: sample i is of prompt i modulo their number. --init_image starts from a
-picture (img2img), with --mask painting only where the mask is white (inpainting). --model=tiny_ldm
-is the model in the package.
+picture (img2img), with --mask painting only where the mask is white (inpainting). --lora adds
+low-rank updates, --embedding a learned word for prompts: files as `experiments.train` and PyTorch
+diffusers write them; both may be given several times. --model=tiny_ldm is the model in the package.
 """
 
 from __future__ import annotations
@@ -34,6 +35,13 @@ _SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm", "dpm_solver_pp_
 _STEPS = flags.DEFINE_integer("sample_steps", 50, "Steps of the sampler.", lower_bound=1)
 _ETA = flags.DEFINE_float(
   "eta", 0.0, "Of DDIM: 0 is deterministic, 1 as noisy as DDPM.", lower_bound=0
+)
+_LORAS = flags.DEFINE_multi_string(
+  "lora", [], "LoRA file (or a folder with one) to add to the model; may be given several times."
+)
+_LORA_SCALE = flags.DEFINE_float("lora_scale", 1.0, "How much of every --lora is added.")
+_EMBEDDINGS = flags.DEFINE_multi_string(
+  "embedding", [], "File of a learned token, for prompts with it; may be given several times."
 )
 _INIT_IMAGE = flags.DEFINE_string("init_image", None, "Picture to start from (centre square).")
 _STRENGTH = flags.DEFINE_float(
@@ -64,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
   prompts = _read_prompts()
   import jax
 
-  from udp_jax import stages
+  from udp_jax import learned_files, stages
   from udp_jax.data import manifest
   from udp_jax.models import pipeline
 
@@ -82,16 +90,25 @@ def main(argv: Sequence[str]) -> int:
     in_channels = opened.configs["unet"].in_channels
     if opened.tokenizer is None:
       raise ConfigError(f"{_MODEL.value} has no text encoder: it cannot be told what to draw")
-    cond = opened.tokenizer(prompts or [""])
-    uncond = opened.tokenizer([_NEGATIVE.value])
+    params, sizes = learned_files.add_tokens(opened.tokenizer, params, _EMBEDDINGS.value)
+    params = learned_files.add_loras(params, _LORAS.value, scale=_LORA_SCALE.value)
+    cond = opened.tokenizer([learned_files.spelled_out(p, sizes) for p in prompts or [""]])
+    uncond = opened.tokenizer([learned_files.spelled_out(_NEGATIVE.value, sizes)])
     options["guidance_scale"] = _GUIDANCE.value if prompts else 1.0
     record |= {"prompts": prompts or [""], "negative_prompt": _NEGATIVE.value}
     record["guidance_scale"] = options["guidance_scale"]
+    if _LORAS.value:
+      record |= {"loras": list(_LORAS.value), "lora_scale": _LORA_SCALE.value}
+    if _EMBEDDINGS.value:
+      record["embeddings"] = list(_EMBEDDINGS.value)
   else:
     model, params, options["scheduler"] = _load_pixel_model()
     in_channels = model.shape[-1]
     if prompts or _NEGATIVE.value:
       raise ConfigError(f"{_MODEL.value} is a model without text: it takes no prompt")
+    for name, given in (("lora", _LORAS.value), ("embedding", _EMBEDDINGS.value)):
+      if given:
+        raise ConfigError(f"{_MODEL.value} is a pixel model: --{name} is for Stable Diffusion's")
   inpainting_unet = in_channels > model.shape[-1]
   if inpainting_unet and not _MASK.value:
     raise ConfigError(f"{_MODEL.value} is an inpainting model: give --init_image and --mask")
@@ -121,8 +138,8 @@ def _check_flags() -> None:
   for name, value in (("mask", _MASK.value), ("strength", _STRENGTH.value)):
     if value is not None and not _INIT_IMAGE.value:
       raise ConfigError(f"--{name} needs --init_image")
-  if _INIT_IMAGE.value and (_SAMPLER.value != "ddim" or _ETA.value):
-    raise ConfigError("pictures are edited by --sampler=ddim with --eta=0")
+  if _LORA_SCALE.value != 1.0 and not _LORAS.value:
+    raise ConfigError("--lora_scale needs --lora")
 
 
 def _read_prompts() -> list[str]:
@@ -156,9 +173,9 @@ def _make_sample(
   """(key, params, num_samples, cond, uncond) -> images, and what the manifest says of it."""
   from udp_jax.threats import build_edit, finetuning
 
+  options |= {"sampler": _SAMPLER.value, "eta": _ETA.value}
   if not _INIT_IMAGE.value:
-    sample = finetuning.make_sample(model, sampler=_SAMPLER.value, eta=_ETA.value, **options)
-    return sample, {"sampler": _SAMPLER.value}
+    return finetuning.make_sample(model, **options), {"sampler": _SAMPLER.value}
   used: dict[str, Any] = {"sampler": _SAMPLER.value, "init_image": _INIT_IMAGE.value}
   image, mask = _read_start(model.image_shape[0])
   options["strength"] = _STRENGTH.value or (1.0 if _MASK.value else 0.5)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from udp_jax.data import manifest
+from udp_jax.models import lora, trainable
+from udp_jax.models.learned_tokens import save_learned_token
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,7 @@ def test_a_mask_keeps_the_rest_of_a_picture(sample, tmp_path):
   Image.fromarray(picture).save(tmp_path / "picture.png")
   Image.fromarray(mask).save(tmp_path / "mask.png")
   start = [f"--init_image={tmp_path / 'picture.png'}", f"--mask={tmp_path / 'mask.png'}"]
-  done = sample(tmp_path / "out", "--prompt=a cat", *start)
+  done = sample(tmp_path / "out", "--prompt=a cat", "--sampler=ddpm", *start)
   assert done.returncode == 0, done.stderr
   images, record = manifest.read_folder(tmp_path / "out")
   # The centre square, which is not resized here.
@@ -60,11 +63,32 @@ def test_a_mask_keeps_the_rest_of_a_picture(sample, tmp_path):
   assert record["strength"] == 1.0 and json.dumps(record["mask"])
 
 
+def test_files_of_what_was_learned(sample, tiny_pipeline, tmp_path):
+  targets = lora.UNET_TARGETS
+  factors = lora.init_factors(
+    jax.random.key(0), tiny_pipeline.params["unet"], rank=2, targets=targets
+  )
+  low_rank = lora.save_lora(tmp_path, {"unet": factors})
+  width = trainable.token_table(tiny_pipeline.params).shape[1]
+  embedding = save_learned_token(tmp_path, "<mine>", np.ones((2, width), np.float32))
+  words = [f"--lora={low_rank}", "--lora_scale=0.5", f"--embedding={embedding}"]
+  done = sample(tmp_path / "out", "--prompt=a picture of <mine>", *words)
+  assert done.returncode == 0, done.stderr
+  _, record = manifest.read_folder(tmp_path / "out")
+  assert record["loras"] == [str(low_rank)] and record["lora_scale"] == 0.5
+  assert record["embeddings"] == [str(embedding)]
+  # The files in each other's places.
+  done = sample(tmp_path / "other", f"--lora={embedding}")
+  assert done.returncode == 3 and "belongs to no module of this model" in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize(
   "words, message",
   [
     (["--mask=m.png"], "--mask needs --init_image"),
     (["--sampler=ddpm", "--eta=0.5"], "--eta is an option of ddim, not of ddpm"),
+    (["--lora_scale=0.5"], "--lora_scale needs --lora"),
     (["--prompt_file=nowhere.txt"], "nowhere.txt: no such file"),
   ],
 )
