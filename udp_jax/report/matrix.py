@@ -102,6 +102,8 @@ def _pareto(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> li
         for line in table["survival"][metric]
         if survival.is_complete(line)
         and line[field] is not None
+        # What helps the threat would stand among the best for keeping on to do so.
+        and not survival.is_reversed(line, survival.metric_of(table, metric))
         and seen.get(line["row"]) is not None
       ]
       if len(points) < 2:

@@ -234,7 +234,7 @@ def pareto(
       left, right = axes.get_xlim()
       side = -1 if x > 0.6 * right + 0.4 * left else 1
       axes.annotate(
-        _shorten(series[name].label, 24),
+        _shorten(series[name].label, 32),
         (x, place),
         xytext=(7 * side, -3),
         textcoords="offset points",
