@@ -225,6 +225,34 @@ def tiny_pipeline_folder(tiny_pipeline, tmp_path_factory: pytest.TempPathFactory
   return folder
 
 
+@pytest.fixture(scope="session")
+def clip_folder(tiny_pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A tiny CLIP as transformers writes it: pictures of 16x16, vectors of 6. Copy before changes."""
+  from udp_jax.models import clip
+
+  text = tiny_pipeline.configs["text_encoder"]
+  vision = clip.CLIPVisionConfig(
+    hidden_size=12,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=8,
+  )
+  config = clip.CLIPConfig(text, vision, 6)
+  folder = tmp_path_factory.mktemp("clip") / "model"
+  clip.save(folder, config, random_params(clip.shapes(config)), tiny_pipeline.tokenizer)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(clip_folder: Path):
+  """The `models.clip.CLIP` of `clip_folder`, with random weights."""
+  from udp_jax.models import clip
+
+  return clip.load(clip_folder)
+
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

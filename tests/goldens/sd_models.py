@@ -85,7 +85,7 @@ def tensors(shapes: Mapping[str, tuple[int, ...]], seed: str = "") -> dict[str, 
       made[name] = noise / np.float32(math.sqrt(math.prod(shape[1:])))
     else:
       centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-      made[name] = np.float32(0.3) * noise + np.float32(centre)
+      made[name] = np.asarray(np.float32(0.3) * noise + np.float32(centre), np.float32)
   return made
 
 

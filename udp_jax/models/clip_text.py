@@ -105,10 +105,14 @@ class _Embedding(nn.Module):
 
 
 class _SelfAttention(nn.Module):
-  """Every token attends to itself and to those before it; padding is not masked."""
+  """Every token attends to all, or where `causal` to itself and to those before it.
+
+  Padding is not masked.
+  """
 
   heads: int
   wide: bool | None
+  causal: bool
 
   @nn.compact
   def __call__(self, x):
@@ -119,8 +123,9 @@ class _SelfAttention(nn.Module):
     )
     logits = jnp.einsum("bqhd,bkhd->bhqk", query * shape[-1] ** -0.5, key)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    past = jnp.tri(length, dtype=bool)
-    weights = jax.nn.softmax(jnp.where(past, logits, -jnp.inf)).astype(x.dtype)
+    if self.causal:
+      logits = jnp.where(jnp.tri(length, dtype=bool), logits, -jnp.inf)
+    weights = jax.nn.softmax(logits).astype(x.dtype)
     out = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(b, length, c)
     return Dense(c, wide=self.wide, name="out_proj")(out)
 
@@ -137,28 +142,34 @@ class _MLP(nn.Module):
 
 
 class _Layer(nn.Module):
-  config: CLIPTextConfig
+  config: Any
   wide: bool | None
+  causal: bool
 
   @nn.compact
   def __call__(self, x):
     c = self.config
     normed = LayerNorm(c.layer_norm_eps, name="layer_norm1")(x)
-    x = x + _SelfAttention(c.num_attention_heads, self.wide, name="self_attn")(normed)
+    attention = _SelfAttention(c.num_attention_heads, self.wide, self.causal, name="self_attn")
+    x = x + attention(normed)
     normed = LayerNorm(c.layer_norm_eps, name="layer_norm2")(x)
     return x + _MLP(c.intermediate_size, c.hidden_act, self.wide, name="mlp")(normed)
 
 
-class _Encoder(nn.Module):
-  config: CLIPTextConfig
-  wide: bool | None
-  remat: bool
+class Encoder(nn.Module):
+  """The layers that CLIP's text and image towers share; `config` is either's."""
+
+  config: Any
+  wide: bool | None = None
+  remat: bool = False
+  causal: bool = True
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Hidden states (B, L, hidden_size) -> the same shape, before the last norm."""
     layer = nn.remat(_Layer) if self.remat else _Layer
     for i in range(self.config.num_hidden_layers):
-      x = layer(self.config, self.wide, name=f"layers_{i}")(x)
+      x = layer(self.config, self.wide, self.causal, name=f"layers_{i}")(x)
     return x
 
 
@@ -171,7 +182,7 @@ class _TextTransformer(nn.Module):
   @nn.compact
   def __call__(self, token_ids, inputs_embeds):
     x = _Embeddings(self.config, self.dtype, name="embeddings")(token_ids, inputs_embeds)
-    x = _Encoder(self.config, self.wide, self.remat, name="encoder")(x)
+    x = Encoder(self.config, self.wide, self.remat, name="encoder")(x)
     return LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)
 
 

