@@ -10,24 +10,10 @@ import pytest
 from udp_jax import parallel, prompts
 from udp_jax.errors import ConfigError
 from udp_jax.metrics import diffusion_classifier as dc
-from udp_jax.ops import schedules
 from udp_jax.randomness import example_keys, normal_each, stream
 
 # Flat pictures of four brightnesses; a prompt says which brightness the model expects.
 CONDS = np.array([-0.6, -0.2, 0.2, 0.6], np.float32)[:, None]
-
-
-@pytest.fixture(scope="module")
-def model(gaussian_model):
-  """The best denoiser of pictures around the brightness that `cond` (B, 1) names."""
-
-  def apply(params, x_t, timesteps, cond=None, keys=None):
-    del keys
-    abar = schedules.gather(gaussian_model.schedule.alphas_cumprod, timesteps, 4)
-    away = x_t - jnp.sqrt(abar) * cond[:, :, None, None]
-    return jnp.sqrt(1.0 - abar) * away / (abar * params["spread"] ** 2 + 1.0 - abar)
-
-  return gaussian_model._replace(apply=apply)
 
 
 PARAMS = {"spread": jnp.float32(0.1)}
@@ -48,8 +34,8 @@ def build(model, **options):
 
 
 @pytest.fixture(scope="module")
-def prediction(model, images):
-  return build(model)(PARAMS, images, CONDS)
+def prediction(prompted_model, images):
+  return build(prompted_model)(PARAMS, images, CONDS)
 
 
 def test_pictures_are_told_apart(prediction, images):
@@ -59,12 +45,12 @@ def test_pictures_are_told_apart(prediction, images):
   np.testing.assert_array_equal(dc.hits(prediction, np.zeros(7)), LABELS == 0)
 
 
-def test_losses_are_those_of_the_paper(prediction, model, images):
+def test_losses_are_those_of_the_paper(prediction, prompted_model, images):
   """By hand, a prompt and a draw at a time: noises are shared by the prompts."""
   root = stream(jax.random.key(3), "diffusion-classifier")
   x0 = 2.0 * images.astype(np.float64) / 255.0 - 1.0
   expected = np.zeros((7, 4))
-  abars = np.asarray(model.schedule.alphas_cumprod, np.float64)
+  abars = np.asarray(prompted_model.schedule.alphas_cumprod, np.float64)
   for number, timestep in enumerate(dc.spread_timesteps(50, 10)):
     noise = np.asarray(normal_each(example_keys(root, number, np.arange(7)), (8, 8, 3)))
     abar = abars[timestep]
@@ -76,15 +62,15 @@ def test_losses_are_those_of_the_paper(prediction, model, images):
   np.testing.assert_allclose(prediction.losses, expected, rtol=1e-4)
 
 
-def test_batches_change_nothing(prediction, model, images):
-  whole = build(model, per_device_batch_size=64)(PARAMS, images, CONDS)
+def test_batches_change_nothing(prediction, prompted_model, images):
+  whole = build(prompted_model, per_device_batch_size=64)(PARAMS, images, CONDS)
   np.testing.assert_allclose(whole.losses, prediction.losses, rtol=1e-5)
-  other = build(model, seed=4)(PARAMS, images, CONDS)
+  other = build(prompted_model, seed=4)(PARAMS, images, CONDS)
   assert (np.abs(other.losses - prediction.losses) > 1e-4).any()
 
 
-def test_prompts_are_dropped_early(prediction, model, images):
-  staged = build(model, stages=[(3, 3), (5, 2)])(PARAMS, images, CONDS)
+def test_prompts_are_dropped_early(prediction, prompted_model, images):
+  staged = build(prompted_model, stages=[(3, 3), (5, 2)])(PARAMS, images, CONDS)
   np.testing.assert_array_equal(staged.prompt, LABELS)
   assert (np.isfinite(staged.losses).sum(1) == 2).all()
   # The two that are left have seen all draws.
@@ -114,11 +100,11 @@ def test_a_latent_model_with_text(tiny_pipeline):
   np.testing.assert_allclose(again.losses[:, ::-1], found.losses, rtol=1e-4)
 
 
-def test_settings_that_cannot_be_used(model, images):
+def test_settings_that_cannot_be_used(prompted_model, images):
   with pytest.raises(ConfigError, match="draws 1 to 50 timesteps, not 51"):
-    build(model, draws=51)
+    build(prompted_model, draws=51)
   for stages in ([(5, 2), (3, 3)], [(3, 2), (5, 2)], [(3, 0)], [(0, 3)]):
     with pytest.raises(ConfigError, match="rising draws and falling prompts"):
-      build(model, stages=stages)
+      build(prompted_model, stages=stages)
   with pytest.raises(ConfigError, match="2 and more prompts"):
-    build(model)(PARAMS, images, CONDS[:1])
+    build(prompted_model)(PARAMS, images, CONDS[:1])
