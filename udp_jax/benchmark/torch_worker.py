@@ -85,23 +85,23 @@ class Contestant:
     self._images = images.to(memory_format=layout)
     start = (torch.randint(0, 2, images.shape) * 2 - 1) * _RADIUS
     self._delta = start.to(memory_format=layout)
+    # Counted on the eager model, which computes the same; it warms the eager variants up.
     started = time.perf_counter()
-    # Counted on the eager model, which computes the same; it warms the eager variants up as well.
     tflop = {work: self._count(work) for work in works}
+    warm, compiled = time.perf_counter() - started, 0.0
     if variant == "compile":
       self._forward = torch.compile(model, dynamic=False)
       started = time.perf_counter()
       for work in works:
         self._step(work)
       compiled = time.perf_counter() - started
-    else:
-      compiled = 0.0
-    started = time.perf_counter()
-    for work in works:
-      self._step(work)
+      started = time.perf_counter()
+      for work in works:
+        self._step(work)
+      warm = time.perf_counter() - started
     return {
       "compile_s": compiled,
-      "warmup_s": time.perf_counter() - started,
+      "warmup_s": warm,
       "compile_peak_rss_mib": serve.peak_rss_mib(),
       "tflop": tflop,
     }

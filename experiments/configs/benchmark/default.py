@@ -21,10 +21,9 @@ def get_config(variant=None):
   }
   config.races.update({"scan_steps": (3,), "seconds": 15.0})
   config.peers.compile_only = "^round/ddpm_cifar10/b16/float32$"
-  config.primitives.update(
-    {"seconds": 0.2, "select": "3x3.*(xla|winograd)|1x1.*winograd|group|att"}
-  )
-  config.cost.update({"batches": (32,), "resolutions": (), "num_batches": (16,)})
+  config.primitives.update({"seconds": 0.2, "select": "winograd|32x128_xla|group|attention"})
+  config.cost.update({"batches": (), "resolutions": (), "num_batches": (16,)})
+  config.impress.num_steps = 3
   config.scaling.devices = (1, 8)
   config.host.update({"models": ("ddpm_cifar10",), "in_one_dispatch": ()})
   return benchmark.finish(config, variant)
