@@ -5,13 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from udp_jax import constraints, lookup, objectives, protections, training
 from udp_jax.errors import ConfigError
 from udp_jax.ops import timesteps
-from udp_jax.protections import surrogates
-from udp_jax.randomness import stream
+from udp_jax.protections import surrogates, targets
+from udp_jax.randomness import example_keys, stream
+from udp_jax.threats.finetuning import make_sample
 
 KEY = jax.random.key(6)
 PICTURES = np.random.default_rng(0).integers(60, 200, (6, 8, 8, 3)).astype(np.uint8)
@@ -36,10 +38,16 @@ def run(protection, rounds):
   return states, infos
 
 
-def surrogate_of(model):
-  made = surrogates.fine_tuned(
-    model, **TRAINING, weight_decay=1e-2, clip_norm=1.0, trains="denoiser", rank=4
-  )
+PRIOR = {"prior_weight": 2.0, "num_class_images": 5, "sample_steps": 4, "guidance_scale": 1.0}
+
+
+def prior_of(model, **options):
+  return surrogates.preserved(model, **PRIOR | {"class_ids": None, "uncond_ids": None} | options)
+
+
+def surrogate_of(model, **options):
+  settings = {"weight_decay": 1e-2, "clip_norm": 1.0, "trains": "denoiser", "rank": 4}
+  made = surrogates.fine_tuned(model, **TRAINING | settings | options)
   return made._replace(steps=jax.jit(made.steps))
 
 
@@ -87,10 +95,13 @@ def test_fsmg_without_a_warm_up_is_another_method(gaussian_model):
     build("fsmg", gaussian_model, warmup_rounds=0)
 
 
-def test_aspl_round_by_hand(gaussian_model):
+@pytest.mark.parametrize("prior", [{}, PRIOR], ids=["alone", "prior"])
+def test_aspl_round_by_hand(gaussian_model, prior):
   """Copy and train on clean, perturb against the copy, train on protected; optimisers afresh."""
-  states, infos = run(build("aspl", gaussian_model, perturb_steps=2), 2)
-  surrogate = surrogate_of(gaussian_model)
+  states, infos = run(build("aspl", gaussian_model, perturb_steps=2, **prior), 2)
+  surrogate = surrogate_of(gaussian_model, prior=prior_of(gaussian_model) if prior else None)
+  of_class = surrogate.class_images(KEY, DATA, PARAMS)
+  assert (of_class is None) == (not prior)
   objective = objectives.negate(objectives.denoising(gaussian_model, timesteps.uniform(50)))
   inner = protections.pgd(objective, constraints.linf(6 / 255), protections.sign_descent(1 / 255))
   perturb = protections.over_batches(inner, num_steps=2)
@@ -98,9 +109,11 @@ def test_aspl_round_by_hand(gaussian_model):
   update = jax.jit(perturb.update)
   for state, info in zip(states[1:], infos, strict=True):
     fresh = surrogate.init(KEY, theta)._replace(step=jnp.int32(step))
-    copy, _ = surrogate.steps(stream(KEY, "copy"), fresh, DATA, None, PARAMS)
+    copy, _ = surrogate.steps(stream(KEY, "copy"), fresh, DATA, None, PARAMS, of_class)
     deltas, _ = update(stream(KEY, "perturb"), deltas, DATA, copy.params)
-    trained, losses = surrogate.steps(stream(KEY, "train"), fresh, DATA, deltas.delta, PARAMS)
+    trained, losses = surrogate.steps(
+      stream(KEY, "train"), fresh, DATA, deltas.delta, PARAMS, of_class
+    )
     theta, step = trained.params, int(trained.step)
     np.testing.assert_allclose(state.delta, deltas.delta, atol=1e-6)
     assert_same(state.surrogate.params, theta)
@@ -124,3 +137,111 @@ def test_the_text_encoder_can_be_trained_too(name, tiny_pipeline):
   assert jax.tree.structure(text) == jax.tree.structure(params["text_encoder"])
   with pytest.raises(ConfigError, match="unknown part 'head' to train"):
     build(name, model, trains="head")
+
+
+# ---- prior preservation ----
+
+
+@pytest.fixture(scope="module")
+def with_prior(gaussian_model):
+  options = {"train_steps": 1, "weight_decay": 0.0}
+  return surrogate_of(gaussian_model, **options, prior=prior_of(gaussian_model))
+
+
+def test_class_pictures_are_the_models_own(with_prior, gaussian_model):
+  images = jax.jit(with_prior.class_images)(KEY, DATA, PARAMS)
+  assert images.shape == (2, 3, 8, 8, 3) and images.dtype == jnp.uint8
+  # Grey on average; four steps leave less than all of the model's spread, exp(-1) on [-1, 1].
+  assert abs(np.mean(images) - 127.5) < 10 and 15 < np.std(images) < 47
+  sample = make_sample(gaussian_model, sample_steps=4, scheduler=targets.SCHEDULER)
+  second = sample(jax.random.fold_in(stream(KEY, "class pictures"), 1), PARAMS, 3)
+  np.testing.assert_allclose(images[1], 255 * np.asarray(second), atol=0.51)
+  differ = np.abs(np.diff(np.asarray(images, int).reshape(6, -1), axis=0)).mean(1)
+  assert differ.min() > 10
+
+
+@pytest.mark.parametrize("count", [6, 5])
+def test_loss_is_that_of_equation_2(with_prior, gaussian_model, count):
+  """Mean over the pictures plus the weight times the mean of the class; padding has no part."""
+  data = training.make_batches(PICTURES[:count], 3)
+  delta = jnp.full(data.images.shape, 0.02)
+  class_images = jax.jit(with_prior.class_images)(KEY, data, PARAMS)
+  state = with_prior.init(KEY, PARAMS)
+  after, losses = with_prior.steps(KEY, state, data, delta, PARAMS, class_images)
+
+  objective = objectives.denoising(gaussian_model, timesteps.uniform(50), dropout=True)
+  rows = training.take_rows(stream(KEY, "shuffle"), 0, 2, 3)
+  batch = training.take(data, rows)
+  of_class = training.take_rows(stream(KEY, "class"), 0, 2, 3)
+  ids = 2**30 + of_class * 3 + jnp.arange(3)
+  pictures = training.take(class_images, of_class)
+
+  def loss(params):
+    own = objective(params, batch.images / 255 + 0.02, None, keys(batch.ids))[0]
+    prior = objective(params, pictures / 255, None, keys(ids))[0]
+    return ((own + 2.0 * prior) * batch.weight).sum() / batch.weight.sum()
+
+  def keys(ids):
+    return example_keys(stream(KEY, "draws"), 0, ids)
+
+  value, gradients = jax.jit(jax.value_and_grad(loss))(PARAMS)
+  np.testing.assert_allclose(losses[0], value, rtol=1e-5)
+  updates, _ = with_prior.tx.update(gradients, with_prior.tx.init(PARAMS), PARAMS)
+  assert_same(after.params, optax.apply_updates(PARAMS, updates))
+
+
+def test_fsmg_trains_beside_the_class(gaussian_model):
+  states, infos = run(build("fsmg", gaussian_model, **PRIOR), 1)
+  surrogate = surrogate_of(gaussian_model, prior=prior_of(gaussian_model))
+  of_class = surrogate.class_images(KEY, DATA, PARAMS)
+  np.testing.assert_array_equal(states[1].class_images, of_class)
+  start = surrogate.init(KEY, PARAMS)
+  trained, losses = surrogate.steps(stream(KEY, "train"), start, DATA, None, PARAMS, of_class)
+  assert_same(states[1].surrogate.params, trained.params)
+  np.testing.assert_allclose(infos[0].train_loss, losses, rtol=1e-5)
+
+
+def test_a_class_is_not_unlearned(gaussian_model):
+  """Pictures are bright, the class is grey: its pictures hold the surrogate back."""
+  data, found = training.make_batches(np.full((6, 8, 8, 3), 220, np.uint8), 3), {}
+  for weight in (0.0, 8.0):
+    prior = prior_of(gaussian_model, prior_weight=weight)
+    surrogate = surrogate_of(gaussian_model, train_steps=30, learning_rate=0.02, prior=prior)
+    of_class = surrogate.class_images(KEY, data, PARAMS)
+    start = surrogate.init(KEY, PARAMS)
+    trained, _ = surrogate.steps(KEY, start, data, None, PARAMS, of_class)
+    found[weight] = float(trained.params["mean"].mean())
+  assert found[0.0] > 0.3 and abs(found[8.0]) < 0.5 * found[0.0]
+
+
+def test_prompts_of_the_class(tiny_pipeline):
+  """Embeddings or token ids, as the pictures' own prompts are. Nothing is compiled."""
+  model, params = tiny_pipeline.model, tiny_pipeline.params
+  class_ids, uncond_ids = tiny_pipeline.tokenizer(["a cat", ""])
+  given = {"class_ids": class_ids, "uncond_ids": uncond_ids, "guidance_scale": 7.5}
+  pictures, cond = np.zeros((2, *model.image_shape), np.uint8), np.zeros((2, 77, 16), np.float32)
+  data = training.make_batches(pictures, 2, cond=cond)
+  protection = build("aspl", model, **PRIOR | given)
+  state = jax.eval_shape(protection.init, KEY, data, params)
+  after, _ = jax.eval_shape(protection.update, KEY, state, data, params)
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+  assert state.class_images.shape == (3, 2, 16, 16, 3)
+
+  prior = prior_of(model, **given)
+  ids = tiny_pipeline.tokenizer(["the sea"] * 2)[None]
+  np.testing.assert_array_equal(prior.cond_like(params, ids), class_ids[None])
+  assert jax.eval_shape(prior.cond_like, params, cond[None]).shape == (1, 77, 16)
+  with pytest.raises(ConfigError, match="told of a text, and no more"):
+    prior.cond_like(params, {"text": cond})
+
+
+def test_priors_that_cannot_be_made(tiny_pipeline, gaussian_model):
+  with pytest.raises(ConfigError, match="prior_weight needs class_prompt"):
+    prior_of(tiny_pipeline.model)
+  with pytest.raises(ConfigError, match="prior_weight needs class_prompt"):
+    prior_of(tiny_pipeline.model, class_ids=(1, 2), guidance_scale=7.5)
+  with pytest.raises(ConfigError, match="with 0 class pictures"):
+    prior_of(gaussian_model, num_class_images=0)
+  with pytest.raises(ConfigError, match="prior_weight is -1"):
+    prior_of(gaussian_model, prior_weight=-1)
+  assert prior_of(gaussian_model, prior_weight=0.0) is None

@@ -10,15 +10,31 @@ encoder. See `surrogates` for what differs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.protections import surrogates
-from udp_jax.protections.base import Info, Protection
-from udp_jax.protections.maxmin import BilevelState
+from udp_jax.protections.base import Info, PGDState, Protection
 from udp_jax.randomness import stream
-from udp_jax.training import Batch
+from udp_jax.training import Batch, TrainState
+
+
+class ASPLState(NamedTuple):
+  """The perturbations, the surrogate between two trainings, and pictures of the class."""
+
+  inner: PGDState
+  surrogate: TrainState
+  round: jax.Array
+  class_images: jax.Array | None
+
+  @property
+  def delta(self) -> jax.Array:
+    """(num_batches, B, H, W, C)."""
+    return self.inner.delta
 
 
 def aspl(
@@ -34,6 +50,12 @@ def aspl(
   clip_norm: float = 1.0,
   trains: str = "denoiser",
   rank: int = 4,
+  prior_weight: float = 0.0,
+  class_ids: Sequence[int] | None = None,
+  num_class_images: int = 200,
+  sample_steps: int = 50,
+  guidance_scale: float = 7.5,
+  uncond_ids: Sequence[int] | None = None,
   transforms: str = "",
   consistency_weight: float = 0.0,
 ) -> Protection:
@@ -54,6 +76,13 @@ def aspl(
     clip_norm: global norm at which the surrogate's gradient is clipped.
     trains: see `surrogates.fine_tuned`; published: "denoiser_and_text".
     rank: see `surrogates.fine_tuned`.
+    prior_weight: of class pictures in the surrogate's training; 0 trains without (published: 1).
+    class_ids: (L,) token ids of the class's prompt; a config says `class_prompt` ("a photo of a
+      person").
+    num_class_images: that the model makes before it is trained (published: 200).
+    sample_steps: of DDIM, for each of them.
+    guidance_scale: of their sampling; other than 1 it needs `uncond_ids`.
+    uncond_ids: (L,) token ids of the empty prompt.
     transforms: see `adaptive`.
     consistency_weight: see `adaptive`.
 
@@ -68,6 +97,15 @@ def aspl(
     clip_norm=clip_norm,
     trains=trains,
     rank=rank,
+    prior=surrogates.preserved(
+      model,
+      prior_weight=prior_weight,
+      class_ids=class_ids,
+      num_class_images=num_class_images,
+      sample_steps=sample_steps,
+      guidance_scale=guidance_scale,
+      uncond_ids=uncond_ids,
+    ),
   )
   perturb = surrogates.climbing(
     model,
@@ -79,20 +117,25 @@ def aspl(
     consistency_weight=consistency_weight,
   )
 
-  def init(key: jax.Array, data: Batch, params: Params) -> BilevelState:
+  def init(key: jax.Array, data: Batch, params: Params) -> ASPLState:
     # Optimisers live for one training: between rounds there is nothing of them to keep.
     fresh = surrogate.init(stream(key, "surrogate"), params)._replace(opt_state=())
     deltas = perturb.init(stream(key, "start"), data, params)
-    return BilevelState(deltas, fresh, jnp.zeros((), jnp.int32))
+    class_images = surrogate.class_images(key, data, params)
+    return ASPLState(deltas, fresh, jnp.zeros((), jnp.int32), class_images)
 
-  def update(key: jax.Array, state: BilevelState, data: Batch, params: Params, phase=None):
+  def update(key: jax.Array, state: ASPLState, data: Batch, params: Params, phase=None):
     del phase  # The copy would have to be kept between parts.
     kept = state.surrogate._replace(opt_state=surrogate.tx.init(state.surrogate.params))
-    copy, _ = surrogate.steps(stream(key, "copy"), kept, data, None, params)
+    of_class = state.class_images
+    copy, _ = surrogate.steps(stream(key, "copy"), kept, data, None, params, of_class)
     target = surrogates.attacked(surrogate, copy.params, params)
     deltas, info = perturb.update(stream(key, "perturb"), state.inner, data, target)
-    trained, train_loss = surrogate.steps(stream(key, "train"), kept, data, deltas.delta, params)
+    trained, train_loss = surrogate.steps(
+      stream(key, "train"), kept, data, deltas.delta, params, of_class
+    )
     trained = trained._replace(opt_state=())
-    return BilevelState(deltas, trained, state.round + 1), Info(info.loss, train_loss)
+    done = ASPLState(deltas, trained, state.round + 1, of_class)
+    return done, Info(info.loss, train_loss)
 
   return Protection(init, update, needs_params=True, perturb_steps=perturb_steps)

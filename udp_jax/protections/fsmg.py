@@ -8,6 +8,7 @@ encoder. See `surrogates` for what differs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,12 +24,13 @@ from udp_jax.training import Batch, TrainState
 
 
 class FSMGState(NamedTuple):
-  """The perturbations, the surrogate, and its losses in the last round that trained."""
+  """The perturbations, the surrogate, its losses in the last round that trained, class pictures."""
 
   inner: PGDState
   surrogate: TrainState
   train_loss: jax.Array
   round: jax.Array
+  class_images: jax.Array | None
 
   @property
   def delta(self) -> jax.Array:
@@ -50,6 +52,12 @@ def fsmg(
   clip_norm: float = 1.0,
   trains: str = "denoiser",
   rank: int = 4,
+  prior_weight: float = 0.0,
+  class_ids: Sequence[int] | None = None,
+  num_class_images: int = 200,
+  sample_steps: int = 50,
+  guidance_scale: float = 7.5,
+  uncond_ids: Sequence[int] | None = None,
   transforms: str = "",
   consistency_weight: float = 0.0,
 ) -> Protection:
@@ -71,6 +79,13 @@ def fsmg(
     clip_norm: global norm at which the surrogate's gradient is clipped.
     trains: see `surrogates.fine_tuned`; published: "denoiser_and_text".
     rank: see `surrogates.fine_tuned`.
+    prior_weight: of class pictures in the surrogate's training; 0 trains without (published: 1).
+    class_ids: (L,) token ids of the class's prompt; a config says `class_prompt` ("a photo of a
+      person").
+    num_class_images: that the model makes before it is trained (published: 200).
+    sample_steps: of DDIM, for each of them.
+    guidance_scale: of their sampling; other than 1 it needs `uncond_ids`.
+    uncond_ids: (L,) token ids of the empty prompt.
     transforms: see `adaptive`.
     consistency_weight: see `adaptive`.
 
@@ -87,6 +102,15 @@ def fsmg(
     clip_norm=clip_norm,
     trains=trains,
     rank=rank,
+    prior=surrogates.preserved(
+      model,
+      prior_weight=prior_weight,
+      class_ids=class_ids,
+      num_class_images=num_class_images,
+      sample_steps=sample_steps,
+      guidance_scale=guidance_scale,
+      uncond_ids=uncond_ids,
+    ),
   )
   perturb = surrogates.climbing(
     model,
@@ -101,16 +125,19 @@ def fsmg(
   def init(key: jax.Array, data: Batch, params: Params) -> FSMGState:
     trained = surrogate.init(stream(key, "surrogate"), params)
     deltas = perturb.init(stream(key, "start"), data, params)
-    return FSMGState(deltas, trained, jnp.zeros((train_steps,)), jnp.zeros((), jnp.int32))
+    class_images = surrogate.class_images(key, data, params)
+    losses, at_start = jnp.zeros((train_steps,)), jnp.zeros((), jnp.int32)
+    return FSMGState(deltas, trained, losses, at_start, class_images)
 
   def update(key: jax.Array, state: FSMGState, data: Batch, params: Params, phase=None):
     del phase  # A round does one thing or the other.
     warm = state.round >= warmup_rounds
-    trained, train_loss = run_if(
-      ~warm,
-      lambda carry: surrogate.steps(stream(key, "train"), carry[0], data, None, params),
-      (state.surrogate, state.train_loss),
-    )
+
+    def fine_tuned(carry):
+      key_train = stream(key, "train")
+      return surrogate.steps(key_train, carry[0], data, None, params, state.class_images)
+
+    trained, train_loss = run_if(~warm, fine_tuned, (state.surrogate, state.train_loss))
     target = surrogates.attacked(surrogate, trained.params, params)
 
     def perturbed(carry):
@@ -118,6 +145,7 @@ def fsmg(
       return deltas, info.loss
 
     deltas, loss = run_if(warm, perturbed, (state.inner, jnp.full(data.ids.shape, jnp.nan)))
-    return FSMGState(deltas, trained, train_loss, state.round + 1), Info(loss, train_loss)
+    done = FSMGState(deltas, trained, train_loss, state.round + 1, state.class_images)
+    return done, Info(loss, train_loss)
 
   return Protection(init, update, needs_params=True, perturb_steps=perturb_steps)
