@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udp_jax import prompts
+from experiments.configs import common
+from udp_jax import prompts, study
 from udp_jax.data import sources
 from udp_jax.errors import BadDataError, ConfigError
 from udp_jax.models import trainable
@@ -101,3 +102,22 @@ def test_a_learned_token_joins_a_model(tokenizer: Tokenizer) -> None:
   joined = prompts.with_learned(tokenizer, {"text_encoder": text}, "<x>", vectors)
   np.testing.assert_array_equal(trainable.token_table(joined), np.concatenate([table, vectors]))
   assert tokenizer(["<x>_1"])[0, 1] == size + 1
+
+
+def test_prompts_of_a_config_become_token_ids(tiny_pipeline_folder, tiny_pipeline):
+  folder = str(tiny_pipeline_folder)
+  ids = prompts.token_ids(folder, "a photograph of a cat")
+  assert ids == tuple(tiny_pipeline.tokenizer(["a photograph of a cat"])[0])
+  assert len(prompts.token_ids("tiny_ldm", "")) == 77
+  for place in ("", str(tiny_pipeline_folder / "unet")):
+    with pytest.raises(ConfigError, match="'a style' needs a model with text"):
+      prompts.token_ids(place, "a style")
+
+  config = common.study("A test")
+  config.model.path = folder
+  config.protections.glaze = {"target": "style_transfer", "style_prompt": "a photograph of a cat"}
+  config.protections.aspl = {"class_prompt": "the sea", "prior_weight": 1.0}
+  assert study.row_settings(config, "glaze")[3]["style_ids"] == ids
+  settings = study.row_settings(config, "aspl")[3]
+  assert settings["class_ids"] == prompts.token_ids(folder, "the sea")
+  assert "class_prompt" not in settings

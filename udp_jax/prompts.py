@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,10 @@ import numpy as np
 from udp_jax.data import captions as captions_lib
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import BadDataError, ConfigError
-from udp_jax.models import trainable
+from udp_jax.models import pipeline, trainable
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.learned_tokens import spelled
-from udp_jax.models.tokenizer import Tokenizer
+from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
 
 # Neutral sentences around a learned word, after those of Gal et al., arXiv:2208.01618, appendix.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -45,6 +46,22 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "a good painting in the style of {}",
   ),
 }
+
+
+@functools.cache
+def token_ids(folder: str, text: str) -> tuple[int, ...]:
+  """(L,) token ids of a prompt by the tokenizer of a model's folder, or of one in the package.
+
+  Raises:
+    ConfigError: the model has no tokenizer.
+    BadDataError: a damaged one.
+  """
+  place = pipeline.resolve(folder) / "tokenizer"
+  if not folder or not place.is_dir():
+    raise ConfigError(
+      f"prompt {text!r} needs a model with text: there is no tokenizer in {folder!r}"
+    )
+  return tuple(load_tokenizer(place)([text])[0].tolist())
 
 
 def captions_of(pictures: ImageSet, source: str, prompt: str = "") -> list[str]:

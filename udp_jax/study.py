@@ -28,6 +28,7 @@ from udp_jax import (
   parallel,
   placement,
   processes,
+  prompts,
   protections,
   run_config,
   stages,
@@ -103,6 +104,9 @@ def row_settings(config: Any, row: str) -> tuple[str, int, str | None, dict[str,
   # Of the empty prompt, for guidance; known once the model's tokenizer is.
   if "uncond_ids" in accepted and config.model.get("uncond_ids"):
     settings.setdefault("uncond_ids", tuple(config.model.uncond_ids))
+  for prompt in [name for name in settings if name.endswith("_prompt")]:
+    if (ids := f"{prompt.removesuffix('_prompt')}_ids") in accepted:
+      settings[ids] = prompts.token_ids(config.model.path, settings.pop(prompt))
   if "joint_gradients" in accepted and config.performance.get("joint_gradients"):
     settings.setdefault("joint_gradients", True)
   return method, rounds, of, settings

@@ -15,7 +15,8 @@ from udp_jax.errors import ConfigError
 from udp_jax.models import perceptual
 from udp_jax.ops.image import to_float
 from udp_jax.protections import adaptive, targets
-from udp_jax.randomness import example_keys
+from udp_jax.randomness import example_keys, stream
+from udp_jax.threats.img2img import img2img
 
 KEY = jax.random.key(6)
 PICTURES = np.random.default_rng(0).integers(60, 200, (6, 8, 8, 3)).astype(np.uint8)
@@ -131,6 +132,37 @@ def test_glaze_towards_a_picture_of_ones_own(latent_model):
   )
   mean = training.unbatch(deltas(protection, 12, data)[-1], 6).mean((1, 2, 3))
   np.testing.assert_array_equal(np.sign(mean), [1, -1] * 3)
+
+
+STYLE = {"target": "style_transfer", "style_ids": (1, 2), "guidance_scale": 1.0, "perceptual": ""}
+
+
+def test_glaze_towards_the_picture_in_another_style(latent_model):
+  """Pictures as img2img makes them, and then as if they had been given."""
+  protection = build("glaze", latent_model, **STYLE, sample_steps=10)
+  state = jax.jit(protection.init)(KEY, DATA, PARAMS)
+  assert state.style.shape == DATA.images.shape and state.style.dtype == jnp.uint8
+  edit = img2img(latent_model, strength=0.4, sample_steps=10, scheduler=targets.SCHEDULER)
+  cond = np.ones((1, 2), np.int32)
+  for number, ids in enumerate(DATA.ids):
+    keys = example_keys(stream(KEY, "style"), 0, ids)
+    edited = edit.apply(keys, PARAMS, to_float(DATA.images[number]), cond, cond)
+    np.testing.assert_allclose(state.style[number], 255 * np.asarray(edited), atol=0.51)
+  # Nearer to what the model knows, which is grey.
+  clean, styled = (np.abs(p.astype(float) - 127.5).mean() for p in (DATA.images, state.style))
+  assert styled < 0.9 * clean and not protection.needs_reference
+
+  given = training.make_batches(PICTURES, 3, reference=training.unbatch(state.style, 6))
+  reference = build("glaze", latent_model, perceptual="", target="reference")
+  np.testing.assert_allclose(deltas(protection, 4)[-1], deltas(reference, 4, given)[-1], atol=1e-6)
+
+
+def test_a_style_needs_a_prompt(latent_model):
+  for lacking in ({"style_ids": None}, {"guidance_scale": 7.5}):
+    with pytest.raises(ConfigError, match="'style_transfer' needs style_prompt"):
+      build("glaze", latent_model, **STYLE | lacking)
+  with pytest.raises(ConfigError, match="strength"):
+    build("glaze", latent_model, **STYLE, sample_steps=10, strength=0.0)
 
 
 def test_glaze_is_held_back_by_what_can_be_seen(latent_model, monkeypatch):
