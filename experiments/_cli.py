@@ -29,6 +29,10 @@ from udp_jax import processes
 from udp_jax.errors import ConfigError, Preempted, UserError
 
 _TUNABLES = "glibc.malloc.hugetlb=1"
+_TPU_FLAGS = (
+  "--xla_tpu_run_space_to_batch=false",
+  "--xla_tpu_run_space_to_batch_on_new_platforms=false",
+)
 
 
 def _ask_for_huge_pages() -> None:
@@ -46,8 +50,22 @@ def _ask_for_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def _keep_small_batches_whole() -> None:
+  """Tells the TPU compiler not to cut the maps of small batches into larger ones.
+
+  It would make the batch of a convolution larger by cutting its map into strips with margins, at
+  every layer anew. For the VAE of Stable Diffusion at 512x512, four pictures a chip (v5e), that
+  moves 155 GB a gradient instead of 27, and 3.7 times the cycles by its own estimate. A setting of
+  either flag in LIBTPU_INIT_ARGS is left alone; without a TPU nothing reads it.
+  """
+  given = os.environ.get("LIBTPU_INIT_ARGS", "")
+  if "run_space_to_batch" not in given:
+    os.environ["LIBTPU_INIT_ARGS"] = " ".join([*given.split(), *_TPU_FLAGS])
+
+
 # At once: the imports that follow take seconds, and are made again.
 _ask_for_huge_pages()
+_keep_small_batches_whole()
 
 VARIANTS = ("smoke",)
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")

@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from udp_jax import lookup, parallel, placement, study, training
 from udp_jax.errors import ConfigError
 from udp_jax.models import factory
-from udp_jax.ops import conv
 from udp_jax.protections.base import PERTURB, TRAIN, Protection
 from udp_jax.training import Batch
 
@@ -84,8 +83,7 @@ def decide(config: Any, platform: str) -> Any:
   """A copy of `config` with what a run decides by its backend decided for `platform`."""
   config = copy.deepcopy(config)
   with config.unlocked():
-    if not config.performance.conv_method:
-      config.performance.conv_method = conv.default_method(platform)
+    config.performance.backend = "gpu" if platform == "cuda" else platform
   return config
 
 

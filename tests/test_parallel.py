@@ -24,10 +24,11 @@ DEVICES = 8
 PROGRAM = '''
 import inspect, json, re
 import jax, jax.numpy as jnp, numpy as np
+from jax.experimental.pallas import tpu as pltpu
 from udp_jax import lookup, parallel, placement, protections, training
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel
-from udp_jax.ops import schedules
+from udp_jax.ops import attention, schedules
 from udp_jax.ops.attention import dot_product_attention
 from udp_jax.ops.conv import conv2d
 from udp_jax.ops.norm import group_norm
@@ -138,6 +139,14 @@ for joint in (False, True):
   seen["moved"] = float(np.abs(deltas[0]).mean())
   seen["different"] = float(np.mean(deltas[0] != deltas[1]))
   found["split"]["joint" if joint else "udp"] = seen
+
+same = lambda params, x, *_: attention.flash_attention(x, x, x)
+mesh = parallel.make_mesh(fsdp=2)
+flash = placement.split_weights(DiffusionModel(None, same, same, same, None, None, (), ()), mesh)
+x = jax.random.normal(KEY, (jax.device_count(), 128, 1, 8))
+with pltpu.force_tpu_interpret_mode():
+  out = jax.jit(flash.apply)({}, parallel.place_batches(x[None], mesh)[0], None)
+found["flash"] = float(np.abs(out - attention.dot_product_attention(x, x, x)).max())
 try:
   parallel.place_batches(training.make_batches(pictures, 12), parallel.make_mesh())
 except ConfigError as error:
@@ -281,3 +290,7 @@ def test_held_weights_are_gathered_once_for_all_max_steps(eight):
   # Two kernels are large enough to be split; nothing else is sent, however many the steps.
   assert {operation for operation, _, _ in eight["split"]["udp"]["max_step"]} == {"all-gather"}
   assert sum(arrays for _, arrays, _ in eight["split"]["udp"]["max_step"]) == 2
+
+
+def test_a_kernel_that_xla_cannot_split_takes_each_device_its_own_pictures(eight):
+  assert eight["flash"] < 1e-5

@@ -114,31 +114,41 @@ class Gathered(NamedTuple):
 
 
 def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
-  """`model` for parameters that are split over 'fsdp': every function gathers them first.
+  """`model` on a mesh: every function gathers parameters that are split over 'fsdp' first.
 
-  Held parameters (`DiffusionModel.hold`) are gathered when they are made, and not again.
+  Held parameters (`DiffusionModel.hold`) are gathered when they are made, and not again. Inside,
+  the mesh is the context's (`jax.sharding.get_abstract_mesh`), for kernels that XLA cannot split
+  over devices by itself.
   """
-  if mesh.shape["fsdp"] == 1:
+  if mesh.size == 1:
     return model
+  split = mesh.shape["fsdp"] > 1
 
   def whole(params: Params) -> Params:
-    return params.params if isinstance(params, Gathered) else gather(params, mesh)
+    if isinstance(params, Gathered):
+      return params.params
+    return gather(params, mesh) if split else params
 
   def apply(params: Params, *args: Any, **options: Any) -> jax.Array:
-    return model.apply(whole(params), *args, **options)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return model.apply(whole(params), *args, **options)
 
   def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
-    return model.encode(whole(params), images, keys)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return model.encode(whole(params), images, keys)
 
   def decode(params: Params, x0: jax.Array, clip: bool = True) -> jax.Array:
-    return model.decode(whole(params), x0, clip)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return model.decode(whole(params), x0, clip)
 
   def reconstruct(params: Params, images: jax.Array) -> jax.Array:
     assert model.reconstruct is not None  # Else this is not used.
-    return model.reconstruct(whole(params), images)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return model.reconstruct(whole(params), images)
 
   def hold(params: Params) -> Params:
-    return Gathered(model.hold(whole(params)))
+    held = model.hold(whole(params))
+    return Gathered(held) if split else held
 
   return model._replace(
     apply=apply,

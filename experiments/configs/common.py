@@ -117,6 +117,7 @@ def study(title: str) -> ConfigDict:
     {
       "dtype": "float32",
       # "" is the backend's default.
+      "backend": "",
       "conv_method": "",
       "attention": "",
       "remat": False,

@@ -74,3 +74,16 @@ def test_unusable_settings_are_named(given, message):
 def test_flash_attention_elsewhere_is_refused():
   with pytest.raises(ConfigError, match="TPUs only"):
     performance.module_options({"attention": "flash"})
+
+
+def test_the_defaults_of_another_backend():
+  # What `launch.aot` compiles for is not what it runs on.
+  long = performance.module_options({"backend": "tpu"}, long=True)
+  assert long["attention"] is attention.flash_attention and long["conv_method"] == "xla"
+  assert performance.module_options({"backend": "tpu"})["attention"] is (
+    attention.dot_product_attention
+  )
+  assert performance.vae_options({"backend": "tpu"})["attention"] is attention.chunked_attention
+  gpu = performance.module_options({"backend": "gpu"})
+  assert gpu["attention"] is attention.library_attention and gpu["conv_method"] == "xla"
+  assert performance.module_options({"backend": "cpu"})["conv_method"] == "winograd"

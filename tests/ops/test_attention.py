@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
 
 from udp_jax.ops import attention
@@ -89,3 +90,21 @@ def test_chunks_are_not_kept_for_the_gradient():
 
 def test_the_default_exists_for_every_backend():
   assert {attention.default(b) for b in ("cpu", "gpu", "tpu", None)} <= set(attention.FUNCTIONS)
+
+
+def test_flash_attention_is_attention():
+  # Pallas interprets its TPU kernel here. Over several devices: tests/test_parallel.py.
+  batch = [
+    jax.random.normal(key, (2, 256, 2, 40)) for key in jax.random.split(jax.random.key(0), 4)
+  ]
+
+  def gradients(function):
+    loss = lambda query, key, value, weights: jnp.sum(function(query, key, value) * weights)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*batch)
+
+  with pltpu.force_tpu_interpret_mode():
+    found = gradients(attention.flash_attention)
+  for ours, theirs in zip(
+    jax.tree.leaves(found), jax.tree.leaves(gradients(dot_product_attention))
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)

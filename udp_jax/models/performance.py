@@ -6,6 +6,7 @@ frozen_dtype     dtype in which parts that nothing trains (VAE, text encoder) ar
 frozen_parts     those parts; with the U-Net for methods that train factors beside it (LoRA)
 conv_method      of `ops.conv`; "" for the backend's default
 attention        of `ops.attention`; "" for the backend's default
+backend          "cpu", "gpu" or "tpu", whose defaults are meant; "" for this process's
 vae_attention    of the VAE's one attention layer; "" for "chunked" where `attention` is a fused
                  kernel, as these do not take heads of 512 channels, else for `attention`
 vae_slices       at most so many slices of a batch go through the VAE one after the other
@@ -28,20 +29,27 @@ PARTS = ("unet", "vae", "text_encoder")
 _FUSED = ("library", "flash")
 
 
-def module_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def module_options(
+  performance: Mapping[str, Any] | None = None, *, long: bool = False
+) -> dict[str, Any]:
   """The attributes `dtype`, `conv_method`, `attention` and `remat` of every network here.
+
+  Args:
+    performance: the fields above, those that are missing at their defaults.
+    long: of networks that exchange attention over long sequences only (`transformer`).
 
   Raises:
     ConfigError: an unknown dtype, convolution method or attention, or one for other devices.
   """
   given = _fields(performance)
+  backend = given["backend"] or jax.default_backend()
   method = given["conv_method"]
   if method and method not in conv.METHODS:
     raise ConfigError(f"unknown conv_method {method!r}; known: {', '.join(conv.METHODS)}")
   return {
-    "attention": _attention(given["attention"] or attention.default()),
+    "attention": _attention(given["attention"] or attention.default(backend, long=long), backend),
     "dtype": _dtype(given["dtype"]),
-    "conv_method": method or None,
+    "conv_method": method or (conv.default_method(backend) if given["backend"] else None),
     "remat": bool(given["remat"]),
   }
 
@@ -49,9 +57,10 @@ def module_options(performance: Mapping[str, Any] | None = None) -> dict[str, An
 def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
   """As `module_options`, for the VAE."""
   given = _fields(performance)
-  name = given["attention"] or attention.default()
+  backend = given["backend"] or jax.default_backend()
+  name = given["attention"] or attention.default(backend, long=True)
   name = given["vae_attention"] or ("chunked" if name in _FUSED else name)
-  return module_options(performance) | {"attention": _attention(name)}
+  return module_options(given) | {"attention": _attention(name, backend)}
 
 
 def vae_slices(performance: Mapping[str, Any] | None = None) -> int:
@@ -80,6 +89,7 @@ def frozen(performance: Mapping[str, Any] | None = None) -> tuple[Any, tuple[str
 def _fields(performance: Mapping[str, Any] | None) -> dict[str, Any]:
   given = dict(performance.items()) if performance is not None else {}
   defaults = {"dtype": "float32", "conv_method": "", "attention": "", "remat": False}
+  defaults |= {"backend": ""}
   defaults |= {"vae_attention": "", "vae_slices": 1, "frozen_dtype": ""}
   return {**defaults, "frozen_parts": ("vae", "text_encoder"), **given}
 
@@ -90,10 +100,10 @@ def _dtype(name: str) -> Any:
   return DTYPES[name]
 
 
-def _attention(name: str) -> attention.AttentionFn:
+def _attention(name: str, backend: str) -> attention.AttentionFn:
   if name not in attention.FUNCTIONS:
     known = ", ".join(attention.FUNCTIONS)
     raise ConfigError(f"unknown attention {name!r}; known: {known}")
-  if name == "flash" and jax.default_backend() != "tpu":
+  if name == "flash" and backend != "tpu":
     raise ConfigError("attention 'flash' runs on TPUs only; 'chunked' saves memory elsewhere")
   return attention.FUNCTIONS[name]

@@ -155,7 +155,7 @@ def build_model(
     BadDataError: a noise schedule that this library does not have.
     ConfigError: parts that do not belong together, or a performance setting that does not exist.
   """
-  options = performance_lib.module_options(performance)
+  options = performance_lib.module_options(performance, long=True)
   vae = AutoencoderKL(configs[VAE], **performance_lib.vae_options(performance))
   text_options = {name: options[name] for name in ("dtype", "conv_method", "remat")}
   text = CLIPText(configs[TEXT], **text_options) if TEXT in configs else None

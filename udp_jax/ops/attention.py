@@ -12,10 +12,15 @@ return (B, Q, heads, D) in the dtype of the query.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+# Queries and keys of a tile of the flash kernel: its 128 would read all keys 32 times at 64x64.
+_FLASH_BLOCK = 512
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -54,11 +59,31 @@ def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax
 
 
 def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Pallas' flash attention for TPUs: no matrix of weights in memory. Fails on other backends."""
+  """Pallas' flash attention for TPUs: no matrix of weights in memory. Fails on other backends.
+
+  Sequences must be multiples of 128. XLA cannot split the kernel over devices: under a mesh in the
+  context (`jax.sharding.use_abstract_mesh`) each device takes its own share of the batch.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return _flash(query, key, value)
+  batch = PartitionSpec(mesh.axis_names)
+  # Nothing is known of replication inside a Pallas kernel, so it is not checked.
+  split = jax.shard_map(_flash, in_specs=(batch,) * 3, out_specs=batch, check_vma=False)
+  return split(query, key, value)
+
+
+def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 
+  q, k = (math.gcd(_FLASH_BLOCK, leaf.shape[1]) for leaf in (query, key))
+  names = {"block_q": q, "block_k_major": k, "block_k": k, "block_b": 1}
+  names |= {"block_q_major_dkv": q, "block_k_major_dkv": k, "block_k_dkv": k, "block_q_dkv": q}
+  names |= {"block_k_major_dq": k, "block_k_dq": k, "block_q_dq": q}
   heads_first = (leaf.swapaxes(1, 2) for leaf in (query, key, value))
-  out = pallas.flash_attention(*heads_first, sm_scale=query.shape[-1] ** -0.5)
+  out = pallas.flash_attention(
+    *heads_first, sm_scale=query.shape[-1] ** -0.5, block_sizes=pallas.BlockSizes(**names)
+  )
   return out.swapaxes(1, 2)
 
 
@@ -70,6 +95,17 @@ FUNCTIONS: dict[str, AttentionFn] = {
 }
 
 
-def default(backend: str | None = None) -> str:
-  """The name that is used where none is given: "library" on GPUs, else "dot_product"."""
-  return "library" if (backend or jax.default_backend()) == "gpu" else "dot_product"
+def default(backend: str | None = None, *, long: bool = False) -> str:
+  """The name that is used where none is given.
+
+  Args:
+    backend: "cpu", "gpu" or "tpu"; None for JAX's default.
+    long: of sequences so long that the matrix of weights costs more than its products.
+
+  Returns:
+    "library" on GPUs, "flash" on TPUs for long sequences, else "dot_product".
+  """
+  backend = backend or jax.default_backend()
+  if backend == "gpu":
+    return "library"
+  return "flash" if long and backend == "tpu" else "dot_product"

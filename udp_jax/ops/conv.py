@@ -140,10 +140,15 @@ def hold(
   Returns:
     The `held` argument of `conv2d`, or None where there is nothing to be gained.
   """
-  if (method or default_method()) != "winograd":
+  if not holds(method):
     return None
   pays = _winograd_pays(tuple(image_shape), kernel.shape, _pairs(padding), stride)
   return winograd.transform_filters(kernel) if pays else None
+
+
+def holds(method: str | None = None) -> bool:
+  """Whether `hold` ever prepares anything for `method` (None: `default_method()`)."""
+  return (method or default_method()) == "winograd"
 
 
 def _pairs(padding: int | Sequence[Sequence[int]]) -> Padding:

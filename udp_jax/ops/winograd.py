@@ -39,6 +39,8 @@ _AT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0
 # On both axes of a tile at once; of the 36 points, those of one column lie together.
 _FILTER_TRANSFORM = np.einsum("iy,jx->jiyx", _G, _G).reshape(36, 9)
 _OUTPUT_TRANSFORM = np.einsum("yi,xj->yxji", _AT, _AT).reshape(16, 36)
+# Small whole numbers, which bfloat16 holds exactly.
+_INPUT_TRANSFORM = np.einsum("iy,jx->jiyx", _BT, _BT).reshape(36, 36)
 
 
 class Filters(NamedTuple):
@@ -80,7 +82,7 @@ def _backward(saved, g: jax.Array):
   dx = _product(g, _filters(kernel, flip=True), contract=2)
   b, h, w, d = g.shape
   th, tw = -(-h // 4), -(-w // 4)
-  g = jnp.pad(_wide(g), ((0, 0), (0, 4 * th - h), (0, 4 * tw - w), (0, 0)))
+  g = jnp.pad(g, ((0, 0), (0, 4 * th - h), (0, 4 * tw - w), (0, 0)))
   g = g.reshape(b, th, 4, tw, 4, d).transpose(2, 4, 0, 1, 3, 5).reshape(16, b * th * tw, d)
   cotangents = _transform(_OUTPUT_TRANSFORM.T, g)
   products = lax.dot_general(_input_tiles(x), cotangents, (((1,), (1,)), ((0,), (0,))))
@@ -113,16 +115,24 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def _transform(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-  """Product of a constant matrix (m, n) and x (n, ...), in the dtype of x."""
+  """Product of a constant matrix (m, n) and x (n, ...), in float32 or wider."""
   # No reshaping here: it would merge the batch axis with others, and split batches be gathered.
-  return lax.dot_general(jnp.asarray(matrix, x.dtype), x, (((1,), (0,)), ((), ())))
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  dims = (((1,), (0,)), ((), ()))
+  return lax.dot_general(jnp.asarray(matrix, x.dtype), x, dims, preferred_element_type=wide)
 
 
 def _input_tiles(x: jax.Array) -> jax.Array:
   """(B, H, W, C) -> transformed overlapping 6x6 tiles, (36, B * tiles, C), float32 or wider."""
   b, h, w, c = x.shape
   th, tw = -(-h // 4), -(-w // 4)
-  x = jnp.pad(_wide(x), ((0, 0), (1, 4 * th + 1 - h), (1, 4 * tw + 1 - w), (0, 0)))
+  x = jnp.pad(x, ((0, 0), (1, 4 * th + 1 - h), (1, 4 * tw + 1 - w), (0, 0)))
+  if x.dtype.itemsize < 4:
+    # One product: it waits for memory, and only the copies of the pixels, which are narrow, and
+    # the result, which is wide, pass through it.
+    down, across = 4 * th - 3, 4 * tw - 3
+    pixels = [x[:, i : i + down : 4, j : j + across : 4] for i in range(6) for j in range(6)]
+    return _transform(_INPUT_TRANSFORM, jnp.stack(pixels)).reshape(36, b * th * tw, c)
   # As two products with a small constant matrix: quicker than sums of slices, which XLA makes
   # dozens of loops of, and far quicker to compile.
   rows = _transform(_BT, jnp.stack([x[:, i : i + 4 * th - 3 : 4] for i in range(6)]))
