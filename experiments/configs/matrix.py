@@ -25,6 +25,22 @@ IMPRESS_PHOTOGUARD = IMPRESS_GLAZE | {
   "perceptual_weight": 0.01,
   "noise_std": 0.05,
 }
+# The class that Anti-DreamBooth's surrogates preserve.
+PERSON = {
+  "prior_weight": 1.0,
+  "class_prompt": "a photo of a person",
+  "num_class_images": 200,
+  "sample_steps": 50,
+}
+# Metrics that need weights or draws, off; `udp_jax.metrics.given` tells what they are.
+GIVEN = {
+  "clip": "",
+  "clip_template": "a painting by {}",
+  "clip_top": 1,
+  "face": "",
+  "face_sha256": "",
+  "classifier_draws": 0,
+}
 ADAPTIVE = {"transforms": "identity,jpeg,resize,blur,noise"}
 
 
@@ -77,6 +93,7 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
       "loss_draws": 32,
       "bootstrap": 1000,
     }
+    | GIVEN
   )
   config.checkpoint = ConfigDict({"every_rounds": 50, "every_steps": 200})
   config.performance = ConfigDict(

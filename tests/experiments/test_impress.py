@@ -32,8 +32,13 @@ def words(workdir: Path, model: Path) -> list[str]:
 
 @pytest.mark.parametrize("variant", ["", "smoke"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_everything_builds_from_the_config(name: str, variant: str, tiny_pipeline) -> None:
+def test_everything_builds_from_the_config(
+  name: str, variant: str, tiny_pipeline, tiny_pipeline_folder: Path
+) -> None:
   config = _cli.get_config("impress", f"{name}:{variant}")
+  config.model.path = str(tiny_pipeline_folder)  # Prompts of protections need a tokenizer.
+  with config.unlocked():
+    config.model.uncond_ids = tuple(tiny_pipeline.tokenizer([""])[0].tolist())
   wanted = plan.make(config)
   assert wanted.rows[:2] == ("clean", "random_noise") and len(wanted.rows) > 2
   assert wanted.purifiers[0] == "none" and wanted.threats
@@ -57,6 +62,32 @@ def test_everything_builds_from_the_config(name: str, variant: str, tiny_pipelin
   if name == "demo":
     assert len(wanted.rows) - 2 >= 6 and len(wanted.purifiers) - 1 >= 5
     assert len(wanted.threats) >= 2
+
+
+@pytest.mark.parametrize(
+  ("name", "rows", "published"),
+  [
+    (
+      "glaze",
+      ("glaze", "glaze_adaptive"),
+      {"target": "style_transfer", "style_prompt": "Cubism by Picasso", "sample_steps": 50},
+    ),
+    (
+      "full",
+      ("fsmg", "aspl"),
+      {"prior_weight": 1.0, "class_prompt": "a photo of a person", "num_class_images": 200},
+    ),
+  ],
+)
+def test_published_forms_of_protections(
+  name: str, rows: tuple[str, ...], published: dict[str, object]
+) -> None:
+  config, smoke = (_cli.get_config("impress", f"{name}:{variant}") for variant in ("", "smoke"))
+  for row in rows:
+    assert published.items() <= config.protections[row].to_dict().items()
+    assert smoke.protections[row].sample_steps == 4 < config.protections[row].sample_steps
+    assert smoke.protections[row].get("num_class_images", 4) == 4
+    assert smoke.protections[row].get("train_steps", 2) == 2
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def _means(params: Any, images: Any) -> Any:
   return quarters.mean(axis=(2, 4)).reshape(len(images), -1).astype(jnp.float32)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
   """Every run makes its functions anew; what they compile to is kept for the next one."""
   names = {

@@ -75,6 +75,19 @@ def test_everything_appears(config: Any, whole: tuple[Path, dict[str, Any]]) -> 
   assert record["row"] == "random_noise" and record["options"]["strength"] == 0.5
 
 
+def test_metrics_that_nobody_asked_for_do_not_appear(whole: tuple[Path, dict[str, Any]]) -> None:
+  """Those of test_measuring: not in the report, and not in the files of the cells."""
+  workdir, report = whole
+  new = {"clip_style", "clip_likeness", "identity", "prompt_hits"}
+  for table in report["tables"]:
+    assert table["cells"] and not new & {metric["key"] for metric in table["metrics"]}
+  files_of_cells = list(workdir.rglob(cells.FILE))
+  assert len(files_of_cells) == 8
+  for file in files_of_cells:
+    assert not new & json.loads(file.read_text())["values"].keys()
+  assert not {"clip", "face"} & report["networks"].keys()
+
+
 def test_numbers_are_those_of_the_files(config: Any, whole: tuple[Path, dict[str, Any]]) -> None:
   workdir, report = whole
   own, edits = (

@@ -40,7 +40,11 @@ def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict
     num_samples: of each model.
   """
   return {
-    PICTURES: [*_compared(perceptual_label, "picture", "clean one"), *_STRENGTH],
+    PICTURES: [
+      *_compared(perceptual_label, "picture", "clean one"),
+      *_STRENGTH,
+      *_classified("pictures", "picture's class"),
+    ],
     EDITS: [
       Metric(
         "edit_shift",
@@ -56,10 +60,23 @@ def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict
       _STYLE._replace(
         help="Share of edits that a classifier of real pictures takes for the picture's class."
       ),
+      *_classified("edits", "picture's class"),
+      Metric(
+        "clip_likeness",
+        "CLIP likeness",
+        "Cosine of CLIP's vectors of the edit and the clean picture; 1 is identical.",
+        better="lower",
+        survives=True,
+      ),
+      _IDENTITY,
     ],
     SAMPLES: [
       *_LEARNED,
       _STYLE,
+      *_classified("samples", "class that was asked for"),
+      _IDENTITY._replace(
+        help="Cosine of a sample's face embedding and the mean one of the clean pictures."
+      ),
       Metric(
         "fd",
         f"{feature_label}, {num_samples} samples",
@@ -132,6 +149,27 @@ def _compared(perceptual_label: str, what: str, to: str) -> list[Metric]:
     help_text = "Largest change of any value, in 8-bit levels, mean over pictures."
     found.append(Metric("max_abs", "Largest change", help_text, digits=1))
   return found
+
+
+def _classified(what: str, own: str) -> list[Metric]:
+  """What takes pictures for their class, and needs weights or draws that a config gives."""
+  return [
+    Metric(
+      "clip_style",
+      "CLIP style accuracy",
+      f"Share of {what} for which the {own} is the first guess of CLIP, which was not trained on "
+      "them (or among the first ones: config.evaluation.clip_top).",
+      better="lower",
+      survives=True,
+    ),
+    Metric(
+      "prompt_hits",
+      "Diffusion classifier",
+      f"Share of {what} whose noise the untouched model predicts best by the prompt of the {own}.",
+      better="lower",
+      survives=True,
+    ),
+  ]
 
 
 _STRENGTH = [
@@ -224,6 +262,14 @@ _STYLE = Metric(
   "style",
   "Style accuracy",
   "Share of samples that a classifier of real pictures takes for the class that was asked for.",
+  better="lower",
+  survives=True,
+)
+
+_IDENTITY = Metric(
+  "identity",
+  "Identity (cosine)",
+  "Cosine of face embeddings of the edit and the clean picture.",
   better="lower",
   survives=True,
 )

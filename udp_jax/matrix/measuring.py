@@ -9,8 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from udp_jax.data.image_set import ImageSet
-from udp_jax.matrix.subject import Subject, texts_of
+from udp_jax.errors import ConfigError
+from udp_jax.matrix.subject import Subject, texts_of, texts_of_classes
 from udp_jax.metrics import sets, strength
+from udp_jax.metrics.given import Given, Judged
 from udp_jax.metrics.pictures import Comparison
 from udp_jax.models import features, perceptual
 from udp_jax.models.base import Params
@@ -26,7 +28,7 @@ class Measures:
     """Loads the networks.
 
     Raises:
-      ConfigError: an unknown network.
+      ConfigError: an unknown network, or a metric of classes that the pictures cannot have.
       MissingDataError, BadDataError: its weights.
     """
     settings, size = config.evaluation, config.performance.sample_batch_size
@@ -49,6 +51,14 @@ class Measures:
     self._latents = None
     if subject.is_latent:
       self._latents = strength.Latents(subject.measuring, per_device_batch_size=size, mesh=mesh)
+    self._given = Given(
+      settings,
+      classes=_classes(settings, clean),
+      judged=Judged(subject.measuring, subject.params, self._class_conds()),
+      seed=config.seed,
+      per_device_batch_size=size,
+      mesh=mesh,
+    )
 
   def pictures(self, images: np.ndarray, unprotected: np.ndarray) -> Values:
     """Of the pictures of a cell, uint8 (N, H, W, 3), against the clean ones.
@@ -69,7 +79,7 @@ class Measures:
         self._clean_codes + shift, self._clean_codes
       )
       values["inconsistency"] = self._latents.reconstruction_error(params, images, codes)
-    return values
+    return values | self._given.pictures(images, self._clean.labels)
 
   def edits(self, images: np.ndarray, of_clean: np.ndarray, of_unprotected: np.ndarray) -> Values:
     """Of edits uint8 (N, H, W, 3), against those of the clean pictures.
@@ -85,7 +95,8 @@ class Measures:
       from udp_jax.metrics import style
 
       values["style"] = style.hits(self._classifier, self._features(images), self._clean.labels)
-    return values
+    values |= self._given.pictures(images, self._clean.labels)
+    return values | self._given.against_clean(images, self._clean.images)
 
   def samples(
     self,
@@ -108,6 +119,7 @@ class Measures:
       # Prompts of held-out pictures: those of the clean ones may name another class.
       repeated = None if cond is None else np.resize(cond, (holdout, *cond.shape[1:]))
       values["loss_holdout"] = self._loss(params, self._holdout.images, repeated)
+    values |= self._given.samples(images, labels, self._clean.images)
     if self.extractor is None:
       return values, {}
     found, known = self._features(images), self._real
@@ -139,7 +151,14 @@ class Measures:
         "classes": len(self._classifier.classes),
         "pictures": self._classifier.num_pictures,
       }
-    return described
+    return described | self._given.describe()
+
+  def _class_conds(self) -> np.ndarray | None:
+    """Prompts of the classes, where they are asked for: a text encoder is slow to compile."""
+    if not self._config.evaluation.get("classifier_draws", 0):
+      return None
+    texts = texts_of_classes(self._config.prompt, self._clean)
+    return self._subject.embeddings(texts) if texts else None
 
   @cached_property
   def _cond(self) -> np.ndarray | None:
@@ -168,3 +187,20 @@ class Measures:
   def _features(self, images: np.ndarray) -> np.ndarray:
     assert self.extractor is not None
     return features.extract(self.extractor, images, per_device_batch_size=self._size)
+
+
+def _classes(settings: Any, clean: ImageSet) -> list[str] | None:
+  """Names of the classes, by label, that pictures are to be told apart by.
+
+  Raises:
+    ConfigError: so few that nothing can be wrong: before anything is made, not in every cell.
+  """
+  names = clean.origin.get("classes") or []
+  if settings.get("classifier_draws", 0) and len(names) == 1:
+    raise ConfigError("config.evaluation.classifier_draws: the pictures are all of one class")
+  top = settings.get("clip_top", 1)
+  if settings.get("clip", "") and len(names) > 1 and not 1 <= top < len(names):
+    raise ConfigError(
+      f"config.evaluation.clip_top is {top}; with {len(names)} classes it is 1 to {len(names) - 1}"
+    )
+  return names or None

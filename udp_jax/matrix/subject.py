@@ -108,6 +108,12 @@ def texts_of(prompt: str, pictures: ImageSet) -> list[str]:
   return [prompt.replace(_LABEL, names[label]) for label in pictures.labels]
 
 
+def texts_of_classes(prompt: str, pictures: ImageSet) -> list[str]:
+  """One prompt a class, by label; none where there are no classes or the prompt names none."""
+  names = pictures.origin.get("classes") or ()
+  return [prompt.replace(_LABEL, name) for name in names] if asks_for_labels(prompt) else []
+
+
 def asks_for_labels(prompt: str) -> bool:
   """Whether a prompt differs from class to class."""
   return _LABEL in prompt

@@ -21,7 +21,8 @@ def get_config(variant=None):
   config.protections.photoguard_diffusion = {"num_draws": 5}
   config.protections.glaze = {"num_rounds": 500, "step_size_255": 1.275}
   game = {"num_rounds": 50, "train_steps": 20, "perturb_steps": 5, "trains": "lora", "rank": 4}
-  config.protections.update({"udp": game, "eudp": game, "fsmg": {}, "aspl": {"num_rounds": 50}})
+  fsmg, aspl = m.PERSON | {"train_steps": 1000}, m.PERSON | {"num_rounds": 50}
+  config.protections.update({"udp": game, "eudp": game, "fsmg": fsmg, "aspl": aspl})
   config.rows = tuple(config.protections)
   config.purifiers.update({"jpeg": {"quality": 75}, "gaussian_noise": {"std": 0.05}})
   config.purifiers.gaussian_blur = {"sigma": 1.0}
