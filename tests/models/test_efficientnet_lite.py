@@ -144,3 +144,26 @@ def test_another_file_is_refused(tmp_path):
   path.write_bytes(b"other weights")
   with pytest.raises(BadDataError, match="sha256"):
     efficientnet_lite.load(path)
+
+
+@pytest.mark.parametrize(("size", "stride", "side"), [(3, 1, 6), (3, 2, 6), (5, 2, 7), (5, 1, 2)])
+def test_gradients_of_depthwise_convolutions(size: int, stride: int, side: int) -> None:
+  keys = jax.random.split(jax.random.key(size * 10 + stride), 3)
+  x = jax.random.normal(keys[0], (2, side, side, 3))
+  kernel = jax.random.normal(keys[1], (size, size, 3))
+
+  def ours(x, kernel):
+    conv = efficientnet_lite.Conv(kernel, jnp.zeros(3))
+    return efficientnet_lite._depthwise(conv, x, stride)
+
+  def grouped(x, kernel):
+    return lax.conv_general_dilated(
+      x, kernel[:, :, None], (stride, stride), "SAME", feature_group_count=3,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest",
+    )  # fmt: skip
+
+  cotangent = jax.random.normal(keys[2], grouped(x, kernel).shape)
+  for mine, theirs in zip(
+    jax.vjp(ours, x, kernel)[1](cotangent), jax.vjp(grouped, x, kernel)[1](cotangent), strict=True
+  ):
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,9 @@ convolutions are sums of shifted products: on a CPU, XLA's grouped convolution i
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +55,7 @@ class Conv(NamedTuple):
 
 
 Params = dict[str, Conv]
+Padding = tuple[tuple[int, int], ...]
 
 
 def _blocks() -> tuple[Block, ...]:
@@ -244,15 +247,50 @@ def _pointwise(conv: Conv, x: jax.Array) -> jax.Array:
 def _depthwise(conv: Conv, x: jax.Array, stride: int) -> jax.Array:
   size = conv.kernel.shape[0]
   padding = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
+  return _shifted_products(x, conv.kernel, stride, tuple(padding)) + conv.bias
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifted_products(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+  """The depthwise convolution of x (B, H, W, C) with a kernel (S, S, C).
+
+  Its derivative by x is another one of these: autodiff would add up S^2 padded maps, at three times
+  the cost of the whole network.
+  """
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-  height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
-  total = conv.bias
+  return reduce(add, (part * kernel[i, j] for i, j, part in _shifts(x, len(kernel), stride)))
+
+
+def _shifts(x: jax.Array, size: int, stride: int) -> Iterator[tuple[int, int, jax.Array]]:
+  """What every entry (i, j) of a kernel is multiplied with."""
+  height, width = (stride * ((n - size) // stride) + 1 for n in x.shape[1:3])
   for i in range(size):
     for j in range(size):
-      rows = slice(i, i + stride * (height - 1) + 1, stride)
-      columns = slice(j, j + stride * (width - 1) + 1, stride)
-      total = total + x[:, rows, columns] * conv.kernel[i, j]
-  return total
+      yield i, j, x[:, i : i + height : stride, j : j + width : stride]
+
+
+def _shifted_products_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
+  return _shifted_products(x, kernel, stride, padding), (x, kernel)
+
+
+def _shifted_products_backward(stride: int, padding: Padding, saved: tuple, g: jax.Array):
+  x, kernel = saved
+  size = kernel.shape[0]
+  # Strides are undone by zeros between the entries; what the padding saw falls off the border.
+  spread = [(0, 0, 0)]
+  for length, count, (before, _) in zip(x.shape[1:3], g.shape[1:3], padding):
+    left = size - 1 - before
+    right = length + size - 1 - left - (stride * (count - 1) + 1)
+    spread.append((left, right, stride - 1))
+  spread.append((0, 0, 0))
+  wide = lax.pad(g, jnp.zeros((), g.dtype), spread)
+  of_x = _shifted_products(wide, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
+  padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  sums = [jnp.sum(part * g, axis=(0, 1, 2)) for _, _, part in _shifts(padded, size, stride)]
+  return of_x, jnp.stack(sums).reshape(kernel.shape)
+
+
+_shifted_products.defvjp(_shifted_products_forward, _shifted_products_backward)
 
 
 def _relu6(x: jax.Array) -> jax.Array:

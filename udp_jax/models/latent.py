@@ -157,7 +157,7 @@ def latent_diffusion(
     if isinstance(params, Held):
       return params
     cast = {name: _cast(part, _dtype_of(name)) for name, part in params.items()}
-    holds = conv.holds(getattr(unet, "conv_method", None))
+    holds = conv.holds(method=getattr(unet, "conv_method", None))
     return Held(cast, prepare(cast) if holds else {})
 
   def _dtype_of(name: str) -> Any:

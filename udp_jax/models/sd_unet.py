@@ -205,7 +205,7 @@ class UNet2DCondition(nn.Module):
     dtype: of the computation; parameters stay float32.
     conv_method: see `ops.conv`; None picks by backend.
     attention: exchangeable attention function, for self-attention over long sequences
-      (`transformer.LONG_SEQUENCE`); short ones and the text are best done at once everywhere.
+      (`ops.attention.LONG_SEQUENCE`); short ones and the text are best done at once everywhere.
     remat: recompute each residual block and each transformer in the backward pass.
   """
 

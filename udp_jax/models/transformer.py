@@ -13,12 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.models.layers import Conv, Dense, Norm
-from udp_jax.ops.attention import AttentionFn, dot_product_attention
+from udp_jax.ops.attention import LONG_SEQUENCE, AttentionFn, dot_product_attention
 from udp_jax.ops.linear import dense
-
-# From this many positions on the matrix of attention weights is what costs memory, and an
-# exchanged attention function is used; Pallas' kernel for TPUs cannot take very short ones.
-LONG_SEQUENCE = 1024
 
 # PyTorch's default, and not the U-Net's own: diffusers fixes it in `Transformer2DModel`.
 _GROUP_NORM_EPSILON = 1e-6

@@ -22,6 +22,9 @@ from jax.sharding import PartitionSpec
 # Queries and keys of a tile of the flash kernel: its 128 would read all keys 32 times at 64x64.
 _FLASH_BLOCK = 512
 
+# From this many positions on the matrix of attention weights is what costs memory.
+LONG_SEQUENCE = 1024
+
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -33,10 +36,17 @@ def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array) ->
 
 
 def chunked_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, *, chunk_size: int = 256
+  query: jax.Array, key: jax.Array, value: jax.Array, *, chunk_size: int | None = None
 ) -> jax.Array:
-  """`dot_product_attention` of `chunk_size` queries at a time (Rabe & Staats, arXiv:2112.05682)."""
+  """`dot_product_attention` of `chunk_size` queries at a time (Rabe & Staats, arXiv:2112.05682).
+
+  None for all of a short sequence at once, and of a long one so many that their weights stay in a
+  CPU's cache (32 there, 256 elsewhere).
+  """
   b, length, heads, d = query.shape
+  if chunk_size is None:
+    fitting = 32 if jax.default_backend() == "cpu" else 256
+    chunk_size = length if length < LONG_SEQUENCE else fitting
   if length <= chunk_size:
     return dot_product_attention(query, key, value)
   count = -(-length // chunk_size)
@@ -103,9 +113,10 @@ def default(backend: str | None = None, *, long: bool = False) -> str:
     long: of sequences so long that the matrix of weights costs more than its products.
 
   Returns:
-    "library" on GPUs, "flash" on TPUs for long sequences, else "dot_product".
+    "library" on GPUs; for long sequences "flash" on TPUs and "chunked" elsewhere; "dot_product"
+    for all others.
   """
   backend = backend or jax.default_backend()
   if backend == "gpu":
     return "library"
-  return "flash" if long and backend == "tpu" else "dot_product"
+  return {"tpu": "flash"}.get(backend, "chunked") if long else "dot_product"

@@ -140,13 +140,13 @@ def hold(
   Returns:
     The `held` argument of `conv2d`, or None where there is nothing to be gained.
   """
-  if not holds(method):
+  if not holds(method=method):
     return None
   pays = _winograd_pays(tuple(image_shape), kernel.shape, _pairs(padding), stride)
   return winograd.transform_filters(kernel) if pays else None
 
 
-def holds(method: str | None = None) -> bool:
+def holds(*, method: str | None = None) -> bool:
   """Whether `hold` ever prepares anything for `method` (None: `default_method()`)."""
   return (method or default_method()) == "winograd"
 

@@ -86,7 +86,8 @@ def _forward(x, scale, bias, num_groups, epsilon, activation):
 
 def _backward(num_groups, epsilon, activation, saved, g):
   del epsilon  # Already in rstd.
-  x, scale, bias, mean, rstd = saved
+  # The barrier makes the backward pass centre x again: else XLA keeps what the forward pass made.
+  x, scale, bias, mean, rstd = jax.lax.optimization_barrier(saved)
   dy = g.astype(mean.dtype)
   if activation == "silu":
     y = _affine(x, scale, bias, mean, rstd)
