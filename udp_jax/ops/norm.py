@@ -86,8 +86,10 @@ def _forward(x, scale, bias, num_groups, epsilon, activation):
 
 def _backward(num_groups, epsilon, activation, saved, g):
   del epsilon  # Already in rstd.
-  # The barrier makes the backward pass centre x again: else XLA keeps what the forward pass made.
-  x, scale, bias, mean, rstd = jax.lax.optimization_barrier(saved)
+  x, scale, bias, mean, rstd = saved
+  if x.dtype == mean.dtype:
+    # Centres x again: else XLA keeps what two passes of the forward pass made, beside x.
+    x, mean = jax.lax.optimization_barrier((x, mean))
   dy = g.astype(mean.dtype)
   if activation == "silu":
     y = _affine(x, scale, bias, mean, rstd)
