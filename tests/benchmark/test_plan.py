@@ -99,8 +99,8 @@ def test_contestants() -> None:
   assert _names("max/sd_small/b4/float32", races__scan_steps=(5,)) == ["jax scan_5", *peers[:2]]
   assert _names("max/demo/b16/float32", peers__torch=()) == ["jax one_step", "jax scan_3"]
   # torch.compile is left out where it was not asked for.
-  assert _names("round/ddpm_cifar10/b16/float32", "default") == ["jax scan_3", *peers]
-  assert _names("round/ddpm_cifar10/b8/float32", "default") == ["jax scan_3", *peers[:2]]
+  assert _names("round/ddpm_cifar10/b16/float32", "default") == ["jax scan_12", *peers]
+  assert _names("round/ddpm_cifar10/b8/float32", "default") == ["jax scan_12", *peers[:2]]
   # It has no form of the purifier.
   assert _names("impress/sd_small/b8/float32") == ["jax batch", *peers[:2]]
 
