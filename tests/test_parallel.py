@@ -218,7 +218,7 @@ def eight():
   flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   command = [sys.executable, "-c", PROGRAM]
-  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=570)
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["devices"] == DEVICES
