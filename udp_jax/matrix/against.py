@@ -46,8 +46,10 @@ def table(
     found = {}
     for purifier in purifiers:
       own, other = values.get((pair.row, purifier)), values.get((pair.other, purifier))
-      known = own is not None and other is not None
-      difference = sign * (own - other) if known else np.zeros((1, 0))  # type: ignore[operator]
+      if own is None or other is None:
+        difference = np.zeros((1, 0))
+      else:
+        difference = sign * (own - other)
       found[purifier] = spread.summarise(difference, draws=draws, seed=seed)
     lines.append({**pair._asdict(), "purifiers": found})
   return lines

@@ -125,6 +125,7 @@ class DiffusionClassifier:
       numbers = jnp.arange(done, until)
 
       def of_batch(images: jax.Array, ids: jax.Array, which: jax.Array) -> jax.Array:
+        # Only called below, before `numbers` is another's.
         return self._summed(params, images, ids, which, on_device, numbers)  # noqa: B023
 
       found = over_pictures(
