@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
 
 from udp_jax.ops import attention
-from udp_jax.ops.attention import chunked_attention, dot_product_attention
+from udp_jax.ops.attention import by_head_attention, chunked_attention, dot_product_attention
 
 
 def draw(scale=1.0):
@@ -68,16 +68,45 @@ def test_every_function_against_the_definition(name):
   np.testing.assert_allclose(got, naive(*values), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk_size", [2, 3, 5, 8])
-def test_chunks_change_neither_values_nor_gradients(chunk_size):
+PARTS = [partial(chunked_attention, chunk_size=size) for size in (2, 3, 5, 8)]
+# One query at a time, one filled-up part, several, and all.
+PARTS += [partial(by_head_attention, max_weights=size) for size in (1, 14, 21, 100)]
+
+
+@pytest.mark.parametrize("function", PARTS)
+def test_parts_change_neither_values_nor_gradients(function):
   with jax.enable_x64(True):
     values = draw()
-    chunked = partial(chunked_attention, chunk_size=chunk_size)
-    np.testing.assert_allclose(chunked(*values), naive(*values), rtol=1e-12, atol=1e-12)
-    check_grads(chunked, values, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+    np.testing.assert_allclose(function(*values), naive(*values), rtol=1e-12, atol=1e-12)
+    check_grads(function, values, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-def test_chunks_are_not_kept_for_the_gradient():
+@pytest.mark.parametrize("max_weights", [14, 100])
+def test_by_head_gives_the_gradients_of_the_whole_matrix_in_bfloat16(max_weights):
+  values = [jnp.asarray(v, jnp.bfloat16) for v in draw()]
+  weights = jnp.asarray(np.random.default_rng(1).normal(size=values[0].shape))
+
+  def gradients(function):
+    loss = lambda *v: jnp.sum(function(*v).astype(jnp.float32) * weights)
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*values)
+
+  found = gradients(partial(by_head_attention, max_weights=max_weights))
+  for ours, theirs in zip(found, gradients(dot_product_attention)):
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=0.06)
+
+
+def test_by_head_does_not_overflow():
+  values = [np.float32(v) for v in draw(scale=1e4)]
+  loss = lambda *v: jnp.sum(by_head_attention(*v, max_weights=14) ** 2)
+  assert all(np.isfinite(g).all() for g in jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*values))
+
+
+@pytest.mark.parametrize(
+  "function",
+  [partial(chunked_attention, chunk_size=16), partial(by_head_attention, max_weights=16 * 512)],
+)
+def test_parts_are_not_kept_for_the_gradient(function):
   shape = jax.ShapeDtypeStruct((1, 512, 1, 4), jnp.float32)
 
   def temporary(function) -> int:
@@ -85,7 +114,7 @@ def test_chunks_are_not_kept_for_the_gradient():
     return gradient.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
 
   # The matrix of weights has 512 * 512 numbers; sixteen rows of it at a time need far less.
-  assert temporary(partial(chunked_attention, chunk_size=16)) < temporary(dot_product_attention) / 4
+  assert temporary(function) < temporary(dot_product_attention) / 4
 
 
 def test_the_default_exists_for_every_backend():

@@ -3,6 +3,8 @@
   dot_product  the whole matrix of weights at once: the best for short sequences everywhere.
   chunked      a few queries at a time, made again for the gradient: memory in proportion to the
                sequence's length, on any backend.
+  by_head      a head of a picture at a time, in parts that stay in a cache, with a gradient of its
+               own: for CPUs.
   library      `jax.nn.dot_product_attention`; on NVIDIA GPUs in 16 bits cuDNN's fused kernel.
   flash        Pallas' kernel for TPUs (Dao et al., arXiv:2205.14135); TPUs only.
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -40,25 +43,132 @@ def chunked_attention(
 ) -> jax.Array:
   """`dot_product_attention` of `chunk_size` queries at a time (Rabe & Staats, arXiv:2112.05682).
 
-  None for all of a short sequence at once, and of a long one so many that their weights stay in a
-  CPU's cache (32 there, 256 elsewhere).
+  None for all of a short sequence at once, and 256 of a long one.
   """
   b, length, heads, d = query.shape
   if chunk_size is None:
-    fitting = 32 if jax.default_backend() == "cpu" else 256
-    chunk_size = length if length < LONG_SEQUENCE else fitting
+    chunk_size = length if length < LONG_SEQUENCE else 256
   if length <= chunk_size:
     return dot_product_attention(query, key, value)
-  count = -(-length // chunk_size)
-  padded = jnp.pad(query, ((0, 0), (0, count * chunk_size - length), (0, 0), (0, 0)))
-  chunks = padded.reshape(b, count, chunk_size, heads, d).swapaxes(0, 1)
+  chunks = _cut(query, chunk_size, axis=1).swapaxes(0, 1)
 
   @jax.checkpoint
   def one(chunk: jax.Array) -> jax.Array:
     return dot_product_attention(chunk, key, value)
 
   out = jax.lax.map(one, chunks).swapaxes(0, 1)
-  return out.reshape(b, count * chunk_size, heads, d)[:, :length]
+  return out.reshape(b, -1, heads, d)[:, :length]
+
+
+def by_head_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, *, max_weights: int | None = None
+) -> jax.Array:
+  """Attention by one head of one picture at a time: the products are plain ones, and fast on CPUs.
+
+  A long sequence's weights are made by `max_weights` at a time, a number that fits a CPU's cache,
+  and again for the gradient (as in Dao et al., arXiv:2205.14135, appendix B: only the logarithm of
+  each sum of weights is kept). None for 2^20, and for all of a short sequence at once. Under a mesh
+  in the context each device takes its share of the batch.
+  """
+  if max_weights is None:
+    if query.shape[1] < LONG_SEQUENCE:
+      return dot_product_attention(query, key, value)
+    max_weights = 2**20
+  chunk_size = min(query.shape[1], max(1, max_weights // key.shape[1]))
+  return _per_device(partial(_by_head, chunk_size), query, key, value)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_head(chunk_size: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  return _by_head_forward(chunk_size, query, key, value)[0]
+
+
+def _by_head_forward(
+  chunk_size: int, query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  def head(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    keys, values = arrays[1:]
+
+    def part(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
+      logits = _wide_product(queries, keys.T)
+      largest = logits.max(axis=1, keepdims=True)
+      weights = jnp.exp(logits - largest)
+      total = weights.sum(axis=1, keepdims=True)
+      out = _wide_product(weights.astype(values.dtype), values) / total
+      return out.astype(query.dtype), (largest + jnp.log(total))[:, 0]
+
+    return jax.lax.map(part, _cut(arrays[0], chunk_size))
+
+  arrays = (_heads_first(query * query.shape[-1] ** -0.5), _heads_first(key), _heads_first(value))
+  out, log_total = jax.lax.map(head, arrays)
+  out = _heads_last(out.reshape(*out.shape[:1], -1, out.shape[-1]), query)
+  return out, (query, key, value, out, log_total)
+
+
+def _by_head_backward(
+  chunk_size: int, residuals: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, ...]:
+  query, key, value, out, log_total = residuals
+  scale = query.shape[-1] ** -0.5
+  # Of the softmax: what all weights of a query have in common.
+  common = jnp.sum(gradient.astype(log_total.dtype) * out, axis=-1)
+
+  def head(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    keys, values = arrays[1:3]
+
+    def part(
+      sums: tuple[jax.Array, jax.Array], chunk: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+      queries, gradients, log_totals, commons = chunk
+      weights = jnp.exp(_wide_product(queries, keys.T) - log_totals[:, None])
+      change = weights * (_wide_product(gradients, values.T) - commons[:, None])
+      change, weights = change.astype(queries.dtype), weights.astype(queries.dtype)
+      # With positions last: products with a few channels last leave most of a register empty.
+      sums = (
+        sums[0] + _wide_product(queries.T, change),
+        sums[1] + _wide_product(gradients.T, weights),
+      )
+      return sums, (_wide_product(change, keys) * scale).astype(query.dtype)
+
+    queries, gradients, commons = (_cut(arrays[i], chunk_size) for i in (0, 3, 5))
+    empty = jnp.zeros(keys.T.shape, log_total.dtype)
+    chunks = (queries, gradients, arrays[4], commons)
+    sums, query_gradient = jax.lax.scan(part, (empty, empty), chunks)
+    return query_gradient, *(each.astype(query.dtype) for each in sums)
+
+  arrays = (_heads_first(query * scale), _heads_first(key), _heads_first(value))
+  arrays += (_heads_first(gradient), log_total, _heads_first(common[..., None])[..., 0])
+  parts, *others = jax.lax.map(head, arrays)
+  # Turned outside of the loop: inside, the compiler would turn the products instead.
+  found = (parts.reshape(parts.shape[0], -1, parts.shape[-1]), *(x.swapaxes(1, 2) for x in others))
+  return tuple(_heads_last(each, like) for each, like in zip(found, (query, key, value)))
+
+
+_by_head.defvjp(_by_head_forward, _by_head_backward)
+
+
+def _wide_product(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a @ b, added up in float32 or wider."""
+  return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+
+
+def _cut(x: jax.Array, size: int, axis: int = 0) -> jax.Array:
+  """(..., count, size, ...) of (..., length, ...): the last part filled up with zeros."""
+  length = x.shape[axis]
+  count = -(-length // size)
+  widths = [(0, count * size - length if i == axis else 0) for i in range(x.ndim)]
+  return jnp.pad(x, widths).reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+  """(B * heads, positions, D) of (B, positions, heads, D)."""
+  return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
+
+
+def _heads_last(x: jax.Array, like: jax.Array) -> jax.Array:
+  """(B, positions, heads, D) of (B * heads, positions and filling, D)."""
+  b, length, heads, _ = like.shape
+  return x[:, :length].reshape(b, heads, length, -1).swapaxes(1, 2)
 
 
 def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -74,13 +184,18 @@ def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
   Sequences must be multiples of 128. XLA cannot split the kernel over devices: under a mesh in the
   context (`jax.sharding.use_abstract_mesh`) each device takes its own share of the batch.
   """
+  return _per_device(_flash, query, key, value)
+
+
+def _per_device(function: AttentionFn, *arrays: jax.Array) -> jax.Array:
+  """`function` of each device's share of the batch, where a mesh in the context can share it out."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
-    return _flash(query, key, value)
+  if mesh.empty or mesh.size == 1 or arrays[0].shape[0] % mesh.size:
+    return function(*arrays)
   batch = PartitionSpec(mesh.axis_names)
   # Nothing is known of replication inside a Pallas kernel, so it is not checked.
-  split = jax.shard_map(_flash, in_specs=(batch,) * 3, out_specs=batch, check_vma=False)
-  return split(query, key, value)
+  split = jax.shard_map(function, in_specs=(batch,) * 3, out_specs=batch, check_vma=False)
+  return split(*arrays)
 
 
 def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -100,6 +215,7 @@ def _flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 FUNCTIONS: dict[str, AttentionFn] = {
   "dot_product": dot_product_attention,
   "chunked": chunked_attention,
+  "by_head": by_head_attention,
   "library": library_attention,
   "flash": flash_attention,
 }
@@ -113,10 +229,10 @@ def default(backend: str | None = None, *, long: bool = False) -> str:
     long: of sequences so long that the matrix of weights costs more than its products.
 
   Returns:
-    "library" on GPUs; for long sequences "flash" on TPUs and "chunked" elsewhere; "dot_product"
-    for all others.
+    "library" on GPUs; for long sequences "flash" on TPUs and "by_head" on CPUs; "dot_product" for
+    all others.
   """
   backend = backend or jax.default_backend()
   if backend == "gpu":
     return "library"
-  return {"tpu": "flash"}.get(backend, "chunked") if long else "dot_product"
+  return {"tpu": "flash"}.get(backend, "by_head") if long else "dot_product"
