@@ -80,9 +80,8 @@ def test_the_defaults_of_another_backend():
   # What `launch.aot` compiles for is not what it runs on.
   long = performance.module_options({"backend": "tpu"}, long=True)
   assert long["attention"] is attention.flash_attention and long["conv_method"] == "xla"
-  assert performance.module_options({"backend": "tpu"})["attention"] is (
-    attention.dot_product_attention
-  )
+  short = performance.module_options({"backend": "tpu"})["attention"]
+  assert short.func is attention.dot_product_attention and short.keywords == {"wide": False}
   assert performance.vae_options({"backend": "tpu"})["attention"] is attention.chunked_attention
   gpu = performance.module_options({"backend": "gpu"})
   assert gpu["attention"] is attention.library_attention and gpu["conv_method"] == "xla"

@@ -71,6 +71,7 @@ def test_every_function_against_the_definition(name):
 PARTS = [partial(chunked_attention, chunk_size=size) for size in (2, 3, 5, 8)]
 # One query at a time, one filled-up part, several, and all.
 PARTS += [partial(by_head_attention, max_weights=size) for size in (1, 14, 21, 100)]
+PARTS += [partial(dot_product_attention, wide=wide) for wide in (True, False)]
 
 
 @pytest.mark.parametrize("function", PARTS)
@@ -81,19 +82,29 @@ def test_parts_change_neither_values_nor_gradients(function):
     check_grads(function, values, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("max_weights", [14, 100])
-def test_by_head_gives_the_gradients_of_the_whole_matrix_in_bfloat16(max_weights):
+@pytest.mark.parametrize(
+  "function",
+  [
+    partial(by_head_attention, max_weights=14),
+    partial(by_head_attention, max_weights=100),
+    partial(dot_product_attention, wide=True),
+    partial(dot_product_attention, wide=False),
+  ],
+)
+def test_gradients_in_bfloat16(function):
   values = [jnp.asarray(v, jnp.bfloat16) for v in draw()]
   weights = jnp.asarray(np.random.default_rng(1).normal(size=values[0].shape))
 
-  def gradients(function):
+  def gradients(function, values):
     loss = lambda *v: jnp.sum(function(*v).astype(jnp.float32) * weights)
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*values)
 
-  found = gradients(partial(by_head_attention, max_weights=max_weights))
-  for ours, theirs in zip(found, gradients(dot_product_attention)):
+  expected = gradients(
+    partial(dot_product_attention, wide=False), [v.astype(jnp.float32) for v in values]
+  )
+  for ours, theirs in zip(gradients(function, values), expected):
     assert ours.dtype == jnp.bfloat16
-    np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=0.06)
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=0.06)
 
 
 def test_by_head_does_not_overflow():

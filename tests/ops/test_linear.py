@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from udp_jax.ops.linear import dense
+from udp_jax.ops.linear import add_bias, dense
 
 
 def draw(dtype):
@@ -43,3 +43,19 @@ def test_sums_are_wider_than_bfloat16():
   # 1 + 256 * 2**-9: lost whole, were the sum kept in bfloat16.
   x = jnp.concatenate([jnp.ones(1), jnp.full(256, 2.0**-9)]).astype(jnp.bfloat16)[None]
   assert float(dense(x, jnp.ones((257, 1), jnp.bfloat16))[0, 0]) == 1.5
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 1, 5), (2, 3, 5), (1, 1, 1), (2, 3, 1), ()])
+def test_a_bias_of_any_shape(shape):
+  with jax.enable_x64(True):
+    generator = np.random.default_rng(2)
+    x, bias = generator.normal(size=(2, 3, 5)), generator.normal(size=shape)
+    np.testing.assert_array_equal(add_bias(x, bias), x + bias)
+    check_grads(add_bias, (x, bias), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_the_gradient_of_a_bias_is_wider_than_bfloat16():
+  x = jnp.zeros((4096, 1), jnp.bfloat16)
+  gradient = jax.grad(lambda b: add_bias(x, b).astype(jnp.float32).sum())(jnp.zeros(1, x.dtype))
+  # 256 + 1 is 256 in bfloat16.
+  assert gradient.dtype == x.dtype and float(gradient[0]) == 4096.0

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from udp_jax.ops.attention import AttentionFn, dot_product_attention
 from udp_jax.ops.conv import conv2d, hold, upsampled_conv2d
 from udp_jax.ops.dropout import dropout
-from udp_jax.ops.linear import dense
+from udp_jax.ops.linear import add_bias, dense
 from udp_jax.ops.norm import group_norm
 
 
@@ -126,7 +126,7 @@ class ResnetBlock(nn.Module):
     h = Norm(self.num_groups, self.epsilon, name="norm1")(x)
     h = Conv(self.features, method=self.method, name="conv1")(h)
     if temb is not None:
-      h = h + Dense(self.features, name="time_emb_proj")(temb)[:, None, None]
+      h = add_bias(h, Dense(self.features, name="time_emb_proj")(temb)[:, None, None])
     h = Norm(self.num_groups, self.epsilon, name="norm2")(h)
     if seeds is not None and self.dropout:
       # Each block draws masks of its own.

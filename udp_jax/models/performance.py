@@ -16,6 +16,7 @@ remat            make each block's activations again for the gradient
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -106,4 +107,6 @@ def _attention(name: str, backend: str) -> attention.AttentionFn:
     raise ConfigError(f"unknown attention {name!r}; known: {known}")
   if name == "flash" and backend != "tpu":
     raise ConfigError("attention 'flash' runs on TPUs only; 'chunked' saves memory elsewhere")
+  if name == "dot_product" and backend != jax.default_backend():
+    return partial(attention.dot_product_attention, wide=backend == "cpu")
   return attention.FUNCTIONS[name]

@@ -7,6 +7,7 @@ positions, cross-attention to the text, a gated feed-forward layer, a projection
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -69,7 +70,8 @@ class Attention(nn.Module):
       parts = [dense(x, kernels[0], wide=self.wide), *jnp.split(both, 2, axis=-1)]
     query, key, value = (part.reshape(b, -1, self.heads, c // self.heads) for part in parts)
     long = cond is None and length >= LONG_SEQUENCE
-    out = (self.attention if long else dot_product_attention)(query, key, value)
+    attention = self.attention if long else partial(dot_product_attention, wide=self.wide)
+    out = attention(query, key, value)
     return Dense(c, wide=self.wide, name="to_out_0")(out.reshape(b, length, c))
 
 

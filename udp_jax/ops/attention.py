@@ -31,11 +31,51 @@ LONG_SEQUENCE = 1024
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def dot_product_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Softmax attention (Vaswani et al., arXiv:1706.03762), softmax in float32 or wider."""
+def dot_product_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, *, wide: bool | None = None
+) -> jax.Array:
+  """Softmax attention (Vaswani et al., arXiv:1706.03762), softmax in float32 or wider.
+
+  `wide` says whether products return float32, in the gradient too, and are rounded after; None
+  decides by backend, as in `ops.linear`.
+  """
+  if wide is None:
+    wide = jax.default_backend() == "cpu"
+  if wide:
+    return _whole(query, key, value)
   logits = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
   weights = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
   return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(query.dtype), value)
+
+
+@jax.custom_vjp
+def _whole(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  return _whole_forward(query, key, value)[0]
+
+
+def _whole_forward(query: jax.Array, key: jax.Array, value: jax.Array):
+  scaled = query * query.shape[-1] ** -0.5
+  weights = jax.nn.softmax(_wide_einsum("bqhd,bkhd->bhqk", scaled, key)).astype(query.dtype)
+  out = _wide_einsum("bhqk,bkhd->bqhd", weights, value).astype(query.dtype)
+  return out, (query, key, value, weights)
+
+
+def _whole_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array):
+  query, key, value, weights = residuals
+  scale = query.shape[-1] ** -0.5
+  change = _wide_einsum("bqhd,bkhd->bhqk", gradient, value)
+  wide = weights.astype(change.dtype)
+  change = wide * (change - jnp.sum(wide * change, axis=-1, keepdims=True))
+  change = change.astype(query.dtype)
+  found = (
+    _wide_einsum("bhqk,bkhd->bqhd", change, key) * scale,
+    _wide_einsum("bhqk,bqhd->bkhd", change, query * scale),
+    _wide_einsum("bhqk,bqhd->bkhd", weights, gradient),
+  )
+  return tuple(each.astype(query.dtype) for each in found)
+
+
+_whole.defvjp(_whole_forward, _whole_backward)
 
 
 def chunked_attention(
@@ -137,8 +177,8 @@ def _by_head_backward(
     return query_gradient, *(each.astype(query.dtype) for each in sums)
 
   arrays = (_heads_first(query * scale), _heads_first(key), _heads_first(value))
-  arrays += (_heads_first(gradient), log_total, _heads_first(common[..., None])[..., 0])
-  parts, *others = jax.lax.map(head, arrays)
+  given = (_heads_first(gradient), log_total, _heads_first(common[..., None])[..., 0])
+  parts, *others = jax.lax.map(head, arrays + given)
   # Turned outside of the loop: inside, the compiler would turn the products instead.
   found = (parts.reshape(parts.shape[0], -1, parts.shape[-1]), *(x.swapaxes(1, 2) for x in others))
   return tuple(_heads_last(each, like) for each, like in zip(found, (query, key, value)))
@@ -147,9 +187,14 @@ def _by_head_backward(
 _by_head.defvjp(_by_head_forward, _by_head_backward)
 
 
+def _wide_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """Added up in float32 or wider."""
+  wide = jnp.promote_types(a.dtype, jnp.float32)
+  return jnp.einsum(subscripts, a, b, preferred_element_type=wide)
+
+
 def _wide_product(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a @ b, added up in float32 or wider."""
-  return jnp.matmul(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
+  return _wide_einsum("ij,jk->ik", a, b)
 
 
 def _cut(x: jax.Array, size: int, axis: int = 0) -> jax.Array:
@@ -188,7 +233,7 @@ def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
 
 
 def _per_device(function: AttentionFn, *arrays: jax.Array) -> jax.Array:
-  """`function` of each device's share of the batch, where a mesh in the context can share it out."""
+  """`function` by each device for its share of the batch, if a mesh in the context has some."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1 or arrays[0].shape[0] % mesh.size:
     return function(*arrays)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from udp_jax.ops import winograd
-from udp_jax.ops.linear import dense
+from udp_jax.ops.linear import add_bias, dense
 
 METHODS = ("xla", "direct", "winograd")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -80,7 +80,7 @@ def conv2d(
     out = _columns(x, kernel, stride, pad)
   else:
     out = _direct(x, kernel, pad)
-  return out if bias is None else out + bias
+  return out if bias is None else add_bias(out, bias)
 
 
 def upsampled_conv2d(
@@ -117,7 +117,7 @@ def upsampled_conv2d(
   out = lax.conv_general_dilated(
     x, summed, (1, 1), pad, lhs_dilation=(2, 2), dimension_numbers=_LAYOUT
   )
-  return out if bias is None else out + bias
+  return out if bias is None else add_bias(out, bias)
 
 
 def hold(
@@ -170,12 +170,35 @@ def _columns_pay(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
   return max(shape[1:3]) <= 4 and min(kernel[2:]) >= 16
 
 
-@partial(jax.checkpoint, static_argnums=(2, 3))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _columns(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
   """A convolution as one matrix product of patches with the kernel as it lies in memory."""
-  # The patches are made again for the gradient: kept, they would be KH * KW times the input.
   patches = _patches(x, kernel.shape[:2], stride, padding)
-  return dense(patches, kernel.reshape(-1, kernel.shape[3]))
+  return dense(patches, kernel.reshape(-1, kernel.shape[3]), wide=True)
+
+
+def _columns_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
+  # The patches are made again for the gradient: kept, they would be KH * KW times the input.
+  return _columns(x, kernel, stride, padding), (x, kernel)
+
+
+def _columns_backward(stride: int, padding: Padding, saved, g: jax.Array):
+  x, kernel = saved
+  make = partial(_patches, size=kernel.shape[:2], stride=stride, padding=padding)
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  patches = make(x).reshape(-1, kernel.size // kernel.shape[3])
+  flat, matrix = g.reshape(-1, g.shape[3]), kernel.reshape(-1, kernel.shape[3])
+  dims = (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
+  dkernel = lax.dot_general(patches, flat, dims[0], preferred_element_type=wide)
+  # A pixel's parts are added up before they are rounded to the dtype of x.
+  dpatches = lax.dot_general(flat, matrix, dims[1], preferred_element_type=wide)
+  (dx,) = jax.linear_transpose(make, jax.ShapeDtypeStruct(x.shape, wide))(
+    dpatches.reshape(*g.shape[:3], -1)
+  )
+  return dx.astype(x.dtype), dkernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_columns.defvjp(_columns_forward, _columns_backward)
 
 
 def _patches(x: jax.Array, size: tuple[int, ...], stride: int, padding: Padding) -> jax.Array:

@@ -34,7 +34,39 @@ def dense(
     out = _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
   else:
     out = x @ kernel
-  return out if bias is None else out + bias
+  return out if bias is None else add_bias(out, bias)
+
+
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+  """Sum whose gradient for the bias is added up in float32 or wider.
+
+  As autodiff writes it, bfloat16 would be added up in bfloat16; XLA's CPU backend takes ten times
+  as long for that.
+
+  Args:
+    x: (..., N).
+    bias: of the same dtype, with as many or fewer axes, each as long as that of `x` or 1.
+
+  Returns:
+    The shape and dtype of `x`.
+  """
+  return x + bias
+
+
+def _add_forward(x: jax.Array, bias: jax.Array):
+  return add_bias(x, bias), bias
+
+
+def _add_backward(bias: jax.Array, g: jax.Array):
+  missing = g.ndim - bias.ndim
+  axes = [*range(missing)]
+  axes += [missing + i for i, size in enumerate(bias.shape) if size == 1 != g.shape[missing + i]]
+  summed = jnp.sum(g, axes, dtype=jnp.promote_types(g.dtype, jnp.float32))
+  return g, summed.astype(bias.dtype).reshape(bias.shape)
+
+
+add_bias.defvjp(_add_forward, _add_backward)
 
 
 def _product(x: jax.Array, y: jax.Array, axes: tuple[int, int], dtype) -> jax.Array:

@@ -129,10 +129,13 @@ def _input_tiles(x: jax.Array) -> jax.Array:
   x = jnp.pad(x, ((0, 0), (1, 4 * th + 1 - h), (1, 4 * tw + 1 - w), (0, 0)))
   if x.dtype.itemsize < 4:
     # One product: it waits for memory, and only the copies of the pixels, which are narrow, and
-    # the result, which is wide, pass through it.
+    # the result, which is wide, pass through it. XLA's CPU backend moves bfloat16 as float32, but
+    # whole numbers as they are.
     down, across = 4 * th - 3, 4 * tw - 3
-    pixels = [x[:, i : i + down : 4, j : j + across : 4] for i in range(6) for j in range(6)]
-    return _transform(_INPUT_TRANSFORM, jnp.stack(pixels)).reshape(36, b * th * tw, c)
+    bits = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    pixels = [bits[:, i : i + down : 4, j : j + across : 4] for i in range(6) for j in range(6)]
+    stacked = lax.bitcast_convert_type(jnp.stack(pixels), x.dtype)
+    return _transform(_INPUT_TRANSFORM, stacked).reshape(36, b * th * tw, c)
   # As two products with a small constant matrix: quicker than sums of slices, which XLA makes
   # dozens of loops of, and far quicker to compile.
   rows = _transform(_BT, jnp.stack([x[:, i : i + 4 * th - 3 : 4] for i in range(6)]))
