@@ -137,6 +137,10 @@ class Contestant:
     """One untimed run and its peak memory."""
     return serve.measured(lambda: self._step(work))
 
+  def scratch_mib(self) -> float:
+    """What the compiled program takes beside its arguments and results, in MiB."""
+    return self._update.memory_analysis().temp_size_in_bytes / 2**20
+
   def _step(self, work: str) -> None:
     problem, phase = self._problem, jnp.int32(PHASES[work])
     result = self._update(problem.key, self._state, problem.data, problem.params, phase)
