@@ -17,7 +17,8 @@ IMPRESS = "impress"
 WORKS = (*PHASES, IMPRESS)
 TORCH_VARIANTS = ("as_written", "channels_last", "compile")
 
-# (name, fields of `primitives.measure`): the shapes of the CIFAR-10 model's and the demo's layers.
+# (name, fields of `primitives.measure`): the shapes of the CIFAR-10 model's and the demo's layers,
+# and of Stable Diffusion's long sequences.
 _CONVOLUTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
   ("3x3_32x32x128", {"x_shape": (16, 32, 32, 128), "kernel": (3, 3, 128, 128)}),
   ("3x3_16x16x32", {"x_shape": (64, 16, 16, 32), "kernel": (3, 3, 32, 32)}),
@@ -30,6 +31,14 @@ _CONVOLUTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 _OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
   ("group_norm_32x32x128", {"primitive": "group_norm", "x_shape": (16, 32, 32, 128)}),
   ("attention_256x256", {"primitive": "attention", "x_shape": (16, 256, 1, 256)}),
+  *(
+    (
+      f"attention_{length}x{heads}x{width}_{method}",
+      {"primitive": "attention", "x_shape": (batch, length, heads, width), "method": method},
+    )
+    for batch, length, heads, width in ((4, 1024, 8, 8), (4, 1024, 1, 256), (1, 4096, 8, 40))
+    for method in ("dot_product", "chunked", "by_head")
+  ),
 )
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.models.performance import DTYPES
-from udp_jax.ops.attention import dot_product_attention
+from udp_jax.ops.attention import FUNCTIONS
 from udp_jax.ops.conv import conv2d
 from udp_jax.ops.norm import group_norm
 
@@ -41,7 +41,7 @@ def measure(
     x_shape: (B, H, W, C), or (B, N, heads, D) for attention.
     kernel: (KH, KW, C, D) of a convolution.
     stride: of a convolution.
-    method: of a convolution, see `ops.conv`.
+    method: of a convolution, see `ops.conv`; of attention, of `ops.attention.FUNCTIONS`.
     dtype: of everything.
     seconds: of measuring, for each number.
   """
@@ -82,7 +82,8 @@ def _function(
   if primitive == "group_norm":
     return lambda x, w: group_norm(x, w, jnp.zeros_like(w), activation="silu"), shape[-1:]
   if primitive == "attention":
-    return lambda x, w: dot_product_attention(x, x, x), (1,)
+    attend = FUNCTIONS[method or "dot_product"]
+    return lambda x, w: attend(x, x, x), (1,)
   raise ValueError(f"unknown primitive {primitive!r}")
 
 
