@@ -84,14 +84,9 @@ def _backward(saved, g: jax.Array):
   th, tw = -(-h // 4), -(-w // 4)
   g = jnp.pad(g, ((0, 0), (0, 4 * th - h), (0, 4 * tw - w), (0, 0)))
   g = g.reshape(b, th, 4, tw, 4, d).transpose(2, 4, 0, 1, 3, 5).reshape(16, b * th * tw, d)
-  # Wide tiles are made again, in another order: the same ones XLA would keep from the forward pass
-  # until here, 2.25 times the features of every layer. It merges them through a barrier, too.
-  again = x.dtype.itemsize >= 4
-  order = _turned if again else np.asarray
-  cotangents = _transform(order(_OUTPUT_TRANSFORM.T), g)
-  tiles = _input_tiles(x, columns_first=again)
-  products = lax.dot_general(tiles, cotangents, (((1,), (1,)), ((0,), (0,))))
-  dkernel = _transform(order(_FILTER_TRANSFORM).T, products).reshape(kernel.shape)
+  cotangents = _transform(_OUTPUT_TRANSFORM.T, g)
+  products = lax.dot_general(_input_tiles(x), cotangents, (((1,), (1,)), ((0,), (0,))))
+  dkernel = _transform(_FILTER_TRANSFORM.T, products).reshape(kernel.shape)
   return dx, dkernel.astype(kernel.dtype)
 
 
@@ -127,37 +122,24 @@ def _transform(matrix: np.ndarray, x: jax.Array) -> jax.Array:
   return lax.dot_general(jnp.asarray(matrix, x.dtype), x, dims, preferred_element_type=wide)
 
 
-def _turned(transform: np.ndarray) -> np.ndarray:
-  """A transform to 36 points (36, ...) whose points of one row lie together."""
-  return transform.reshape(6, 6, -1).swapaxes(0, 1).reshape(transform.shape)
-
-
-def _input_tiles(x: jax.Array, *, columns_first: bool = False) -> jax.Array:
-  """(B, H, W, C) -> transformed overlapping 6x6 tiles, (36, B * tiles, C), float32 or wider.
-
-  Of the 36 points those of one column lie together, those of one row with `columns_first`, for
-  float32 and wider.
-  """
+def _input_tiles(x: jax.Array) -> jax.Array:
+  """(B, H, W, C) -> transformed overlapping 6x6 tiles, (36, B * tiles, C), float32 or wider."""
   b, h, w, c = x.shape
   th, tw = -(-h // 4), -(-w // 4)
   x = jnp.pad(x, ((0, 0), (1, 4 * th + 1 - h), (1, 4 * tw + 1 - w), (0, 0)))
-  down, across = 4 * th - 3, 4 * tw - 3
   if x.dtype.itemsize < 4:
     # One product: it waits for memory, and only the copies of the pixels, which are narrow, and
     # the result, which is wide, pass through it. XLA's CPU backend moves bfloat16 as float32, but
     # whole numbers as they are.
+    down, across = 4 * th - 3, 4 * tw - 3
     bits = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
     pixels = [bits[:, i : i + down : 4, j : j + across : 4] for i in range(6) for j in range(6)]
     stacked = lax.bitcast_convert_type(jnp.stack(pixels), x.dtype)
     return _transform(_INPUT_TRANSFORM, stacked).reshape(36, b * th * tw, c)
   # As two products with a small constant matrix: quicker than sums of slices, which XLA makes
   # dozens of loops of, and far quicker to compile.
-  if columns_first:
-    columns = _transform(_BT, jnp.stack([x[:, :, j : j + across : 4] for j in range(6)]))
-    rows = jnp.stack([columns[:, :, i : i + down : 4] for i in range(6)])
-    return _transform(_BT, rows).reshape(36, b * th * tw, c)
-  rows = _transform(_BT, jnp.stack([x[:, i : i + down : 4] for i in range(6)]))
-  columns = jnp.stack([rows[:, :, :, j : j + across : 4] for j in range(6)])
+  rows = _transform(_BT, jnp.stack([x[:, i : i + 4 * th - 3 : 4] for i in range(6)]))
+  columns = jnp.stack([rows[:, :, :, j : j + 4 * tw - 3 : 4] for j in range(6)])
   return _transform(_BT, columns).reshape(36, b * th * tw, c)
 
 
