@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -89,6 +90,7 @@ def peak_rss_mib() -> float:
 
 def forget_peak() -> bool:
   """Gives freed memory back and starts the peak afresh; False where the system cannot do that."""
+  gc.collect()
   with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(None).malloc_trim(0)
   try:
