@@ -331,37 +331,6 @@ def test_two_shards_are_on_the_device(pictures, mesh, monkeypatch):
   assert 1.7 * one_shard < max(seen) < 2.05 * one_shard
 
 
-class Output:
-  """A device array that tells when it is asked for."""
-
-  def __init__(self, number, events):
-    self.number, self.events = number, events
-
-  def copy_to_host_async(self):
-    self.events.append(f"copy {self.number}")
-
-  def __array__(self, dtype=None, copy=None):
-    self.events.append(f"fetch {self.number}")
-    return np.asarray(self.number)
-
-
-def test_the_next_shard_is_put_while_one_runs():
-  events = []
-
-  def put(number):
-    events.append(f"put {number}")
-    return number
-
-  def run(carry, number):
-    events.append(f"run {number}")
-    return carry + number, Output(number, events)
-
-  carry, outputs = streaming._pipelined([1, 2, 3], put, run, 0)
-  assert carry == 6 and outputs == [1, 2, 3]
-  expected = "put 1, run 1, copy 1, put 2, run 2, copy 2, fetch 1, put 3, run 3, copy 3, fetch 2"
-  assert ", ".join(events) == f"{expected}, fetch 3"
-
-
 # ---- several devices ----
 
 DEVICES = 8

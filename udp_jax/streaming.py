@@ -52,6 +52,7 @@ from jax.sharding import Mesh
 
 from udp_jax import placement
 from udp_jax.errors import ConfigError
+from udp_jax.host_shards import divide, gather, merge, on_host, pipelined, select
 from udp_jax.models.base import Params
 from udp_jax.parallel import place_batches
 from udp_jax.protections.base import PERTURB, WHOLE, Protection
@@ -214,7 +215,7 @@ def make(
     shard._replace(weight=shard.weight * (np.arange(size) < real)[:, None].astype(np.float32))
     if real < size
     else shard
-    for shard, real in zip(_divide(batches, num_shards), num_real)
+    for shard, real in zip(divide(batches, num_shards), num_real)
   )
 
   # What grows with the number of batches belongs to them; a shape alone could be a coincidence.
@@ -265,26 +266,26 @@ def init(
   protection, of_shard = stream.protection, stream.of_shard
   at_start = np.zeros((), np.int32)
   if protection.needs_reference:
-    state = _on_host(jit(protection.init), key, stream.batches)
-    shards = _divide(_select(state, of_shard), len(stream.shards))
+    state = on_host(jit(protection.init), key, stream.batches)
+    shards = divide(select(state, of_shard), len(stream.shards))
     # Drawn once and for all pictures at once, it has nothing else that would be shared.
-    return StreamState(shards, _select(state, of_shard, wanted=False), at_start)
+    return StreamState(shards, select(state, of_shard, wanted=False), at_start)
 
   def of_pictures(key: jax.Array, data: Batch, params: Params | None) -> Any:
-    return _select(protection.init(key, data, params), of_shard)
+    return select(protection.init(key, data, params), of_shard)
 
   def of_all(key: jax.Array, data: Batch, params: Params | None) -> Any:
-    return _select(protection.init(key, data, params), of_shard, wanted=False)
+    return select(protection.init(key, data, params), of_shard, wanted=False)
 
   def put(shard: Batch) -> Batch:
     return place_batches(shard, stream.mesh)
 
   draw = jit(of_pictures)  # Apart from `of_all`: a surrogate is drawn once, not for every shard.
-  _, drawn = _pipelined(
+  _, drawn = pipelined(
     stream.shards, put, lambda carry, data: (carry, draw(key, data, params)), None
   )
   shared = jit(of_all)(key, put(stream.shards[0]), params)
-  shared = jax.device_put(shared, _select(stream.shardings, of_shard, wanted=False))
+  shared = jax.device_put(shared, select(stream.shardings, of_shard, wanted=False))
   return StreamState(tuple(drawn), shared, at_start)
 
 
@@ -321,12 +322,12 @@ def advance(
 
   def put(visit: tuple[int, Sequence[int]]) -> tuple:
     index, phases = visit
-    pictures = jax.device_put(host_shards[index], _select(stream.shardings, stream.of_shard))
+    pictures = jax.device_put(host_shards[index], select(stream.shardings, stream.of_shard))
     return phases, place_batches(stream.shards[index], stream.mesh), pictures
 
   def run(shared: Any, placed: tuple) -> tuple[Any, tuple]:
     phases, data, pictures = placed
-    current, infos = _merge(pictures, shared), []
+    current, infos = merge(pictures, shared), []
     for phase in phases:
       start = time.monotonic()
       current, info = stream.update(key, current, data, params, jnp.int32(phase))
@@ -336,10 +337,10 @@ def advance(
         seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - start
     # A part that does not run reports NaN: the first part trains, the last one perturbs.
     measured = infos[-1].loss, infos[0].train_loss, stream.mean_square(current.delta)
-    shared = _select(current, stream.of_shard, wanted=False)
-    return shared, (_select(current, stream.of_shard), measured)
+    shared = select(current, stream.of_shard, wanted=False)
+    return shared, (select(current, stream.of_shard), measured)
 
-  shared, results = _pipelined(visits, put, run, state.shared)
+  shared, results = pipelined(visits, put, run, state.shared)
   for (index, _), (pictures, _) in zip(visits, results):
     host_shards[index] = pictures
   visit = np.asarray(done + len(visits), np.int32)
@@ -348,7 +349,7 @@ def advance(
 
 def delta(stream: Stream, state: StreamState) -> np.ndarray:
   """Perturbations of all pictures in host memory, (num_batches, B, H, W, C), without padding."""
-  return _gather([shard.delta for shard in state.shards], len(stream.batches.ids))
+  return gather([shard.delta for shard in state.shards], len(stream.batches.ids))
 
 
 def _report(stream: Stream, visits: list, results: list, seconds: dict[int, float]) -> Report:
@@ -361,7 +362,7 @@ def _report(stream: Stream, visits: list, results: list, seconds: dict[int, floa
       train_losses.append(train_loss)
     squares.append(square[stream.shards[index].weight > 0])
   delta_rms = float(np.sqrt(np.mean(np.concatenate(squares), dtype=np.float64)))
-  loss = _gather(losses, len(stream.batches.ids))
+  loss = gather(losses, len(stream.batches.ids))
   return Report(loss, np.concatenate(train_losses), delta_rms, seconds)
 
 
@@ -379,80 +380,8 @@ def _phases(stream: Stream, slot: int, timed: bool) -> tuple[int, ...]:
   return stream.protection.phases if timed and stream.protection.phases else (WHOLE,)
 
 
-def _pipelined(
-  items: Sequence[Any],
-  put: Callable[[Any], Any],
-  run: Callable[[Any, Any], tuple[Any, Any]],
-  carry: Any,
-) -> tuple[Any, list[Any]]:
-  """Like `lax.scan` over items in host memory: (last carry, outputs as numpy).
-
-  `put` and `run` return at once, their work is queued. While the device runs an item, the host
-  fetches the output before it and only then puts the next item: never more than two are there.
-  """
-  # `np.array`: what `np.asarray` gives may be a view that keeps the device's buffer alive.
-  outputs, running = [], None
-  placed = put(items[0])
-  for i in range(len(items)):
-    carry, output = run(carry, placed)
-    placed = None  # The device lets go of it when it has run.
-    for leaf in jax.tree.leaves(output):
-      leaf.copy_to_host_async()
-    if running is not None:
-      outputs.append(jax.tree.map(np.array, running))
-    running = output
-    if i + 1 < len(items):
-      placed = put(items[i + 1])
-  return carry, [*outputs, jax.tree.map(np.array, running)]
-
-
-def _divide(tree: Any, num_shards: int) -> tuple[Any, ...]:
-  """Deals leaves (num_batches, ...) out to shards of one size; padded with a shard's first row."""
-
-  def dealt(leaf: np.ndarray, i: int) -> np.ndarray:
-    rows = leaf[i::num_shards]
-    missing = -(-len(leaf) // num_shards) - len(rows)
-    return np.concatenate([rows, rows[:missing]]) if missing else rows
-
-  return tuple(jax.tree.map(lambda leaf, i=i: dealt(leaf, i), tree) for i in range(num_shards))
-
-
-def _gather(parts: Sequence[np.ndarray], num_batches: int) -> np.ndarray:
-  """Undoes `_divide` for one leaf, without the padding."""
-  leaf = np.empty((num_batches, *parts[0].shape[1:]), parts[0].dtype)
-  for i, part in enumerate(parts):
-    rows = leaf[i :: len(parts)]
-    rows[:] = part[: len(rows)]
-  return leaf
-
-
-def _on_host(function: Callable, key: jax.Array, batches: Batch) -> Any:
-  """`function(key, batches, None)` by JAX's CPU backend, as numpy."""
-  try:
-    cpu = jax.local_devices(backend="cpu")[0]
-  except RuntimeError as error:
-    raise ConfigError(
-      "this control is made in host memory, which needs JAX's CPU backend: add it to "
-      "JAX_PLATFORMS, as in JAX_PLATFORMS=cuda,cpu"
-    ) from error
-  with jax.default_device(cpu):
-    return jax.tree.map(np.asarray, function(jax.device_put(key, cpu), batches, None))
-
-
 def _placed(tree: Any, shardings: Any) -> Any:
   """Abstract leaves with shardings."""
   return jax.tree.map(
     lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings
-  )
-
-
-def _select(tree: Any, of_shard: Any, *, wanted: bool = True) -> Any:
-  """`tree` with None for the leaves of which `of_shard` is not `wanted`."""
-  return jax.tree.map(lambda leaf, flag: leaf if flag == wanted else None, tree, of_shard)
-
-
-def _merge(one: Any, other: Any) -> Any:
-  """Undoes `_select`: two trees of one shape, each with None where the other has a leaf."""
-  return jax.tree.map(
-    lambda a, b: b if a is None else a, one, other, is_leaf=lambda leaf: leaf is None
   )
