@@ -29,7 +29,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 parity: .venv-parity/installed  ## live comparison with PyTorch diffusers, in its own environment
-	JAX_PLATFORMS=cpu PYTHONPATH=. $(PARITY)/python -m pytest --numprocesses=2 --dist=loadfile tests/parity
+	JAX_PLATFORMS=cpu PYTHONPATH=. $(PARITY)/python -m pytest --numprocesses=2 --dist=worksteal tests/parity
 
 bench: .venv/installed .venv-peers/installed  ## race PyTorch on this machine
 	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmark --config=default --workdir=runs/bench
