@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +32,15 @@ if "XLA_FLAGS" not in os.environ:
   os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
   jax.jit(lambda: 0)()
   del os.environ["XLA_FLAGS"]
+
+
+# As the entry points do: tracing makes millions of objects that are no garbage.
+gc.set_threshold(20_000, 20, 50)
+
+# A shell starts what it puts in the background deaf to Ctrl-C, and so would be every process that a
+# test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class TinyUNet(NamedTuple):
@@ -257,12 +269,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
-def process_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A folder that all processes of one call of pytest share."""
+  own = tmp_path_factory.getbasetemp()
+  return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def process_environment(common_folder: Path) -> dict[str, str]:
   """For processes that tests start: they compile in a hurry, and the same thing only once."""
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+    "JAX_COMPILATION_CACHE_DIR": str(common_folder / "xla"),
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
   }
 
@@ -296,9 +315,15 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def smoke(entry_point: Run, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def smoke(entry_point: Run, common_folder: Path) -> Finished:
   """A finished smoke run of `experiments.eudp`. Copy its workdir before changing anything."""
-  workdir = tmp_path_factory.mktemp("smoke") / "run"
-  done = entry_point("eudp", "--config", "demo:smoke", f"--workdir={workdir}")
-  assert done.returncode == 0, done.stderr
-  return Finished(workdir, done.stdout, done.stderr)
+  folder = common_folder / "smoke"
+  said = folder / "stdout", folder / "stderr"
+  with (common_folder / "smoke.lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not said[-1].exists():
+      done = entry_point("eudp", "--config", "demo:smoke", f"--workdir={folder / 'run'}")
+      assert done.returncode == 0, done.stderr
+      for file, text in zip(said, (done.stdout, done.stderr), strict=True):
+        file.write_text(text)
+  return Finished(folder / "run", *(file.read_text() for file in said))
