@@ -63,6 +63,8 @@ class Target(NamedTuple):
 def prepare_environment() -> None:
   """Settings that jax and libtpu read when they are loaded. Call it before importing jax."""
   os.environ["JAX_PLATFORMS"] = "cpu"
+  # What is compiled for devices that are not there can be written to a cache but not read again.
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   # Without a TPU there is no metadata server to ask, and nothing to have for oneself.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

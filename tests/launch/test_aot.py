@@ -449,6 +449,7 @@ def test_a_small_model_for_a_tpu_slice(tmp_path):
   words = ["--config=demo:smoke", "--topology=v5e:2x2", "--per_device_batch_size=4"]
   done = _aot(*words, "--num_images=40", "--programs=min,max", f"--out={out}")
   assert done.returncode == 0, done.stderr
+  assert "compilation cache" not in done.stderr
   results = json.loads(out.read_text())
   assert "libtpu" in results["header"]["versions"]
   (row,) = results["rows"]
