@@ -1,6 +1,6 @@
 """Data in host memory that the devices cannot hold at once: dealt out, sent through, put together.
 
-What `streaming` needs to know nothing about protections for.
+The part of `streaming` that knows nothing of protections.
 """
 
 from __future__ import annotations

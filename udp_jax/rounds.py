@@ -69,9 +69,7 @@ def resident(
   state = run_once(protection.init, out_shardings=shardings)(key, data, params)
   jitted = jax.jit(protection.update, donate_argnums=1, out_shardings=(shardings, None))
   update = jitted.lower(key, state, data, params, jnp.int32(WHOLE)).compile()
-  # What tracing left in cycles: tens of MiB that would stay through the longest calls.
-  gc.collect()
-  compile_seconds = time.monotonic() - started
+  compile_seconds = _settled(started)
 
   def advance(state: Any, position: int) -> loop.Advance:
     timed = bool(protection.phases) and position % _TIMED_EVERY == 0
@@ -139,9 +137,7 @@ def streamed(
     train_visits=train_visits,
   )
   state = streaming.init(key, stream, params, jit=run_once)
-  # What tracing left in cycles: tens of MiB that would stay through the longest calls.
-  gc.collect()
-  compile_seconds = time.monotonic() - started
+  compile_seconds = _settled(started)
 
   def advance(state: Any, position: int) -> loop.Advance:
     timed = bool(protection.phases) and position % _TIMED_EVERY == 0
@@ -186,6 +182,12 @@ def fetched(numbers: dict[str, jax.Array]) -> dict[str, float]:
 
 
 @jax.jit
+def _settled(started: float) -> float:
+  """Seconds since then, after compiling: what tracing left in cycles, tens of MiB, goes first."""
+  gc.collect()
+  return time.monotonic() - started
+
+
 def _metrics(info: Any, delta: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
   """Numbers of one round, reduced over all devices: () each."""
   used = weight > 0
