@@ -20,7 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -93,6 +93,8 @@ _keep_small_batches_whole()
 _schedule_for_memory()
 
 VARIANTS = ("smoke",)
+# Fields of configs that have a flag by another name.
+_FIELD_FLAGS = {"model.path": "model", "data.source": "input", "data.prompt": "prompt"}
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
 # The experiment whose configs --config takes; empty where an entry point takes none.
 _EXPERIMENT: list[str] = []
@@ -144,6 +146,75 @@ def workdir_flag() -> flags.FlagHolder:
   """Defines --workdir."""
   return flags.DEFINE_string(
     "workdir", None, "Folder of this run: checkpoints, results; a second call goes on there."
+  )
+
+
+class Budget(NamedTuple):
+  """The flags of every entry point that protects; None where one is not given."""
+
+  radius_255: flags.FlagHolder
+  step_size_255: flags.FlagHolder
+  spare_flat: flags.FlagHolder
+
+  def apply(self, config: Any, *, row: str | None = None) -> None:
+    """Sets what the flags say in a config.
+
+    Args:
+      config: of a study or a matrix.
+      row: the only one that is protected, whose own radius and step the flags replace too. Without
+        it, rows that name their own keep them.
+
+    Raises:
+      ConfigError: a value that cannot be used.
+    """
+    from udp_jax import run_config
+
+    radius_255, step_size_255, strength = (flag.value for flag in self)
+    if radius_255 is not None:
+      run_config.check_radius_255("--radius_255", radius_255)
+    if step_size_255 is not None and not 0 < step_size_255 <= 255:
+      raise ConfigError(
+        f"--step_size_255 is {step_size_255}: it must be above 0 and at most 255, in 8-bit levels"
+      )
+    if strength is not None and not 0 <= strength <= 1:
+      raise ConfigError(f"--spare_flat is {strength}: it must be from 0 (off) to 1")
+    with config.unlocked():
+      for name, value in (("radius_255", radius_255), ("step_size_255", step_size_255)):
+        if value is not None:
+          config[name] = float(value)
+          own, seen = row, set()
+          while own and own not in seen:  # A row that imitates another one has its budget.
+            seen.add(own)
+            settings = config.protections.get(own, {})
+            if name in settings:
+              settings[name] = float(value)
+            own = settings.get("of")
+      if strength is not None:
+        config.spare_flat = float(strength)
+
+
+def budget_flags() -> Budget:
+  """Defines --radius_255, --step_size_255 and --spare_flat, which `Budget.apply` obeys."""
+  return Budget(
+    flags.DEFINE_float(
+      "radius_255",
+      None,
+      "Budget: the largest change of any value of a saved file, in 8-bit levels, 1 to 255; "
+      "default: the config's. Rows of a config that name their own radius keep it, unless one row "
+      "is all that is protected.",
+    ),
+    flags.DEFINE_float(
+      "step_size_255",
+      None,
+      "Length of a step in 8-bit levels; default and rows as of --radius_255.",
+    ),
+    flags.DEFINE_float(
+      "spare_flat",
+      None,
+      "Spends less of the budget where a change is seen: STRENGTH from 0 (off) to 1. Perfectly "
+      "flat areas get 1 - STRENGTH of the radius, lively ones all of it. The protection is weaker "
+      "there.",
+    ),
   )
 
 
@@ -300,7 +371,9 @@ def _resolve(argv: Sequence[str]) -> list[str]:
       raise ConfigError("--config needs a name; see --help for the list")
   if name is None:
     if fields := [word for word in rest if word.startswith(("--config.", "-config."))]:
-      raise ConfigError(f"{fields[0]} needs --config=NAME; see --help for the list")
+      raise ConfigError(
+        f"{fields[0]} needs --config=NAME{_or_flag(fields[0])}; see --help for the list"
+      )
     return [*argv[:1], *rest]
   config = get_config(experiment, name)
   for word in rest:
@@ -309,6 +382,13 @@ def _resolve(argv: Sequence[str]) -> list[str]:
   stem, _, variant = name.partition(":")
   path = Path(__file__).parent / "configs" / experiment / f"{stem}.py"
   return [*argv[:1], f"--config={path}:{variant}" if variant else f"--config={path}", *rest]
+
+
+def _or_flag(word: str) -> str:
+  """For a --config.FIELD=VALUE without a config: the flag that sets the same, if there is one."""
+  field, equals, value = word.lstrip("-").removeprefix("config.").partition("=")
+  name = _FIELD_FLAGS.get(field, field)
+  return f", or without a config --{name}{equals}{value}" if name in flags.FLAGS else ""
 
 
 def _check_field(config: Any, field: str) -> None:

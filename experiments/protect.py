@@ -1,12 +1,13 @@
 """Protects a folder of pictures with any method: folder in, folder out, at full resolution.
 
-  python -m experiments.protect --input=PICTURES --output=PROTECTED --method=eudp
+  python -m experiments.protect --input=PICTURES --output=PROTECTED --method=eudp --model=tiny_ldm
 
 Pictures may be of any size: they are cut into overlapping tiles of the model's size, and the saved
 files are lossless, as large as they were, with their names, transparency, colour profile and EXIF.
 The upright 8-bit reference is kept in PROTECTED.work/clean, so that
   python -m experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED --radius_255=16
-checks the budget. The config is `folder` unless told otherwise. The same command goes on where a
+checks the budget. --model is what to protect against; the manifest says what that is worth. The
+config is `folder` unless told otherwise. The same command goes on where a
 killed one stopped, at the next file or in the middle of the work on a group of them.
 
 Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
@@ -36,7 +37,11 @@ _METHOD = flags.DEFINE_string(
   "method", "eudp", "A row of config.protections (eudp, udp, random_noise, ...) or any method."
 )
 _MODEL = flags.DEFINE_string(
-  "model", "", "Diffusers folder of the attacked model, or tiny_ldm, where one is needed."
+  "model",
+  "",
+  "Model to protect against: tiny_ldm, a FOLDER (Stable Diffusion 1.x or 2.x, or a DDPM, as "
+  "diffusers writes it), or pixel: a small DDPM trained on these pictures alone. Default: the "
+  "config's; without --config, methods that use a model need this flag.",
 )
 _RESIZE = flags.DEFINE_bool(
   "resize", False, "Centre-crop and resize to the model's size, instead of full resolution."
@@ -63,6 +68,7 @@ _PROMPT = flags.DEFINE_string(
 _STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+_BUDGET = _cli.budget_flags()
 _CONFIG = _cli.define_config("eudp")
 _WORKDIR = _cli.workdir_flag()
 
@@ -85,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
     config.data.holdout = 0.0
     config.data.strict = _STRICT.value or config.data.strict
     config.rows = (_METHOD.value,)
-    config.model.path = _MODEL.value or config.model.path
+  _choose_model(config)
+  _BUDGET.apply(config, row=_METHOD.value)
   run_config.check_values(config)
   processes.from_main(
     lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
@@ -97,12 +104,37 @@ def main(argv: Sequence[str]) -> int:
   skipped = origin.get("skipped") or []
   print(
     f"{origin['count']} pictures protected in {output} (at most "
-    f"{made.get('worst', {}).get('max_abs_255')} of {config.radius_255:g} levels of change), "
+    f"{made.get('worst', {}).get('max_abs_255')} of {made['radius_255']:g} levels of change), "
     f"{len(skipped)} skipped; clean reference: {workdir / 'clean'}"
   )
+  print(f"protected against {made['against']['statement']}")
   for file, reason in skipped:
     print(f"skipped: {file}: {reason}")
   return 0
+
+
+def _choose_model(config: Any) -> None:
+  """Sets what --model says, if anything.
+
+  Raises:
+    ConfigError: no model is named and the method uses one.
+  """
+  from udp_jax import promises, protections
+  from udp_jax.models import places
+
+  method = _METHOD.value
+  known = method in config.protections or method in protections.available()
+  if known and not _MODEL.value and _CONFIG.value is None and promises.uses_model(config, method):
+    raise ConfigError(
+      f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
+      "of this package), --model=FOLDER (Stable Diffusion 1.x or 2.x, as diffusers writes it) or "
+      f"--model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
+    )
+  with config.unlocked():
+    if _MODEL.value == places.FRESH:
+      config.model.update({"path": "", "architecture": ""})
+    elif _MODEL.value:
+      config.model.path = _MODEL.value
 
 
 def _protect_full_size(

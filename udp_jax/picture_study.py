@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from udp_jax import evaluation, pictures, prompts, run_config
+from udp_jax import evaluation, pictures, promises, prompts, run_config
 from udp_jax.data import builtin, captions, files, images, manifest, picture_folder
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError
@@ -30,6 +30,7 @@ from udp_jax.models.factory import Opened
 from udp_jax.ops import tiles, timesteps
 from udp_jax.pictures import Tiling
 from udp_jax.report import build as report_build
+from udp_jax.report import text
 from udp_jax.study import CLEAN
 
 _log = logging.getLogger(__name__)
@@ -204,7 +205,8 @@ def _measure(config: Any, row: str, job: Job, workdir: Path) -> dict[str, float 
       conds.append(np.repeat(job.cond_of(file)[None], grid.num_tiles, axis=0))
     if row != CLEAN:
       clean = images.read_image(_folder(workdir, CLEAN) / f"{file.name}.png").pixels
-      quality.append(evaluation.picture_metrics(clean[None], saved[None], config.radius_255))
+      radius_255 = promises.row_radius_255(config, row)
+      quality.append(evaluation.picture_metrics(clean[None], saved[None], radius_255))
   every = np.concatenate(cut)
   # Evenly spread over all pictures, the same tiles for every row.
   limit = min(config.evaluation.loss_images, len(every))
@@ -263,12 +265,13 @@ def _report(
   count = len(job.found.files)
   sizes = sorted({(file.width, file.height) for file in job.found.files})
   record = manifest.read_manifest(workdir / CLEAN) or {}
+  rows = [row | report_build.naming(config, row["name"]) for row in table]
+  levels = text.budget({"rows": rows, "radius_255": config.radius_255})
   summary = (
     f"{count} pictures from {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]} pixels "
     f"were protected at full resolution, in tiles of {job.tiling.tile_size}, with at most "
-    f"{config.radius_255:g} of 255 levels of change."
+    f"{levels} of 255 levels of change."
   )
-  rows = [row | report_build.naming(config, row["name"]) for row in table]
   report = report_build.frame(config, summary, rows, _columns()) | {
     "steps": [
       ["Protect.", "Every picture gets a small hidden change, at its full resolution."],

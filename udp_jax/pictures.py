@@ -37,7 +37,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from udp_jax import lookup, placement, processes, stages, streaming, study, tile_batches
+from udp_jax import lookup, placement, processes, promises, stages, streaming, study, tile_batches
 from udp_jax.data import files, picture_folder
 from udp_jax.data.image_set import ImageSet
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
@@ -126,7 +126,8 @@ def protect(
               file.name,
               made,
               clean=clean.pixels,
-              radius_255=config.radius_255,
+              radius_255=promises.row_radius_255(config, row),
+              limit=tile_batches.limit_of(job, clean.pixels),
             )
             bar.update()
       # The records say now what is done, and checkpoints are large.
@@ -139,7 +140,7 @@ def protect(
     raise
   method = study.row_settings(config, row)[0]
   record = {"method": method, "row": row, "config": config.to_dict(), "seed": config.seed}
-  record |= {"radius_255": config.radius_255, "origin": pictures.origin}
+  record |= promises.record(config, row) | {"origin": pictures.origin}
   record["tiling"] = tiling._asdict() | {"files_at_a_time": size, "masked": bool(mask_files)}
   return picture_folder.finish(output, [entries[name] for name in names], record)
 

@@ -14,7 +14,6 @@ from udp_jax.errors import ConfigError
 
 # Fields that count something, or divide by something, and the least that makes sense.
 _AT_LEAST = {
-  "radius_255": 0.5,
   "step_size_255": 0.0,
   "num_rounds": 1,
   "global_batch_size": 1,
@@ -33,8 +32,23 @@ _AT_LEAST = {
 }
 
 
-# Settings of `performance` that change results, and what they are where they are not set.
-_CHANGES_RESULTS = {"performance.joint_gradients": False, "performance.shard_batches": 0}
+# Settings of `performance` that change results, and others that older versions did not have: what
+# they are where they are not set.
+_CHANGES_RESULTS = {
+  "performance.joint_gradients": False,
+  "performance.shard_batches": 0,
+  "spare_flat": 0.0,
+}
+
+
+def check_radius_255(name: str, value: Any) -> None:
+  """Raises ConfigError unless `value`, of the field or flag `name`, is a budget of a saved file."""
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not (number and 1 <= value <= 255):  # NaN is refused too.
+    raise ConfigError(
+      f"{name} is {value}: it must be from 1 to 255, in levels of the saved 8-bit file, which "
+      "changes by whole levels"
+    )
 
 
 def check_values(config: Any) -> None:
@@ -45,6 +59,8 @@ def check_values(config: Any) -> None:
       value = value[part] if hasattr(value, "keys") and part in value else least
     if not value >= least:  # NaN is refused too.
       raise ConfigError(f"config.{field} is {value}; it must be at least {least:g}")
+  if "radius_255" in config:
+    check_radius_255("config.radius_255", config.radius_255)
   if "rows" in config and not (config.rows and config.threat.seeds):
     raise ConfigError("config.rows and config.threat.seeds need at least one entry each")
 

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from udp_jax import training
+from udp_jax import promises, training
 from udp_jax.data import images, masks, picture_folder
 from udp_jax.data.picture_folder import PictureFile
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel, Params
-from udp_jax.ops import tiles
+from udp_jax.ops import tiles, visibility
 from udp_jax.ops.image import quantise_within
 
 # Values that are quantised at a time: one compiled program, whatever the pictures' sizes.
@@ -113,6 +113,7 @@ def batches(
   pixels = np.empty((padded, size, size, 3), np.uint8)
   ids = np.empty(padded, np.int32)
   allowed = np.ones((padded, size, size, 1), np.uint8)
+  limits = []
   conds = []
   end = 0
   for file, grid in zip(group, grids):
@@ -122,6 +123,9 @@ def batches(
     where = _allowed(job, file, picture)
     if where is not None:
       allowed[start:end] = tiles.cut(where[..., None], grid)
+    limit = limit_of(job, picture.pixels)
+    if limit is not None:
+      limits.append(tiles.cut(limit, grid))
     ids[start:end] = [_tile_id(file.name, number) for number in range(grid.num_tiles)]
     if job.cond_of is not None:
       conds.append(np.repeat(job.cond_of(file)[None], grid.num_tiles, axis=0))
@@ -130,7 +134,8 @@ def batches(
     leaf[count:] = leaf[repeats]
   cond = np.concatenate(conds)[np.r_[:count, repeats]] if conds else None
   mask = None if allowed.all() else allowed
-  made = training.make_batches(pixels, lanes, cond=cond, mask=mask)
+  limit = np.concatenate(limits)[np.r_[:count, repeats]] if limits else None
+  made = training.make_batches(pixels, lanes, cond=cond, mask=mask, limit=limit)
   weight = (np.arange(padded) < count).astype(np.float32)
   return made._replace(ids=ids.reshape(-1, lanes), weight=weight.reshape(-1, lanes))
 
@@ -151,6 +156,18 @@ def _allowed(job: Job, file: PictureFile, picture: images.Picture) -> np.ndarray
   return where
 
 
+def limit_of(job: Job, clean: np.ndarray) -> np.ndarray | None:
+  """The largest change of every pixel of a clean picture (H, W, 3), in levels: uint8 (H, W, 1).
+
+  None where the row's radius is the limit of all.
+  """
+  strength = promises.spared(job.config)
+  if not strength:
+    return None
+  radius_255 = promises.row_radius_255(job.config, job.row)
+  return visibility.spared_limit(clean, radius_255, strength=strength)
+
+
 def protected(
   job: Job, file: PictureFile, grid: tiles.Grid, deltas: np.ndarray
 ) -> tuple[images.Picture, images.Picture]:
@@ -160,7 +177,10 @@ def protected(
   where = _allowed(job, file, clean)
   if where is not None:
     delta[~where] = 0.0
-  pixels = _quantise(clean.pixels, delta, job.config.radius_255)
+  limit = limit_of(job, clean.pixels)
+  pixels = _quantise(
+    clean.pixels, delta, promises.row_radius_255(job.config, job.row) if limit is None else limit
+  )
   if where is not None and (pixels != clean.pixels)[~where].any():
     raise RuntimeError(f"{file.relative}: a pixel outside of the mask changed")
   return clean, clean._replace(pixels=pixels)
@@ -169,15 +189,18 @@ def protected(
 _within = jax.jit(quantise_within)
 
 
-def _quantise(clean: np.ndarray, delta: np.ndarray, radius_255: float) -> np.ndarray:
-  """`quantise_within`, in pieces of one size."""
+def _quantise(clean: np.ndarray, delta: np.ndarray, bound: float | np.ndarray) -> np.ndarray:
+  """`quantise_within`, in pieces of one size; the bound is one number, or (H, W, 1)."""
   levels, change = clean.reshape(-1), delta.reshape(-1)
+  if isinstance(bound, np.ndarray):
+    bound = np.broadcast_to(bound, clean.shape).reshape(-1)
   result = np.empty_like(levels)
   for start in range(0, levels.size, _CHUNK):
     part = slice(start, min(start + _CHUNK, levels.size))
     missing = (0, _CHUNK - (part.stop - start))
+    within = np.pad(bound[part], missing) if isinstance(bound, np.ndarray) else bound
     made = _within(
-      np.pad(levels[part], missing), jnp.asarray(np.pad(change[part], missing)), radius_255
+      np.pad(levels[part], missing), jnp.asarray(np.pad(change[part], missing)), within
     )
     result[part] = np.asarray(made)[: part.stop - start]
   return result.reshape(clean.shape)

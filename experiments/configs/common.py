@@ -57,6 +57,8 @@ def study(title: str) -> ConfigDict:
   # Budget and step in 8-bit levels of the saved file.
   config.radius_255 = 16.0
   config.step_size_255 = 2.0
+  # How much of the budget flat areas are spared, in [0, 1]: see `ops.visibility`.
+  config.spare_flat = 0.0
   config.num_rounds = 20
   config.global_batch_size = 32
   config.num_samples = 1024

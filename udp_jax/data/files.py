@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from udp_jax.errors import BadDataError, OutputError
+from udp_jax.errors import BadDataError, MissingDataError, OutputError
 
 TEMPORARY_SUFFIX = ".udp-tmp"
+_LFS_POINTER = b"version https://git-lfs"
 
 _REASONS = {
   errno.ENOSPC: "no space left on the disk; free some space or choose another output folder",
@@ -97,8 +98,26 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
         temporary.unlink()
 
 
+def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+  """Raises MissingDataError where Git LFS left a pointer in place of a file; any other is fine.
+
+  A clone without Git LFS holds such text files of a hundred bytes: the weights are elsewhere.
+  """
+  try:
+    with open(path, "rb") as file:
+      start = file.read(len(_LFS_POINTER))
+  except OSError:
+    return  # Whoever reads it says so.
+  if start == _LFS_POINTER:
+    raise MissingDataError(
+      f"{os.fspath(path)} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
+      "repository, or download the file again"
+    )
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """Reads a JSON file that holds an object. Raises BadDataError when it is none, or damaged."""
+  refuse_lfs_pointer(path)
   try:
     content = json.loads(Path(path).read_text("utf-8"))
   except (OSError, ValueError) as error:

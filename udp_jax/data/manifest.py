@@ -42,8 +42,10 @@ from udp_jax.errors import BadDataError, OutputError
 __all__ = [
   "INCOMPLETE",
   "MANIFEST",
+  "check_limit",
   "check_output",
   "code_sha256",
+  "count_over",
   "describe",
   "file_sha256",
   "is_complete",
@@ -66,6 +68,7 @@ def write_folder(
   *,
   rows: np.ndarray | None = None,
   clean: np.ndarray | None = None,
+  limit: np.ndarray | None = None,
   alphas: Sequence[np.ndarray | None] | None = None,
   metadata: Sequence[Metadata] | None = None,
   record: Mapping[str, Any] | None = None,
@@ -85,6 +88,8 @@ def write_folder(
     names: N unique relative posix names without extension.
     rows: which of the N images these are, sorted; every image is one process's. None for all.
     clean: uint8 (N, H, W, 3) references to measure against, or None to measure nothing.
+    limit: uint8 (N, H, W, 1), the largest change of every pixel in levels, where that is less than
+      the budget; every file must keep it.
     alphas: N entries, uint8 (H, W) or None, saved as the files' transparency.
     metadata: N entries whose ICC profiles and EXIF blocks are saved in the files.
     record: what made the images, merged into the manifest: "method", "config", "seed", "origin",
@@ -129,6 +134,8 @@ def write_folder(
     entry: dict[str, Any] = {"file": relatives[index], "sha256": file_sha256(path)}
     if clean is not None:
       entry["max_abs_255"] = max_abs_255(saved.pixels, clean[index])
+      if limit is not None:
+        check_limit(path, saved.pixels, clean[index], limit[index])
     return entry
 
   def write_own() -> list[dict[str, Any]]:
@@ -260,6 +267,29 @@ def describe(record: Mapping[str, Any]) -> dict[str, Any]:
 def max_abs_255(first: np.ndarray, second: np.ndarray) -> int:
   """Largest absolute difference of two uint8 images, in 8-bit levels."""
   return int(np.abs(first.astype(np.int16) - second.astype(np.int16)).max(initial=0))
+
+
+def check_limit(path: Path, saved: np.ndarray, clean: np.ndarray, limit: np.ndarray) -> None:
+  """Raises RuntimeError where a pixel of a saved file changed by more than its limit: a bug.
+
+  Args:
+    path: of the file.
+    saved: uint8 (H, W, 3), as read back from it.
+    clean: uint8 (H, W, 3).
+    limit: uint8 (H, W, 1), in 8-bit levels.
+  """
+  over = count_over(saved, clean, limit)
+  if over:
+    raise RuntimeError(f"{path}: {over} values are further from the clean ones than their limit")
+
+
+def count_over(saved: np.ndarray, clean: np.ndarray, limit: np.ndarray) -> int:
+  """How many values of uint8 (H, W, 3) differ by more than their pixel's limit (H, W, 1)."""
+  count = 0
+  for start in range(0, len(saved), 256):  # By rows, to need little memory.
+    part = slice(start, start + 256)
+    count += int((np.abs(saved[part].astype(np.int16) - clean[part]) > limit[part]).sum())
+  return count
 
 
 def code_sha256() -> str:

@@ -143,6 +143,7 @@ def write(
   *,
   clean: np.ndarray | None = None,
   radius_255: float | None = None,
+  limit: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """Writes one picture, reads it back, checks and measures it, and writes its record.
 
@@ -153,6 +154,7 @@ def write(
     picture: uint8 pixels and what is saved with them.
     clean: uint8 (H, W, 3) to measure against.
     radius_255: budget in 8-bit levels that the file must keep.
+    limit: uint8 (H, W, 1), the largest change of every pixel in levels, where that is less.
 
   Returns:
     The record: "file", "sha256", "width", "height" and, with `clean`, "max_abs_255" (levels) and
@@ -186,6 +188,8 @@ def write(
         f"{path}: {entry['max_abs_255']} levels from its clean image, over the budget of "
         f"{radius_255:g}"
       )
+    if limit is not None:
+      manifest.check_limit(path, saved.pixels, clean, limit)
   files.write_json(_record(records, name), entry)
   return entry
 

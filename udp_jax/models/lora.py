@@ -269,6 +269,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """
   if not path.is_file():
     raise MissingDataError(f"no file {path}; only .safetensors files are read, never pickles")
+  files.refuse_lfs_pointer(path)
   try:
     with safetensors.safe_open(path, framework="numpy") as opened:
       return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}

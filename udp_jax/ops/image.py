@@ -63,7 +63,8 @@ def quantise_within(clean: ArrayLike, delta: jax.Array, radius_255: ArrayLike) -
   Args:
     clean: (B, H, W, C) uint8.
     delta: (B, H, W, C) on the [0, 1] scale.
-    radius_255: scalar or (B,), in 8-bit levels: pass 8, not 255 * (8 / 255), which may fall short.
+    radius_255: scalar, (B,) or of clean's rank, such as (B, H, W, 1) for every pixel, in 8-bit
+      levels: pass 8, not 255 * (8 / 255), which may fall short.
 
   Returns:
     uint8 with |result - clean| <= floor(radius_255).

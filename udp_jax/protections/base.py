@@ -130,7 +130,10 @@ def pgd(
 
 
 def allowed(delta: jax.Array, batch: Batch) -> jax.Array:
-  """`delta` where the batch's mask lets it be, 0 elsewhere."""
+  """`delta` within the batch's limit of every pixel, and 0 where its mask does not let it be."""
+  if batch.limit is not None:
+    bound = to_float(batch.limit)
+    delta = jnp.clip(delta, -bound, bound)
   return delta if batch.mask is None else projections.masked(delta, jnp.asarray(batch.mask))
 
 
@@ -196,7 +199,8 @@ def fixed(draw: Callable[[jax.Array, jax.Array], jax.Array]) -> Protection:
     del params
 
     def one_batch(batch: Batch) -> jax.Array:
-      return draw(example_keys(key, 0, batch.ids), to_float(batch.images))
+      drawn = draw(example_keys(key, 0, batch.ids), to_float(batch.images))
+      return allowed(drawn, batch)
 
     return FixedState(jax.lax.map(one_batch, data))
 
@@ -218,7 +222,8 @@ def fixed_from_reference(
         "this control needs `reference` pictures, protected by the method it imitates"
       )
     keys = jax.vmap(lambda ids: example_keys(key, 0, ids))(data.ids)
-    return FixedState(make(keys, data, to_float(data.reference) - to_float(data.images)))
+    made = make(keys, data, to_float(data.reference) - to_float(data.images))
+    return FixedState(allowed(made, data))
 
   return Protection(init, _stay, needs_reference=True, drawn_once=True)
 
