@@ -99,7 +99,7 @@ def against(config: Any, row: str) -> dict[str, str]:
   Raises:
     ConfigError, MissingDataError, BadDataError: see `models.places.kind_of`.
   """
-  if not uses_model(config, row):
+  if config.protections.get(row, {}).get("method", row) in CONTROLS:
     said = "no model: noise within the budget, what protections are measured against; evidence for "
     return {"kind": "none", "model": "", "statement": f"{said}any model: none"}
   path = config.model.get("path", "")
@@ -124,8 +124,8 @@ def against(config: Any, row: str) -> dict[str, str]:
 
 def statements(config: Any, rows: Sequence[str]) -> list[str]:
   """What `against` says of the rows that use a model, each sentence once."""
-  using = [row for row in rows if row != CLEAN and uses_model(config, row)]
-  return list(dict.fromkeys(against(config, row)["statement"] for row in using))
+  found = [against(config, row) for row in rows if row != CLEAN]
+  return list(dict.fromkeys(said["statement"] for said in found if said["kind"] != "none"))
 
 
 def _method(config: Any, row: str) -> str:
