@@ -10,6 +10,7 @@ saved like after SIGTERM; 143 SIGTERM where there is nothing to go on with (`sam
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import logging
@@ -275,11 +276,11 @@ def run(
       return code
     except Preempted as stop:
       processes.finish()  # All of them have agreed to stop here.
-      print(stop, file=sys.stderr, flush=True)
-      sys.stdout.flush()
+      with contextlib.suppress(OSError):  # Whoever read it may be gone.
+        print(stop, file=sys.stderr, flush=True)
       # Everything is on disk. Leaving at once keeps the compiler's threads, which may be at work
       # still, from crashing in an interpreter that is being torn down.
-      os._exit(0 if stop.signal == signal.SIGTERM else 128 + stop.signal)
+      processes.exit_now(0 if stop.signal == signal.SIGTERM else 128 + stop.signal)
     except UserError as error:
       code = _report(error)
       if processes.count() > 1:
@@ -300,8 +301,7 @@ def run(
 def _end_alone(code: int, text: str) -> None:
   """Ends this process, and thereby the others, which would wait for it."""
   processes.leave(code, text)
-  sys.stdout.flush()
-  os._exit(code)  # jax would wait for the others, too.
+  processes.exit_now(code)
 
 
 def start_process(*, resumable: bool = False) -> None:
@@ -326,7 +326,7 @@ def _stop_at_once(number: int, resumable: bool) -> None:
   text = f"stopped by {signal.Signals(number).name}"
   if resumable:
     text += "; what is finished is saved: run the same command to go on"
-  os.write(2, f"\n{text}\n".encode())
+  processes.last_words(text)
   code = 0 if resumable and number == signal.SIGTERM else 128 + number
   processes.ask_to_stop(number)
   processes.leave(code, text, stopped=True)
