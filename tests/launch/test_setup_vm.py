@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.launch.conftest import StandIn
 
 PYTHON = """\
@@ -32,13 +34,13 @@ def test_setup_installs_once(stand_in: StandIn):
   calls = stand_in.calls()
   install = ["python", "-m", "pip", "install", "--quiet"]
   requirements = str(folder / "requirements.txt")
-  assert [*install, "--requirement", requirements, "jax[tpu]==0.1.2"] in calls
+  assert [*install, "--requirement", requirements, "jax[tpu]"] in calls
   assert [*install, "--no-deps", "--editable", str(folder)] in calls
 
   assert stand_in.launch("setup_vm.sh", *words).returncode == 0
   assert stand_in.calls() == calls  # nothing changed, nothing done
   assert stand_in.launch("setup_vm.sh", *words, "--accelerator=cuda13").returncode == 0
-  assert [*install, "--requirement", requirements, "jax[cuda13]==0.1.2"] in stand_in.calls()
+  assert [*install, "--requirement", requirements, "jax[cuda13]"] in stand_in.calls()
 
 
 def test_a_setup_that_failed_is_done_again(stand_in: StandIn):
@@ -83,5 +85,22 @@ def test_setup_refuses_a_folder_that_is_no_repository(stand_in: StandIn):
   done = stand_in.launch("setup_vm.sh", f"--dir={stand_in.home}")
   assert done.returncode == 2
   assert "no requirements.txt" in done.stderr
+  (stand_in.home / "requirements.txt").write_text("numpy==1\njaxlib==2\n")
+  done = stand_in.launch("setup_vm.sh", f"--dir={stand_in.home}")
+  assert done.returncode == 2
+  assert "requirements.txt pins no jax==VERSION" in done.stderr
   done = stand_in.launch("setup_vm.sh", "--accelerator=abacus")
   assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+  "version, fits", [((3, 10), False), ((3, 11), True), ((3, 13), True), ((3, 14), True)]
+)
+def test_which_interpreters_fit(stand_in: StandIn, version, fits):
+  """The stand-in runs the script's own question, as an interpreter of another version."""
+  asked = f"if words[0] == '-c' and 'version_info' in words[1]:\n  sys.version_info = {version}\n"
+  python = stand_in.add("python-stand-in", asked + "  exec(words[1])\n" + PYTHON)
+  folder = repository(stand_in.folder / "a")
+  done = stand_in.launch("setup_vm.sh", f"--dir={folder}", f"--python={python}")
+  assert (done.returncode == 0) == fits
+  assert fits or "is not Python 3.11 or newer with venv" in done.stderr
