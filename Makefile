@@ -1,4 +1,4 @@
-# Every target makes the virtual environment that it needs. PYTHON chooses the interpreter (3.11, 3.12).
+# Every target makes the virtual environment that it needs. PYTHON chooses the interpreter (3.11 to 3.14).
 PYTHON ?= python3
 BIN := .venv/bin
 PARITY := .venv-parity/bin
@@ -38,8 +38,10 @@ clean:  ## remove all environments and the caches, keep runs/
 	rm -rf .venv .venv-parity .venv-peers .pytest_cache .mypy_cache .ruff_cache *.egg-info build
 
 .venv/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "error: Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 to 3.14 is needed: make PYTHON=python3.13 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 15))' || \
+	  echo "warning: tested with Python 3.11 to 3.14 only; if this fails: make PYTHON=python3.14 ..." >&2
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -r requirements.txt

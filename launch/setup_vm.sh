@@ -20,9 +20,10 @@ A second call does only what changed.
                      tpu. cuda asks nvidia-smi: CUDA 13 from driver 580 on if every GPU has compute
                      capability 7.5 or more, else CUDA 12, from driver 525 on. cuda12 and cuda13 do
                      not ask.
-  --python=PROGRAM   Python 3.11 or 3.12 with venv. Default: python3.12, python3.11 or python3,
-                     whichever fits; where none does (Ubuntu 22.04 has 3.10), Python 3.12 by uv,
-                     which is installed into PATH/.uv.
+  --python=PROGRAM   Python 3.11 or newer with venv (tested: 3.11 to 3.14). Default: python3.14,
+                     python3.13, python3.12, python3.11 or python3, whichever is found first;
+                     where there is none (Ubuntu 22.04 has 3.10), Python 3.13 by uv, which is
+                     installed into PATH/.uv.
   --dry_run          Print the commands, run nothing.
 EOF
 }
@@ -77,8 +78,7 @@ if [[ -n $repo ]]; then
 fi
 
 usable_python() {
-  "$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
-    2>/dev/null
+  "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
 # Which files and choices made the environment: the same again needs nothing.
@@ -87,14 +87,10 @@ fingerprint() {
     sha256sum | cut -d ' ' -f 1
 }
 
-jax_version=
+# A dry run need not have the clone yet.
 if [[ -f $dir/requirements.txt ]]; then
-  jax_version=$(sed -n 's/^jax==\([0-9.]*\).*$/\1/p' "$dir/requirements.txt")
-  [[ -n $jax_version ]] || fail "$dir/requirements.txt pins no jax==VERSION"
-elif [[ -n $dry_run && -n $repo ]]; then
-  # A clone that is not there yet: its own pin will be read when it is.
-  jax_version=PINNED
-else
+  grep -q '^jax==' "$dir/requirements.txt" || fail "$dir/requirements.txt pins no jax==VERSION"
+elif [[ -z $dry_run || -z $repo ]]; then
   fail "no requirements.txt in $dir: it is not the repository (see --dir, --repo)"
 fi
 
@@ -107,14 +103,14 @@ fi
 
 made_by=$python
 if [[ -z $made_by ]]; then
-  for candidate in python3.12 python3.11 python3; do
+  for candidate in python3.14 python3.13 python3.12 python3.11 python3; do
     if usable_python "$candidate"; then
       made_by=$candidate
       break
     fi
   done
 elif [[ -z $dry_run ]]; then
-  usable_python "$made_by" || fail "--python=$made_by is not Python 3.11 or 3.12 with venv"
+  usable_python "$made_by" || fail "--python=$made_by is not Python 3.11 or newer with venv"
 fi
 
 if [[ -n $made_by ]]; then
@@ -122,16 +118,17 @@ if [[ -n $made_by ]]; then
 else
   uv=$(command -v uv) || uv=$dir/.uv/uv
   if [[ ! -x $uv ]]; then
-    require_program curl "it fetches uv, which brings Python 3.12; or give --python=PROGRAM"
+    require_program curl "it fetches uv, which brings Python 3.13; or give --python=PROGRAM"
     # shellcheck disable=SC2016  # $1 is for the inner shell
     run bash -c 'set -o pipefail; curl -LsSf https://astral.sh/uv/install.sh |
       env UV_INSTALL_DIR="$1" UV_NO_MODIFY_PATH=1 sh' bash "$dir/.uv"
   fi
-  run "$uv" venv --allow-existing --seed --python=3.12 "$venv"
+  run "$uv" venv --allow-existing --seed --python=3.13 "$venv"
 fi
 
-jax="jax[$accelerator]==$jax_version"
-[[ $accelerator != cpu ]] || jax="jax==$jax_version"
+# Without a version: requirements.txt has it, for each Python its own, and pip obeys both.
+jax="jax[$accelerator]"
+[[ $accelerator != cpu ]] || jax=jax
 run "$venv/bin/python" -m pip install --quiet --upgrade pip
 run "$venv/bin/python" -m pip install --quiet --requirement "$dir/requirements.txt" "$jax"
 run "$venv/bin/python" -m pip install --quiet --no-deps --editable "$dir"
