@@ -86,6 +86,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _sample(output: Path) -> int:
+  assert _MODEL.value is not None
   prompts = _read_prompts()
   import jax
 

@@ -76,7 +76,7 @@ def list_pictures(
     folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
   )
   files = tuple(
-    PictureFile(*file, *kept, originals.file_sha256(file.path))
+    PictureFile(*file, *kept, file_sha256=originals.file_sha256(file.path))
     for file, kept in zip(found.files, found.kept)
   )
   identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
@@ -173,13 +173,13 @@ def progress_of(
   }
   entries, stale, changed = {}, [], []
   for name in sources:
-    if (entry := known.get(name)) is None:
+    if name not in known:
       continue
-    was, now = dict(entry.get("source") or sources[name]), dict(sources[name])
+    was, now = dict(known[name].get("source") or sources[name]), dict(sources[name])
     if _result(was) != _result(now):
       changed.append(name)
       continue
-    entries[name] = entry
+    entries[name] = known[name]
     if was["sha256"] != now["sha256"]:
       stale.append(name)
   others = {name: entry for name, entry in known.items() if name not in sources}
