@@ -28,6 +28,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from udp_jax import processes
+from udp_jax.data import locks
 from udp_jax.errors import ConfigError, Preempted, UserError
 
 _TUNABLES = "glibc.malloc.hugetlb=1"
@@ -330,6 +331,7 @@ def _stop_at_once(number: int, resumable: bool) -> None:
   code = 0 if resumable and number == signal.SIGTERM else 128 + number
   processes.ask_to_stop(number)
   processes.leave(code, text, stopped=True)
+  locks.release_all()
   os._exit(code)
 
 

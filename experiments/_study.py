@@ -27,10 +27,16 @@ def main(config: Any, workdir: str | None) -> int:
   _BUDGET.apply(config)
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
+  from udp_jax.data import places
+
+  with places.use(config=config, work={"--workdir": workdir}, protects=True) as used:
+    return _run(config, used["--workdir"])
+
+
+def _run(config: Any, folder: Path) -> int:
   from udp_jax import promises
   from udp_jax.report import html, text
 
-  folder = Path(workdir)
   run = _run_pictures if "pictures" in config else _run_study
   made = run(config, folder)
   if not processes.is_main():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -40,12 +41,18 @@ def main(argv: Sequence[str]) -> int:
   _BUDGET.apply(config)
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
+  from udp_jax.data import places
+
+  with places.use(config=config, work={"--workdir": _WORKDIR.value}, protects=True) as used:
+    return _run(config, used["--workdir"])
+
+
+def _run(config: Any, workdir: Path) -> int:
   from udp_jax import promises, provenance
   from udp_jax.data import files
   from udp_jax.matrix import plan, results, run
   from udp_jax.report import matrix, mosaics, survival, text
 
-  workdir = Path(_WORKDIR.value)
   started = datetime.datetime.now(datetime.UTC)
   wanted = plan.make(config, rows=_ROWS.value, purifiers=_PURIFIERS.value, threats=_THREATS.value)
   finished = run.run_matrix(config, workdir, wanted, progress=_PROGRESS.value)

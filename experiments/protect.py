@@ -7,8 +7,10 @@ files are lossless, as large as they were, with their names, transparency, colou
 The upright 8-bit reference is kept in PROTECTED.work/clean, so that
   python -m experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED --radius_255=16
 checks the budget. --model is what to protect against; the manifest says what that is worth. The
-config is `folder` unless told otherwise. The same command goes on where a
-killed one stopped, at the next file or in the middle of the work on a group of them.
+config is `folder` unless told otherwise. The same command goes on where a killed one stopped, at
+the next file or in the middle of the work on a group of them. On a finished output, methods other
+than those that train a surrogate make what is missing: pictures that were added or changed, files
+that were deleted. --overwrite replaces what an earlier run wrote, and nothing else.
 
 Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
 tiles in memory; other methods work on 8 pictures at a time. --files_at_a_time sets another number:
@@ -78,12 +80,24 @@ def main(argv: Sequence[str]) -> int:
   del argv
   if not _INPUT.value or not _OUTPUT.value:
     raise ConfigError("--input and --output are needed; see --help")
-  from udp_jax import run_config
-  from udp_jax.data import manifest
+  from udp_jax.data import places
 
   config = _CONFIG.value or _cli.get_config("eudp", "folder")
-  output = Path(_OUTPUT.value)
-  workdir = Path(_WORKDIR.value or f"{output}.work")
+  with places.use(
+    pictures={"--input": _INPUT.value, "--mask": _MASK.value},
+    named={"--model": _MODEL.value or config.model.path},
+    outputs={"--output": _OUTPUT.value},
+    work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
+    protects=True,
+  ) as used:
+    return _protect(config, used["--output"], used["--workdir"])
+
+
+def _protect(config: Any, output: Path, workdir: Path) -> int:
+  from udp_jax import pictures, run_config
+  from udp_jax.data import manifest
+
+  assert _INPUT.value is not None
   place = _INPUT.value.removeprefix("folder:")
   resize = _RESIZE.value or not Path(place).expanduser().is_dir()
   with config.unlocked():
@@ -94,8 +108,11 @@ def main(argv: Sequence[str]) -> int:
   _choose_model(config)
   _BUDGET.apply(config, row=_METHOD.value)
   run_config.check_values(config)
+  # Whether anything is missing in a finished output of pictures is seen once they are read.
+  extend = not resize and pictures.may_extend(config, _METHOD.value, output)
   processes.from_main(
-    lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
+    lambda: manifest.check_output(output, overwrite=_OVERWRITE.value, extend=extend),
+    "look at the output",
   )
   if resize:
     made, origin = _protect_resized(config, output, workdir)
@@ -158,7 +175,16 @@ def _protect_full_size(
   )
   mask_files = masks.find(_MASK.value, job.found.files) if _MASK.value else None
   digest = masks.sha256(mask_files) if mask_files else None
-  picture_study.check_workdir(config, workdir, job, replace=_OVERWRITE.value, masks=digest)
+  if not _OVERWRITE.value:
+    pictures.check_finished(config, _METHOD.value, job.found, output, job.tiling)
+  picture_study.check_workdir(
+    config,
+    workdir,
+    job,
+    replace=_OVERWRITE.value,
+    apart=pictures.treats_apart(config, _METHOD.value),
+    masks=digest,
+  )
   made = pictures.protect(
     config,
     _METHOD.value,
@@ -170,6 +196,7 @@ def _protect_full_size(
     job.tiling,
     mask_files=mask_files,
     cond_of=job.cond_of,
+    texts=job.texts,
     overwrite=_OVERWRITE.value,
     progress=_PROGRESS.value,
   )

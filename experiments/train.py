@@ -51,10 +51,12 @@ def main(argv: Sequence[str]) -> int:
   config = _config()
   if not config.data.source:
     raise ConfigError("--input is needed: a folder of pictures")
-  workdir = Path(_WORKDIR.value)
-  if config.threat.name == _SCRATCH:
-    return _train_from_scratch(config, workdir)
-  return _fine_tune(config, workdir)
+  from udp_jax.data import places
+
+  with places.use(config=config, work={"--workdir": _WORKDIR.value}) as used:
+    if config.threat.name == _SCRATCH:
+      return _train_from_scratch(config, used["--workdir"])
+    return _fine_tune(config, used["--workdir"])
 
 
 def _config() -> Any:

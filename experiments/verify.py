@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import _cli
-from udp_jax.data import files
+from udp_jax.data import files, places
 from udp_jax.data.verify import FileReport, VerifyReport, verify
 from udp_jax.errors import ConfigError
 
@@ -37,13 +37,16 @@ def main(argv: Sequence[str]) -> int:
   clean, protected, radius_255 = _CLEAN.value, _PROTECTED.value, _RADIUS.value
   if clean is None or protected is None or radius_255 is None:
     raise ConfigError("--clean, --protected and --radius_255 are all needed; see --help")
-  report = verify(clean, protected, radius_255)
-  if _JSON.value == "-":
-    print(files.to_json(as_dict(report)))
-  else:
-    print(table(report))
-    if _JSON.value:
-      files.write_json(_JSON.value, as_dict(report))
+  with places.use(
+    pictures={"--clean": clean, "--protected": protected}, reports={"--json": _JSON.value}
+  ) as used:
+    report = verify(clean, protected, radius_255)
+    if _JSON.value == "-":
+      print(files.to_json(as_dict(report)))
+    else:
+      print(table(report))
+      if _JSON.value:
+        files.write_json(used["--json"], as_dict(report))
   return 0 if report.ok else 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -260,6 +261,132 @@ def test_changed_and_lost_files_are_made_again(
   (output / "dot.png").unlink()
   again = _protect(config, "random_noise", folder, output, fixed, overwrite=True)
   assert _files(output) == whole and again["images"] == first["images"]
+
+
+def _copy(folder: Path, place: Path) -> Path:
+  shutil.copytree(folder, place)
+  return place
+
+
+def test_only_what_is_missing_is_made(config, folder, fixed, tmp_path: Path) -> None:
+  """Pictures added, changed, gone; files deleted and damaged; metadata changed: one run for all."""
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  first = _protect(config, "random_noise", source, output, fixed)
+  whole = _files(output)
+  times = {path.name: path.stat().st_mtime_ns for path in output.rglob("*.png")}
+
+  (output / "sub" / "glass.png").unlink()
+  (output / "dot.png").write_bytes(b"damage")
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
+  Image.fromarray(_photograph(8, 61, 83)).save(source / "large.bmp")
+  (source / "sub" / "profile.tif").unlink()
+  with Image.open(source / "turned.jpg") as image:
+    exif = image.getexif()
+  exif[TITLE] = "another title"
+  turned = Image.open(source / "turned.jpg")
+  turned.save(source / "turned.jpg", exif=exif, quality="keep")
+
+  again = _protect(config, "random_noise", source, output, fixed)
+  files = _files(output)
+  assert set(files) == {*whole, "added.png"} == {entry["file"] for entry in again["images"]}
+  assert {name for name in whole if files[name] != whole[name]} == {"large.png", "turned.png"}
+  # What is of a picture that is gone stays, clean reference and all.
+  assert (output / "sub/profile.png").stat().st_mtime_ns == times["profile.png"]
+  clean = tmp_path / "out.work" / "clean"
+  assert (clean / "sub/profile.png").exists()
+  report = verify(clean, output, 12)
+  assert report.ok and report.checked == 6
+  with Image.open(output / "turned.png") as image:
+    assert image.getexif()[TITLE] == "another title"
+  before = next(e for e in first["images"] if e["file"] == "turned.png")
+  after = next(e for e in again["images"] if e["file"] == "turned.png")
+  assert before["source"]["pixels_sha256"] == after["source"]["pixels_sha256"]
+  assert before["source"]["sha256"] != after["source"]["sha256"]
+  # The reference of the picture that changed is the last copy of what it was.
+  (earlier,) = (tmp_path / "out.work" / "earlier").iterdir()
+  np.testing.assert_array_equal(read_image(earlier).pixels, read_image(folder / "large.bmp").pixels)
+  with pytest.raises(OutputError, match="finished output already"):
+    _protect(config, "random_noise", source, output, fixed)
+
+
+def test_what_is_added_does_not_need_the_work_folder(config, folder, fixed, tmp_path: Path) -> None:
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  _protect(config, "random_noise", source, output, fixed)
+  whole = _files(output)
+  shutil.rmtree(tmp_path / "out.work")
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
+  _protect(config, "random_noise", source, output, fixed)
+  assert {name: _files(output)[name] for name in whole} == whole
+  assert verify(source, output, 12).checked == 6
+
+
+def test_other_settings_do_not_extend(config, folder, fixed, tmp_path: Path) -> None:
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  _protect(config, "random_noise", source, output, fixed)
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
+  before = _files(output)
+  for row, field, value, tiling in (
+    ("random_noise", "seed", 5, TILING),
+    ("random_noise", "radius_255", 9.0, TILING),
+    ("random_noise", "seed", 0, TILING._replace(overlap=3)),
+    ("advdm", "seed", 0, TILING),
+  ):
+    other = config.copy_and_resolve_references()
+    other[field] = value
+    with pytest.raises(OutputError, match="finished output already"):
+      _protect(other, row, source, output, fixed, tiling=tiling)
+  assert _files(output) == before
+
+
+def test_a_mask_or_a_caption_belongs_to_the_picture(config, folder, fixed, tmp_path: Path) -> None:
+  output = tmp_path / "out"
+  _protect(config, "random_noise", folder, output, fixed, texts={"dot.png": "a", "large.bmp": "b"})
+  before = {path: path.stat().st_mtime_ns for path in output.rglob("*.png")}
+  _protect(config, "random_noise", folder, output, fixed, texts={"dot.png": "a", "large.bmp": "c"})
+  made = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
+  assert made == ["large.png"]
+
+
+def test_a_killed_extension_goes_on(
+  config, folder, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Of pictures that are gone too, nothing is lost."""
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  tiling = TILING._replace(files_at_a_time=2)
+  _protect(config, "advdm", source, output, fixed, tiling=tiling)
+  whole = _files(output)
+  (source / "dot.png").unlink()
+  for number in range(3):
+    Image.fromarray(_photograph(number, 9, 12)).save(source / f"added{number}.png")
+  with monkeypatch.context() as context:
+    _stop_after(context, 5)  # In the second of two new groups.
+    with pytest.raises(Preempted, match="protect advdm 2/2: stopped at round 2"):
+      _protect(config, "advdm", source, output, fixed, tiling=tiling)
+  assert (output / ".incomplete").exists() and set(whole) < set(_files(output))
+  # More pictures meanwhile: the group that was begun stays what its checkpoint is of.
+  Image.fromarray(_photograph(9, 9, 12)).save(source / "added0b.png")
+  made = _protect(config, "advdm", source, output, fixed, tiling=tiling)
+  assert {name: _files(output)[name] for name in whole} == whole
+  assert len(made["images"]) == 9 and not (output / ".incomplete").exists()
+  assert not list(tmp_path.rglob("checkpoints"))
+  for number in range(3):
+    assert (tmp_path / "out" / f"added{number}.png").exists()
+
+
+def test_a_lost_file_of_a_method_that_trains_is_made_again(
+  config, folder, fixed, tmp_path: Path
+) -> None:
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  _protect(config, "udp", source, output, fixed)
+  whole, kept = _files(output), (output / "large.png").stat().st_mtime_ns
+  (output / "turned.png").unlink()
+  _protect(config, "udp", source, output, fixed)
+  assert _files(output) == whole and (output / "large.png").stat().st_mtime_ns == kept
+  # Another picture changes all of them.
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
+  with pytest.raises(OutputError, match="finished output already"):
+    _protect(config, "udp", source, output, fixed)
+  assert _files(output) == whole
 
 
 def test_nothing_is_left_of_a_run_that_failed_at_once(

@@ -113,14 +113,28 @@ def open_job(
   return Job(opened, model, found, tiling, texts, lambda file: by_text[texts[file.relative]])
 
 
-def check_workdir(config: Any, workdir: Path, job: Job, *, replace: bool = False, **more: Any):
+def check_workdir(
+  config: Any,
+  workdir: Path,
+  job: Job,
+  *,
+  replace: bool = False,
+  apart: bool = False,
+  **more: Any,
+) -> None:
   """`run_config.check` for such a job; `more` is what else decides the result.
+
+  With `apart`, pictures and captions are no part of what the folder belongs to: they may come
+  later, and each file's record says what it was made of.
 
   Raises:
     ConfigError: the folder belongs to another run.
+    OutputError: see `run_config.check`.
   """
   identity = {"pictures": job.found.origin["sha256"], "captions": job.texts}
   identity |= {**more, **job.tiling._asdict()}
+  if apart:
+    identity = {"pictures": "apart", **job.tiling._asdict()}
   run_config.check(config, workdir, pictures.identified(job.found, identity), replace=replace)
 
 
@@ -158,6 +172,7 @@ def run(
         job.opened.params,
         job.tiling,
         cond_of=job.cond_of,
+        texts=job.texts,
         progress=progress,
       )
   if not evaluate:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from udp_jax import processes
-from udp_jax.data import files
+from udp_jax.data import files, work_folder
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
 
@@ -70,9 +69,10 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
 
   Rows and seeds may be added later, and settings that change only speed may change; those of
   `performance` that change results as well (the joint step, streaming) may not. With `replace`, a
-  different study's pictures and checkpoints are removed instead.
+  different study's pictures and checkpoints are removed instead (see `work_folder.clear`).
 
   Raises:
+    OutputError: with `replace`, something there is not ours, or the last copy of a picture.
     ConfigError: what stands there differs in something that changes results, or began with other
       pictures.
   """
@@ -85,16 +85,19 @@ def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> Non
   if path.exists():
     changed = _changed(files.read_json(path), new)
     if changed and replace:
-      with files.output_errors(workdir):
-        path.unlink()
-        for part in ("clean", "stages", "protected"):
-          shutil.rmtree(workdir / part, ignore_errors=True)
+      work_folder.clear(workdir)
     elif changed:
       raise ConfigError(
         f"{workdir} holds a run with another config ({', '.join(changed)} differ): choose another "
         "--workdir, or delete that folder"
       )
   files.write_json(path, new)
+  work_folder.mark(workdir)
+
+
+def changed_fields(old: Any, new: Any) -> list[str]:
+  """Dotted names of the fields that differ between two configs and change results."""
+  return _changed(*(json.loads(files.to_json(config)) for config in (old, new)))
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

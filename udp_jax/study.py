@@ -36,7 +36,7 @@ from udp_jax import (
   streaming,
   threats,
 )
-from udp_jax.data import files, manifest, sources
+from udp_jax.data import files, manifest, originals, sources
 from udp_jax.data.image_set import ImageSet, split
 from udp_jax.errors import ConfigError
 from udp_jax.models import factory, features
@@ -176,7 +176,11 @@ def write_pictures(pictures: ImageSet, folder: Path) -> None:
       rows=rows,
       alphas=pictures.alphas,
       metadata=pictures.metadata,
-      record={"method": CLEAN, "origin": pictures.origin},
+      record={
+        "method": CLEAN,
+        "origin": pictures.origin,
+        "sources": originals.sources_of(pictures),
+      },
     )
 
 

@@ -31,6 +31,11 @@ _REASONS = {
 }
 
 
+def is_temporary(name: str) -> bool:
+  """Whether a file's name is that of one of ours that a kill left unfinished."""
+  return name.endswith(TEMPORARY_SUFFIX)
+
+
 @contextlib.contextmanager
 def output_errors(path: str | os.PathLike) -> Iterator[None]:
   """Turns an `OSError` raised inside the block into a one-line `OutputError` about `path`."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udp_jax.data import image_set, images
+from udp_jax.data import image_set, images, output, work_folder
 from udp_jax.data.image_set import ImageSet, Metadata
 from udp_jax.data.output import INCOMPLETE
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError, UserError
@@ -36,18 +36,24 @@ class ImageFile(NamedTuple):
 
 
 class Scan(NamedTuple):
-  """What a folder holds: images in order, unusable entries as (file, reason), other files."""
+  """What a folder holds: images in order, unusable entries as (file, reason), other files.
+
+  `left_out` are nested folders that udp_jax wrote, whose pictures are not listed.
+  """
 
   files: tuple[ImageFile, ...]
   unusable: tuple[tuple[str, str], ...]
   ignored: int
+  left_out: tuple[str, ...] = ()
 
 
 def scan(folder: str | os.PathLike) -> Scan:
   """Lists the image files below a folder, sorted by relative path, without decoding them.
 
   Hidden files, `manifest.json` and `metadata.jsonl` are passed over; links to folders are
-  followed. A file with an unknown extension counts as an image if its first bytes say so. Where
+  followed. Nested folders that a run of ours wrote (outputs, finished or not, and work folders) are
+  left out, which is logged: a protected picture is not to be protected again by accident.
+  A file with an unknown extension counts as an image if its first bytes say so. Where
   two files differ only by extension, the first keeps the plain name and the others their full
   file name (`a.jpg` and `a.png` are "a" and "a.png").
 
@@ -67,8 +73,13 @@ def scan(folder: str | os.PathLike) -> Scan:
     unusable.append((place, f"{error.filename}: cannot be listed ({error.strerror})"))
 
   seen: set[str] = set()
+  left_out: list[str] = []
   for root, subfolders, names in os.walk(folder, followlinks=True, onerror=unlistable):
     seen.add(os.path.realpath(root))
+    if Path(root) != folder and (output.is_written(root) or work_folder.is_ours(root)):
+      left_out.append(Path(root).relative_to(folder).as_posix())
+      subfolders.clear()
+      continue
     subfolders[:] = sorted(
       name
       for name in subfolders
@@ -86,11 +97,15 @@ def scan(folder: str | os.PathLike) -> Scan:
       else:
         ignored += 1
   found.sort()
+  if left_out:
+    _log.warning(
+      "%s: left out %d folders that udp_jax wrote: %s", folder, len(left_out), ", ".join(left_out)
+    )
   files = tuple(
     ImageFile(name, folder / relative, relative)
     for name, relative in zip(unique_names(found), found)
   )
-  return Scan(files, tuple(sorted(unusable)), ignored)
+  return Scan(files, tuple(sorted(unusable)), ignored, tuple(left_out))
 
 
 def unique_names(relatives: Sequence[str]) -> list[str]:
@@ -141,17 +156,22 @@ def load_folder(
     classes=class_names or None,
     skipped=found.skipped,
     ignored=found.ignored,
+    **found.ours,
   )
 
 
 class Selection(NamedTuple):
-  """The usable files in order, what was kept of each, and what an origin reports."""
+  """The usable files in order, what was kept of each, and what an origin reports.
+
+  `ours` are further entries of an origin: what the folder, and folders left out of it, are to us.
+  """
 
   files: list[ImageFile]
   kept: list[Any]
   class_names: list[str]
   skipped: list[list[str]]
   ignored: int
+  ours: dict[str, Any] = {}
 
 
 def select(
@@ -181,6 +201,11 @@ def select(
     raise BadDataError(skipped[0][1])
   if not candidates and not skipped:
     also = f" ({listing.ignored} other files)" if listing.ignored else ""
+    if listing.left_out:
+      raise MissingDataError(
+        f"{folder}: no images in it but in {len(listing.left_out)} folders that udp_jax wrote "
+        f"({listing.left_out[0]}); give one of them itself"
+      )
     raise MissingDataError(f"{folder}: no images in it{also}; put PNG or JPEG files there")
 
   order = np.arange(len(candidates))
@@ -215,7 +240,17 @@ def select(
     class_names=class_names,
     skipped=[list(entry) for entry in skipped],
     ignored=listing.ignored,
+    ours=_ours(folder, listing),
   )
+
+
+def _ours(folder: Path, listing: Scan) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  if (what := output.describe(folder)) is not None:
+    found["input_is"] = f"input is {what}"
+  if listing.left_out:
+    found["left_out"] = list(listing.left_out)
+  return found
 
 
 def _class_names(files: Sequence[ImageFile]) -> list[str]:
