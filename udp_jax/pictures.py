@@ -113,7 +113,9 @@ def protect(
         label, folder = f"{label} {number}/{len(groups)}", scratch / f"group_{number:05d}"
       grids, deltas = _perturb(job, group, folder, label, progress=progress)
       if created is None:  # Only now: a run that fails before leaves no folder.
-        created = picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
+        created = picture_folder.claim(
+          output, names, keep=entries, overwrite=overwrite, beside=pictures.beside
+        )
       with tqdm(
         total=len(names), initial=len(entries), desc="written", unit="file", disable=not progress
       ) as bar:
@@ -127,12 +129,13 @@ def protect(
               made,
               clean=clean.pixels,
               radius_255=config.radius_255,
+              notes=file.notes,
             )
             bar.update()
       # The records say now what is done, and checkpoints are large.
       shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     if created is None:
-      picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
+      picture_folder.claim(output, names, keep=entries, overwrite=overwrite, beside=pictures.beside)
   except BaseException:
     if created is not None and not entries:
       picture_folder.withdraw(output, created)
@@ -141,7 +144,8 @@ def protect(
   record = {"method": method, "row": row, "config": config.to_dict(), "seed": config.seed}
   record |= {"radius_255": config.radius_255, "origin": pictures.origin}
   record["tiling"] = tiling._asdict() | {"files_at_a_time": size, "masked": bool(mask_files)}
-  return picture_folder.finish(output, [entries[name] for name in names], record)
+  finished = [entries[name] for name in names]
+  return picture_folder.finish(output, finished, record, beside=pictures.beside)
 
 
 def check(
@@ -181,14 +185,17 @@ def _write_clean(pictures: PictureFolder, workdir: Path, *, progress: bool) -> N
   entries = picture_folder.finished(folder, records, names)
   if len(entries) == len(names) and (folder / "manifest.json").exists():
     return
-  picture_folder.claim(folder, names, keep=entries, overwrite=True)
+  picture_folder.claim(folder, names, keep=entries, overwrite=True, beside=pictures.beside)
   with tqdm(pictures.files, desc="clean reference", unit="file", disable=not progress) as bar:
     for file in bar:
       if file.name not in entries:
         picture = picture_folder.read(file.path)
-        entries[file.name] = picture_folder.write(folder, records, file.name, picture)
+        entries[file.name] = picture_folder.write(
+          folder, records, file.name, picture, notes=file.notes
+        )
   record = {"method": study.CLEAN, "origin": pictures.origin}
-  picture_folder.finish(folder, [entries[name] for name in names], record)
+  made = [entries[name] for name in names]
+  picture_folder.finish(folder, made, record, beside=pictures.beside)
 
 
 def _perturb(

@@ -86,7 +86,9 @@ def purify_folder(
   names = [file.name for file in usable]
   records = workdir / "records"
   entries = picture_folder.finished(output, records, names)
-  created = picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
+  created = picture_folder.claim(
+    output, names, keep=entries, overwrite=overwrite, beside=pictures.beside
+  )
   size = per_device_batch_size * (1 if mesh is None else mesh.size)
   key = stream(jax.random.key(seed), "purifier")
   try:
@@ -108,9 +110,9 @@ def purify_folder(
           on_progress=partial(_show, bar, before),
         )
         for file, picture, pixels in zip(batch, read, purified):
-          made = picture._replace(pixels=pixels)
+          made = picture._replace(pixels=_as_before(picture, pixels))
           entries[file.name] = picture_folder.write(
-            output, records, file.name, made, clean=picture.pixels
+            output, records, file.name, made, clean=picture.pixels, notes=file.notes
           )
   except BaseException:
     if created and not entries:
@@ -118,7 +120,13 @@ def purify_folder(
     raise
   origin = pictures.origin | {"skipped": [*pictures.origin["skipped"], *refused]}
   record = {**settings, "seed": seed, "origin": origin}
-  return picture_folder.finish(output, [entries[name] for name in names], record)
+  made_entries = [entries[name] for name in names]
+  return picture_folder.finish(output, made_entries, record, beside=pictures.beside)
+
+
+def _as_before(picture: images.Picture, pixels: np.ndarray) -> np.ndarray:
+  """Purified pixels, grey where the picture was."""
+  return images.as_grey(pixels) if images.is_grey(picture.pixels) else pixels
 
 
 def _show(bar: tqdm, before: int, done: float) -> None:

@@ -34,6 +34,8 @@ class Batch(NamedTuple):
     reference: (..., H, W, C) uint8, the same pictures protected by another method, for the controls
       that imitate it; otherwise None.
     mask: (..., H, W, 1) uint8, 1 where a perturbation may be, 0 elsewhere; None for everywhere.
+    grey: (...,) uint8, 1 for a grey picture, whose perturbation is one and the same in all
+      channels, 0 for others; None where no picture is grey.
   """
 
   images: jax.Array | np.ndarray
@@ -42,6 +44,7 @@ class Batch(NamedTuple):
   cond: Any = None
   reference: jax.Array | np.ndarray | None = None
   mask: jax.Array | np.ndarray | None = None
+  grey: jax.Array | np.ndarray | None = None
 
 
 class TrainState(NamedTuple):

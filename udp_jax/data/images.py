@@ -161,6 +161,12 @@ def is_grey(pixels: np.ndarray) -> np.ndarray:
   return same.all(axis=(-2, -1))
 
 
+def as_grey(pixels: np.ndarray) -> np.ndarray:
+  """The mean of the channels in all three, rounded: uint8 (..., 3)."""
+  mean = np.rint(pixels.astype(np.float32).mean(axis=-1, keepdims=True)).astype(np.uint8)
+  return np.broadcast_to(mean, pixels.shape).copy()
+
+
 def resize_picture(picture: Picture, size: int) -> Picture:
   """Crops the centre square and resizes it to (size, size), once, quantised to 8 bits.
 

@@ -121,6 +121,7 @@ def _ours(folder: Path, overwrite: bool) -> list[str]:
         "overwriting it"
       )
     ours = {MANIFEST, *(entry["file"] for entry in manifest["images"])}
+    ours |= {name for name in manifest.get("captions", []) if image_set.is_safe_name(name)}
   else:
     ours = set()
   foreign = sorted(

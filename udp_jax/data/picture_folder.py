@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udp_jax.data import files, image_set, images, manifest, output
+from udp_jax.data import files, image_set, images, manifest, naming, output
 from udp_jax.data import folder as folders
+from udp_jax.data.captions import NONE_BESIDE, Beside
 from udp_jax.errors import OutputError
 
 
@@ -34,6 +35,7 @@ class PictureFile(NamedTuple):
     height: upright, pixels.
     width: upright, pixels.
     sha256: of its pixels and its transparency.
+    notes: what reading it changes, converts or leaves out.
   """
 
   name: str
@@ -42,14 +44,23 @@ class PictureFile(NamedTuple):
   height: int
   width: int
   sha256: str
+  notes: tuple[str, ...] = ()
 
 
 class PictureFolder(NamedTuple):
-  """The usable pictures of a folder, of any sizes, and what `ImageSet.origin` says of a source."""
+  """The usable pictures of a folder, of any sizes.
+
+  Attributes:
+    folder: where they are.
+    files: the pictures, in order.
+    origin: what `ImageSet.origin` says of a source.
+    beside: captions that stand beside them.
+  """
 
   folder: Path
   files: tuple[PictureFile, ...]
   origin: dict[str, Any]
+  beside: Beside = NONE_BESIDE
 
 
 def list_pictures(
@@ -75,17 +86,19 @@ def list_pictures(
   found = folders.select(
     folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
   )
-  files = tuple(PictureFile(*file, *kept) for file, kept in zip(found.files, found.kept))
+  files = tuple(
+    PictureFile(*file, *kept, notes=notes)
+    for file, kept, notes in zip(found.files, found.kept, found.notes)
+  )
   identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
   origin = {
-    "source": f"folder {folder}",
+    "source": naming.readable(f"folder {folder}"),
     "count": len(files),
     "sha256": hashlib.sha256(identity.encode()).hexdigest(),
     "classes": found.class_names or None,
-    "skipped": found.skipped,
-    "ignored": found.ignored,
+    **found.origin,
   }
-  return PictureFolder(folder, files, origin)
+  return PictureFolder(folder, files, origin, found.beside)
 
 
 def read(path: Path) -> images.Picture:
@@ -114,9 +127,16 @@ def finished(folder: Path, records: Path, names: Iterable[str]) -> dict[str, dic
 
 
 def claim(
-  folder: Path, names: Sequence[str], *, keep: Iterable[str] = (), overwrite: bool = False
+  folder: Path,
+  names: Sequence[str],
+  *,
+  keep: Iterable[str] = (),
+  overwrite: bool = False,
+  beside: Beside = NONE_BESIDE,
 ) -> list[Path]:
   """Marks the folder as unfinished and clears what is ours but not in `keep`; folders it created.
+
+  The captions in `beside` are announced like the pictures; `finish` writes them.
 
   Raises:
     OutputError: the folder cannot be written, or holds somebody else's files.
@@ -127,7 +147,8 @@ def claim(
     raise OutputError(
       f"{sorted(clash)[0]} would be both a file and a folder; rename one of the source's images"
     )
-  return output.claim(folder, relatives, overwrite, keep=[f"{name}.png" for name in keep])
+  announced = [*relatives, *beside.render(names)]
+  return output.claim(folder, announced, overwrite, keep=[f"{name}.png" for name in keep])
 
 
 def withdraw(folder: Path, created: Sequence[Path]) -> None:
@@ -143,6 +164,7 @@ def write(
   *,
   clean: np.ndarray | None = None,
   radius_255: float | None = None,
+  notes: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Writes one picture, reads it back, checks and measures it, and writes its record.
 
@@ -153,10 +175,11 @@ def write(
     picture: uint8 pixels and what is saved with them.
     clean: uint8 (H, W, 3) to measure against.
     radius_255: budget in 8-bit levels that the file must keep.
+    notes: on the picture, for the record.
 
   Returns:
-    The record: "file", "sha256", "width", "height" and, with `clean`, "max_abs_255" (levels) and
-    "psnr" (dB; null when identical), measured on the pixels of the file.
+    The record: "file", "sha256", "width", "height", "notes" where there are any and, with `clean`,
+    "max_abs_255" (levels) and "psnr" (dB; null when identical), measured on the pixels of the file.
 
   Raises:
     OutputError: the place is full or read-only.
@@ -170,6 +193,8 @@ def write(
     alpha=picture.alpha,
     icc_profile=picture.icc_profile,
     exif=picture.exif,
+    chunks=picture.chunks,
+    grey=picture.grey,
   )
   saved = read(path)
   same = np.array_equal(saved.pixels, picture.pixels) and (
@@ -179,6 +204,8 @@ def write(
     raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
   entry: dict[str, Any] = {"file": f"{name}.png", "sha256": manifest.file_sha256(path)}
   entry |= {"width": width, "height": height}
+  if notes:
+    entry["notes"] = list(notes)
   if clean is not None:
     entry["max_abs_255"], entry["psnr"] = _difference(saved.pixels, clean)
     if radius_255 is not None and entry["max_abs_255"] > radius_255:
@@ -191,16 +218,23 @@ def write(
 
 
 def finish(
-  folder: Path, entries: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
+  folder: Path,
+  entries: Sequence[Mapping[str, Any]],
+  record: Mapping[str, Any],
+  *,
+  beside: Beside = NONE_BESIDE,
 ) -> dict[str, Any]:
-  """Writes manifest.json, which says that the folder is done; returns it.
+  """Writes the captions and manifest.json, which says that the folder is done; returns it.
 
   Args:
     folder: all of whose files are written.
     entries: of `write`, in the order of the manifest.
     record: what made the pictures, as in `manifest.write_folder`.
+    beside: captions, of which those of the pictures are written.
   """
-  made = manifest.describe(record) | {"images": list(entries)}
+  made = manifest.describe(record)
+  made |= manifest.write_captions(folder, [entry["file"] for entry in entries], beside)
+  made["images"] = list(entries)
   measured = [entry for entry in entries if "max_abs_255" in entry]
   if measured:
     worst = max(measured, key=lambda entry: entry["max_abs_255"])
