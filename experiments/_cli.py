@@ -173,7 +173,7 @@ def _join_processes(resumable: bool) -> None:
   elif settings is not None:
     # Gloo, which carries the collectives of CPUs, prints to stdout: stderr from here on.
     sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)
 
 

@@ -29,6 +29,7 @@ def test_captions_by_path(tmp_path: Path) -> None:
     (b'{"file_name": "a.png"}', 'line 1 is not an object with "file_name" and "text"'),
     (b'{"file_name": "a.png", "text": "x"}\nnonsense', "line 2 is not an object"),
     (b'["a.png", "x"]', "line 1 is not an object"),
+    (b'{"file_name": "a.png", "text": "\\ud83c"}', 'line 1: "text" holds half a character'),
     (b'{"file_name": "a.png", "text": null}', 'line 1: "file_name" and "text" must be texts'),
     (b'{"file_name": "a.png", "text": "\xff"}', "cannot be read as UTF-8 text"),
   ],

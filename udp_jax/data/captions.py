@@ -131,6 +131,8 @@ def read_captions(folder: str | os.PathLike, relatives: Iterable[str] = ()) -> d
         raise BadDataError(f'{path}: line {row.line} is not an object with "file_name" and "text"')
       if not isinstance(text, str):
         raise BadDataError(f'{path}: line {row.line}: "file_name" and "text" must be texts')
+      if naming.readable(text) != text:
+        raise BadDataError(f'{path}: line {row.line}: "text" holds half a character')
       before = lines.setdefault(row.relative, row)
       if before.fields["text"] != text:
         raise BadDataError(

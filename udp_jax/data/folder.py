@@ -140,7 +140,7 @@ def load_folder(
   return image_set.finish(
     np.stack([picture.pixels for picture in pictures]),
     [file.name for file in chosen],
-    f"folder {folder}",
+    naming.readable(f"folder {folder}"),
     labels=np.array([class_names.index(f.relative.split("/")[0]) for f in chosen], np.int32)
     if class_names
     else None,
