@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import _cli
-from udp_jax.data import files, places
+from udp_jax.data import files, naming, places
 from udp_jax.data.verify import FileReport, VerifyReport, verify
 from udp_jax.errors import ConfigError
 
@@ -70,7 +70,7 @@ def table(report: VerifyReport) -> str:
     lines.append(f"OK: {report.checked} files keep the budget ({budget})")
   else:
     lines.append(f"FAILED: {len(report.failures)} files; {report.checked} measured ({budget})")
-  return "\n".join(lines)
+  return "\n".join(map(naming.printable, lines))
 
 
 def as_dict(report: VerifyReport) -> dict:

@@ -176,6 +176,7 @@ def write_pictures(pictures: ImageSet, folder: Path) -> None:
       rows=rows,
       alphas=pictures.alphas,
       metadata=pictures.metadata,
+      beside=pictures.beside,
       record={
         "method": CLEAN,
         "origin": pictures.origin,

@@ -182,6 +182,7 @@ def _ours(folder: Path, overwrite: bool, extend: bool = False) -> list[str]:
     if not (overwrite or extend):
       raise OutputError(f"cannot write {folder}: {_finished(folder, manifest)}")
     ours = {MANIFEST, *(entry["file"] for entry in manifest["images"])}
+    ours |= {name for name in manifest.get("captions", []) if image_set.is_safe_name(name)}
   else:
     ours = set()
   foreign = sorted(
