@@ -23,13 +23,13 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from udp_jax import loop, parallel, placement, processes, rounds, training
+from udp_jax import constraints, loop, parallel, placement, processes, rounds, training
 from udp_jax.checkpoint import Checkpoints
 from udp_jax.data import manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.metrics_writer import MetricsWriter
 from udp_jax.models.base import Params
-from udp_jax.ops.image import quantise, quantise_within
+from udp_jax.ops.image import quantise
 from udp_jax.protections.base import Protection
 from udp_jax.threats.base import Threat
 from udp_jax.training import Batch
@@ -105,7 +105,7 @@ def protect_stage(
     train_visits=train_visits,
     progress=progress,
   )
-  protected = np.asarray(quantise_within(clean.images[rows], jnp.asarray(delta), radius_255))
+  protected = constraints.saved(clean.images[rows], delta, radius_255)
   manifest.write_folder(
     folder,
     protected,
