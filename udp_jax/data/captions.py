@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
+from udp_jax.data import files
 from udp_jax.errors import BadDataError
 
 FILE = "metadata.jsonl"
@@ -31,7 +31,7 @@ def read_captions(folder: str | os.PathLike) -> dict[str, str]:
     if not line.strip():
       continue
     try:
-      entry = json.loads(line)
+      entry = files.parse_json(line)
       name, text = entry["file_name"], entry["text"]
     except (ValueError, KeyError, TypeError) as error:
       raise BadDataError(
