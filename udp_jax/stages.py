@@ -23,14 +23,14 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from udp_jax import loop, parallel, placement, processes, rounds, training
+from udp_jax import constraints, loop, parallel, placement, processes, rounds, training
 from udp_jax.checkpoint import Checkpoints
 from udp_jax.data import images, manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.metrics_writer import MetricsWriter
 from udp_jax.models.base import Params
 from udp_jax.ops import visibility
-from udp_jax.ops.image import quantise, quantise_within
+from udp_jax.ops.image import quantise
 from udp_jax.protections.base import Protection
 from udp_jax.threats.base import Threat
 from udp_jax.training import Batch
@@ -118,7 +118,7 @@ def protect_stage(
     mean = delta.mean(axis=-1, keepdims=True)
     delta = np.where(grey[rows].reshape(-1, 1, 1, 1) > 0, mean, delta)
   bound = radius_255 if limit is None else limit[rows]
-  protected = np.asarray(quantise_within(clean.images[rows], jnp.asarray(delta), bound))
+  protected = constraints.saved(clean.images[rows], delta, bound)
   manifest.write_folder(
     folder,
     protected,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from udp_jax import promises, training
+from udp_jax import constraints, promises, training
 from udp_jax.data import images, masks, picture_folder
 from udp_jax.data.picture_folder import PictureFile
 from udp_jax.errors import ConfigError
@@ -178,6 +178,7 @@ def protected(
   """The clean and the protected picture, from the deltas (count, tile_size, tile_size, 3)."""
   clean = picture_folder.read(job.clean / f"{file.name}.png")
   delta = tiles.assemble(deltas, grid)
+  constraints.check_finite(delta, file.relative)
   where = _allowed(job, file, clean)
   if where is not None:
     delta[~where] = 0.0

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from udp_jax.data import naming
+from udp_jax.data import files, naming
 from udp_jax.errors import BadDataError
 
 FILE = "metadata.jsonl"
@@ -181,7 +181,7 @@ def _read_jsonl(path: Path, text: str, place: str) -> tuple[tuple[str, ...], lis
     if not line.strip():
       continue
     try:
-      fields = json.loads(line)
+      fields = files.parse_json(line)
       name = fields["file_name"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
       raise BadDataError(

@@ -87,8 +87,8 @@ def list_pictures(
     folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
   )
   files = tuple(
-    PictureFile(*file, *kept, originals.file_sha256(file.path), notes)
-    for file, kept, notes in zip(found.files, found.kept, found.notes)
+    PictureFile(*file, height, width, digest, originals.file_sha256(file.path), notes)
+    for file, (height, width, digest), notes in zip(found.files, found.kept, found.notes)
   )
   identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
   origin = {
@@ -121,7 +121,7 @@ def finished(folder: Path, records: Path, names: Iterable[str]) -> dict[str, dic
     record, path = _record(records, name), folder / f"{name}.png"
     if record.is_file() and path.is_file():
       entry = files.read_json(record)
-      if entry.get("sha256") == manifest.file_sha256(path):
+      if _is_record(entry, name) and entry["sha256"] == manifest.file_sha256(path):
         found[name] = entry
   return found
 
@@ -333,6 +333,18 @@ def finish(
 
 def _record(records: Path, name: str) -> Path:
   return records / f"{name}.json"
+
+
+def _is_record(entry: Mapping[str, Any], name: str) -> bool:
+  """Whether a file's content is what `write` writes of a picture; otherwise it is made again."""
+  levels, psnr = entry.get("max_abs_255", 0), entry.get("psnr")
+  sizes = [entry.get(field, 1) for field in ("width", "height")]
+  return (
+    entry.get("file") == f"{name}.png"
+    and isinstance(entry.get("sha256"), str)
+    and all(isinstance(value, int) and value >= 0 for value in (levels, *sizes))
+    and (psnr is None or (isinstance(psnr, int | float) and math.isfinite(psnr)))
+  )
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[int, float | None]:
