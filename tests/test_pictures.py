@@ -409,11 +409,8 @@ def test_only_what_is_missing_is_made(config, folder, fixed, tmp_path: Path) -> 
   Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
   Image.fromarray(_photograph(8, 61, 83)).save(source / "large.bmp")
   (source / "sub" / "profile.tif").unlink()
-  with Image.open(source / "turned.jpg") as image:
-    exif = image.getexif()
-  exif[TITLE] = "another title"
-  turned = Image.open(source / "turned.jpg")
-  turned.save(source / "turned.jpg", exif=exif, quality="keep")
+  turned = source / "turned.jpg"
+  turned.write_bytes(turned.read_bytes().replace(b"a title", b"b title"))
 
   again = _protect(config, "random_noise", source, output, fixed)
   files = _files(output)
@@ -426,7 +423,7 @@ def test_only_what_is_missing_is_made(config, folder, fixed, tmp_path: Path) -> 
   report = verify(clean, output, 12)
   assert report.ok and report.checked == 6
   with Image.open(output / "turned.png") as image:
-    assert image.getexif()[TITLE] == "another title"
+    assert image.getexif()[TITLE] == "b title"
   before = next(e for e in first["images"] if e["file"] == "turned.png")
   after = next(e for e in again["images"] if e["file"] == "turned.png")
   assert before["source"]["pixels_sha256"] == after["source"]["pixels_sha256"]
