@@ -87,7 +87,7 @@ def list_pictures(
     folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
   )
   files = tuple(
-    PictureFile(*file, *kept, notes=notes)
+    PictureFile(*file, *kept)._replace(notes=notes)
     for file, kept, notes in zip(found.files, found.kept, found.notes)
   )
   identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
