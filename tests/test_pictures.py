@@ -245,7 +245,8 @@ def test_grey_files_stay_grey(row: str, config, fixed: Fixed, tmp_path: Path) ->
     change -= read_image(source / f"{name}.png").pixels
     alike = (change == change[..., :1]).all()
     assert alike == (name != "colour")
-    assert np.abs(change).mean() > 3
+    # Half of what black and white would change is outside of the range.
+    assert np.abs(change).mean() > (1 if name == "line" else 5)
   notes = {entry["file"]: entry.get("notes") for entry in made["images"]}
   assert notes["line.png"] == ["1 bit a pixel saved as 8-bit grey"]
   assert notes["page.png"] is None

@@ -336,6 +336,7 @@ HOSTILE = {
   "deep": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + b"<a>" * 100_000),
   "no xml": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<rdf:RDF>"),
   "spaces": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<a " + b" " * 1_000_000 + b"/>"),
+  "long tag": (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<a b='" + b" x>" * 300_000 + b"'/>"),
   "false profile": (b"tEXt", b"Raw profile type iptc\0\niptc\n 999\n00"),
 }  # fmt: skip
 
@@ -384,6 +385,19 @@ def test_mutated_files_never_crash_and_never_leak(tmp_path: Path) -> None:
 def _write(path: Path, content: bytes) -> Path:
   path.write_bytes(content)
   return path
+
+
+def test_fill_bytes_and_long_comments_do_not_hang(tmp_path: Path) -> None:
+  buffer = io.BytesIO()
+  SECRET.convert("P").save(buffer, "GIF")
+  gif = buffer.getvalue()
+  comment = b"!\xfe" + b"\1a" * 1_200_000 + b"\0"
+  started = time.monotonic()
+  filled = _read(tmp_path, _jpeg()[:2] + b"\xff" * 3_000_000 + _jpeg()[2:])
+  assert filled.notes == ()
+  commented = _read(tmp_path, gif[:-1] + comment + gif[-1:], "a.gif")
+  assert _left_out(commented) == {"oversized"}
+  assert time.monotonic() - started < 5
 
 
 def test_every_row_is_whole_and_every_reader_knows_it() -> None:

@@ -233,7 +233,9 @@ class _Found:
       text = data.decode("latin-1")
     if metadata.holds_picture(data):
       self.drop("embedded")
-    elif text and len(self._texts) < metadata.MAX_TEXTS:
+    elif len(data) > metadata.MAX_COMPRESSED or len(self._texts) >= metadata.MAX_TEXTS:
+      self.drop("oversized")
+    elif text:
       self._texts.append(text_chunk(b"Comment", text.replace("\0", "").encode()))
 
   def contents(self) -> Contents:
@@ -358,7 +360,8 @@ def _jpeg(content: bytes, found: _Found) -> None:
     match = _JPEG_MARKER.search(content, at)
     if match is None:
       break
-    kept.append(content[at : match.start()])
+    # Fill bytes may stand before any marker, in any number; Pillow reads them one by one.
+    kept.append(content[at : match.start()].rstrip(b"\xff"))
     kind, at = match.group(1)[0], match.end()
     if kind == 0xD9:
       kept.append(b"\xff\xd9")
@@ -480,14 +483,16 @@ def _webp(content: bytes, found: _Found) -> None:
 
 def _gif(content: bytes, found: _Found) -> None:
   at = 13 + (3 << ((content[10] & 7) + 1) if len(content) > 10 and content[10] & 0x80 else 0)
+  kept = [content[:at]]
   while at + 2 <= len(content):
-    kind, label = content[at], content[at + 1]
+    kind, label, start = content[at], content[at + 1], at
     if kind == 0x2C and at + 10 <= len(content):
       table = content[at + 9]
       at = _gif_end(content, at + 11 + (3 << ((table & 7) + 1) if table & 0x80 else 0))
+      kept.append(content[start:at])
     elif kind == 0x21 and label == 0xFF:
       found.count()
-      start, name = at + 3, content[at + 3 : at + 14]
+      name, start = content[at + 3 : at + 14], at + 3
       at = _gif_end(content, at + 2)
       if name == b"XMP DataXMP":
         # Stored as it is; the bytes 1, 255, 254, ... behind it lead readers of blocks to the end.
@@ -498,12 +503,17 @@ def _gif(content: bytes, found: _Found) -> None:
         found.drop("application")
     elif kind == 0x21:
       if label == 0xFE:
+        found.count()
         found.comment(_gif_data(content, at + 2))
       at = _gif_end(content, at + 2)
+      if label == 0xF9:  # Transparency and timing of the picture that follows.
+        kept.append(content[start:at])
     else:
       if kind == 0x3B and content[at + 1 :].strip(b"\0"):
         found.drop("second_picture")
       break
+  # The end, or what Pillow is to find wrong.
+  found.stream = b"".join([*kept, content[at:]])
 
 
 def _gif_end(content: bytes, at: int) -> int:
@@ -514,8 +524,9 @@ def _gif_end(content: bytes, at: int) -> int:
 
 
 def _gif_data(content: bytes, at: int) -> bytes:
+  """What the blocks that begin at `at` hold, up to the limit of a text."""
   parts, size = [], 0
-  while at < len(content) and content[at] and size <= metadata.MAX_BYTES:
+  while at < len(content) and content[at] and size <= metadata.MAX_COMPRESSED:
     parts.append(content[at + 1 : at + 1 + content[at]])
     size += content[at]
     at += 1 + content[at]

@@ -11,7 +11,8 @@ from udp_jax.data import metadata
 _MAX_DEPTH = 100
 _MAX_ELEMENTS = 100_000
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# RDF"
-_TAG = re.compile(rb"""<(?:[^>"']|"[^"]*"|'[^']*')*>""")
+# Possessive: backtracking would keep a place for every character of a long tag.
+_TAG = re.compile(rb"""<(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
 _ATTRIBUTE = re.compile(rb"""(?<=\s)([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
 
 
