@@ -108,6 +108,10 @@ def main(argv: Sequence[str]) -> int:
     f"{len(skipped)} skipped; clean reference: {workdir / 'clean'}"
   )
   print(f"protected against {made['against']['statement']}")
+  print(
+    f"check the budget: python -m experiments.verify --clean={workdir / 'clean'} "
+    f"--protected={output} --radius_255={made['radius_255']:g}"
+  )
   for file, reason in skipped:
     print(f"skipped: {file}: {reason}")
   return 0
