@@ -2,9 +2,10 @@ r"""Checks that protected images keep their budget, from the files alone.
 
   python -m experiments.verify --clean=DIR --protected=DIR --radius_255=8 [--json=PATH|-]
 
-Without --radius_255 the budget is the one that the protected folder's manifest promises. Works on folders made by anyone: files are matched by their relative name without extension. Exit
-code 0: every file keeps the budget. 1: some do not, or have no counterpart; they are listed. 2:
-a folder is not there or holds no images, or a flag is missing.
+Without --radius_255 the budget is the one that the protected folder's manifest promises. Works on
+folders made by anyone: files are matched by their relative name without extension. Exit code 0:
+every file keeps the budget. 1: some do not, or have no counterpart; they are listed. 2: a folder is
+not there or holds no images, or a flag is missing.
 """
 
 from __future__ import annotations
