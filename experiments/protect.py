@@ -136,7 +136,9 @@ def _choose_model(config: Any) -> None:
     )
   with config.unlocked():
     if _MODEL.value == places.FRESH:
-      config.model.update({"path": "", "architecture": ""})
+      config.model.path = ""
+      if "architecture" in config.model:  # Else a folder is asked for.
+        config.model.architecture = ""
     elif _MODEL.value:
       config.model.path = _MODEL.value
 
