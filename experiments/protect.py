@@ -128,6 +128,10 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
     f"{len(skipped)} skipped; clean reference: {workdir / 'clean'}"
   )
   print(f"protected against {made['against']['statement']}")
+  print(
+    f"check the budget: python -m experiments.verify --clean={workdir / 'clean'} "
+    f"--protected={output} --radius_255={made['radius_255']:g}"
+  )
   for file, reason in skipped:
     print(naming.printable(f"skipped: {file}: {reason}"))
   return 0
@@ -152,7 +156,9 @@ def _choose_model(config: Any) -> None:
     )
   with config.unlocked():
     if _MODEL.value == places.FRESH:
-      config.model.update({"path": "", "architecture": ""})
+      config.model.path = ""
+      if "architecture" in config.model:  # Else a folder is asked for.
+        config.model.architecture = ""
     elif _MODEL.value:
       config.model.path = _MODEL.value
 
