@@ -27,7 +27,7 @@ def undisturbed(kind: str, words: tuple[str, ...], folder: Path, env: dict[str, 
   Args:
     kind: for messages.
     words: after `python -m`.
-    folder: of this kind, with `input/` in it; the runs are made in its `run/`.
+    folder: of this kind; the runs are made in its `run/`.
     env: of the programs.
 
   Raises:
@@ -36,7 +36,7 @@ def undisturbed(kind: str, words: tuple[str, ...], folder: Path, env: dict[str, 
   known = folder / "undisturbed.json"
   if known.exists():
     return json.loads(known.read_text("utf-8"))
-  programs.make_input(folder / programs.INPUT)
+  programs.prepare(words, folder, env)
   made: list[dict[str, str]] = []
   for _ in range(2):
     place = fresh(folder)

@@ -22,7 +22,17 @@ ROOT = Path(__file__).resolve().parents[2]
 _TIMES = ("metrics.jsonl", "run.json", "report.html")
 _UNSTABLE_KEYS = frozenset(
   {
-    *("created", "versions", "hardware", "started", "ended", "seconds", "command", "commit"),
+    *(
+      "created",
+      "date",
+      "versions",
+      "hardware",
+      "started",
+      "ended",
+      "seconds",
+      "command",
+      "commit",
+    ),
     *("compile_seconds", "code_sha256", "processes"),
   }
 )

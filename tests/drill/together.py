@@ -31,7 +31,8 @@ def attempt(kind: str, number: int, *, seed: int, folder: Path, env: dict[str, s
     undisturbed(kind, words, folder / f"alone_{position}", env)["digests"]
     for position, words in enumerate(dict.fromkeys(pair))
   ]
-  programs.make_input(folder / programs.INPUT)
+  for words in pair:
+    programs.prepare(words, folder, env)
   delay = random.Random(ledger.seed_of(seed, "two", kind, number)).random() * _LATEST_S
   place = fresh(folder)
   first = processes.Program(pair[0], place, env, "first")
