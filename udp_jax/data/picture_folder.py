@@ -76,7 +76,7 @@ def list_pictures(
     folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
   )
   files = tuple(
-    PictureFile(*file, *kept, file_sha256=originals.file_sha256(file.path))
+    PictureFile(*file, *kept)._replace(file_sha256=originals.file_sha256(file.path))
     for file, kept in zip(found.files, found.kept)
   )
   identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
