@@ -126,12 +126,12 @@ def protect(
     for file in pictures.files
   }
   done = picture_folder.progress_of(output, records, sources, finished=extend)
+  _say_what_is_kept(row, names, done)
   if extend and done.is_done(names):
     raise _finished(output)
   _write_clean(pictures, workdir, progress=progress)
   job = Job(config, row, model, params, tiling, workdir / "clean", mask_files or {}, cond_of)
   entries = done.entries
-  _say_what_is_kept(row, names, done)
   created: list[Path] | None = None
   kept_names = [*names, *done.others]
 

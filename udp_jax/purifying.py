@@ -90,11 +90,12 @@ def purify_folder(
   records = workdir / "records"
   sources = {file.name: picture_folder.source_of(file) for file in usable}
   extend = not overwrite and _is_finished(output, settings | {"seed": seed})
-  if extend and picture_folder.progress_of(output, records, sources, finished=True).is_done(names):
-    raise _finished(output)
+  # Without --overwrite this looks at what is there, or refuses; with it, old records may go first.
   _check_settings(workdir, settings | {"seed": seed}, overwrite)
   done = picture_folder.progress_of(output, records, sources, finished=extend)
   _say_what_is_kept(names, done)
+  if extend and done.is_done(names):
+    raise _finished(output)
   entries = done.entries
   created = picture_folder.claim(
     output,

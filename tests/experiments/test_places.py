@@ -57,7 +57,9 @@ def test_folders_of_one_artist(tmp_path: Path, process_environment, entry_point)
   # The clean reference, or what holds it, is no input of the run that would replace it.
   words = [*NOISE, f"--output={output}", "--overwrite"]
   for place in ("out.work/clean", "out.work", "out", "."):
-    _refused(entry_point("protect", *words, f"--input={tmp_path / place}"), "--input", "--output")
+    _refused(
+      entry_point("protect", *words, f"--input={tmp_path / place}"), "--input", "choose another"
+    )
   assert _bytes(output) == first and _bytes(tmp_path / "out.work" / "clean") == clean
   # Nor is a folder in which the output would be.
   inside = [*NOISE, f"--input={source}", f"--output={source / 'out'}"]

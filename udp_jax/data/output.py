@@ -56,7 +56,7 @@ def describe(folder: str | os.PathLike) -> str | None:
     return "a clean reference that udp_jax kept"
   if method == "samples":
     return "a folder that udp_jax sampled from a model"
-  if "radius_255" in manifest:
+  if isinstance(manifest.get("radius_255"), int | float):
     return f"a folder that udp_jax protected by {method}, radius {manifest['radius_255']:g}"
   return f"a folder that udp_jax purified by {method}" if method else "a folder that udp_jax wrote"
 
