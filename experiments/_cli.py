@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import io
 import logging
 import os
 import pkgutil
@@ -28,7 +29,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from udp_jax import processes
-from udp_jax.data import locks
+from udp_jax.data import locks, naming
 from udp_jax.errors import ConfigError, Preempted, UserError
 
 _TUNABLES = "glibc.malloc.hugetlb=1"
@@ -244,7 +245,7 @@ def _join_processes(resumable: bool) -> None:
   elif settings is not None:
     # Gloo, which carries the collectives of CPUs, prints to stdout: stderr from here on.
     sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)
 
 
@@ -309,6 +310,9 @@ def start_process(*, resumable: bool = False) -> None:
   """Signals, logging, and jax's compilation cache (read when jax is imported, later)."""
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, frame: _stop_at_once(number, resumable))
+  # Names of files may hold bytes that are no text in any encoding.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
   logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
   logging.getLogger("udp_jax").setLevel(logging.INFO)
   # Orbax reports every save, every wait for one, and errors that it raises as well, through absl.
@@ -409,7 +413,8 @@ def _check_field(config: Any, field: str) -> None:
 
 
 def _report(error: UserError) -> int:
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+  text = naming.printable(" ".join(str(error).split()))
+  print(f"error: {text}", file=sys.stderr, flush=True)
   return error.exit_code
 
 

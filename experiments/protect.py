@@ -3,7 +3,10 @@
   python -m experiments.protect --input=PICTURES --output=PROTECTED --method=eudp --model=tiny_ldm
 
 Pictures may be of any size: they are cut into overlapping tiles of the model's size, and the saved
-files are lossless, as large as they were, with their names, transparency, colour profile and EXIF.
+PNG files are lossless, as large as they were, grey where they were grey, with their names,
+transparency, colour profile, EXIF, XMP, IPTC, texts, resolution and captions (metadata.jsonl,
+metadata.csv, .txt and .caption files). Previews of the clean picture, GPS positions and serial
+numbers stay behind; `python -m udp_jax.data.metadata` prints what becomes of each thing.
 The upright 8-bit reference is kept in PROTECTED.work/clean, so that
   python -m experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED --radius_255=16
 checks the budget. --model is what to protect against; the manifest says what that is worth. The
@@ -65,7 +68,7 @@ _MASK = flags.DEFINE_string(
 _PROMPT = flags.DEFINE_string(
   "prompt",
   None,
-  "For models with text: the caption of pictures that have none in the folder's metadata.jsonl.",
+  "For models with text: the caption of pictures that have none in their folder.",
 )
 _STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
@@ -95,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _protect(config: Any, output: Path, workdir: Path) -> int:
   from udp_jax import pictures, run_config
-  from udp_jax.data import manifest
+  from udp_jax.data import manifest, naming
 
   assert _INPUT.value is not None
   place = _INPUT.value.removeprefix("folder:")
@@ -125,8 +128,12 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
     f"{len(skipped)} skipped; clean reference: {workdir / 'clean'}"
   )
   print(f"protected against {made['against']['statement']}")
+  print(
+    f"check the budget: python -m experiments.verify --clean={workdir / 'clean'} "
+    f"--protected={output} --radius_255={made['radius_255']:g}"
+  )
   for file, reason in skipped:
-    print(f"skipped: {file}: {reason}")
+    print(naming.printable(f"skipped: {file}: {reason}"))
   return 0
 
 
@@ -149,7 +156,9 @@ def _choose_model(config: Any) -> None:
     )
   with config.unlocked():
     if _MODEL.value == places.FRESH:
-      config.model.update({"path": "", "architecture": ""})
+      config.model.path = ""
+      if "architecture" in config.model:  # Else a folder is asked for.
+        config.model.architecture = ""
     elif _MODEL.value:
       config.model.path = _MODEL.value
 

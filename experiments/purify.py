@@ -4,8 +4,9 @@
   python -m experiments.purify --input=PROTECTED --output=PURIFIED --config=impress_glaze \\
     --model=FOLDER
 
-Methods: the modules of udp_jax/purifiers. Files keep their names, transparency, colour profile and
-EXIF. The same command goes on where a killed one stopped, at the next batch of pictures.
+Methods: the modules of udp_jax/purifiers. Files keep their names, transparency, colour profile,
+EXIF and captions, as with `protect`; grey pictures stay grey. The same command goes on where a
+killed one stopped, at the next batch of pictures.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _purify(config: Any, output: Path, workdir: Path) -> int:
   from udp_jax import parallel, purifying
-  from udp_jax.data import manifest, picture_folder
+  from udp_jax.data import manifest, naming, picture_folder
 
   assert _INPUT.value is not None
   with config.unlocked():
@@ -100,7 +101,7 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
   count = len(made["images"])
   print(f"{count} pictures purified by {config.method} in {output}, {len(skipped)} skipped")
   for file, reason in skipped:
-    print(f"skipped: {file}: {reason}")
+    print(naming.printable(f"skipped: {file}: {reason}"))
   return 0
 
 

@@ -7,8 +7,9 @@
 From scratch: workdir/model, which `DDPMPipeline.from_pretrained` opens. Fine-tuning: workdir/model
 for `StableDiffusionPipeline`, or workdir/adapter for `load_lora_weights` and
 `load_textual_inversion`, and samples. Captions come from PICTURES/metadata.jsonl, lines of
-{"file_name": ..., "text": ...}, or --prompt. --config.seed decides every draw. The same command
-goes on where a killed one stopped.
+{"file_name": ..., "text": ...}, from metadata.csv, from .caption or .txt files beside the pictures,
+or from --prompt. --config.seed decides every draw. The same command goes on where a killed one
+stopped.
 """
 
 from __future__ import annotations

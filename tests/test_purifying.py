@@ -137,3 +137,18 @@ def test_only_what_is_missing_is_made(source, tmp_path):
   assert {name: files[name] for name in whole} == whole  # tiny.png, too.
   assert set(files) == {*whole, "added.png"} == {entry["file"] for entry in made["images"]}
   assert (output / "b" / "c.png").stat().st_mtime_ns == kept
+
+
+def test_grey_pictures_stay_grey(tmp_path):
+  (tmp_path / "in").mkdir()
+  page = np.random.default_rng(0).integers(0, 256, (16, 20)).astype(np.uint8)
+  Image.fromarray(page).save(tmp_path / "in/page.png")
+  Image.fromarray(np.stack([page] * 3, -1)).save(tmp_path / "in/three.png")
+  (tmp_path / "in/page.txt").write_text("a page")
+  _run(tmp_path / "in", tmp_path / "out", "gaussian_noise", {"std": 0.1})
+  with Image.open(tmp_path / "out/page.png") as saved:
+    assert saved.mode == "L" and np.asarray(saved).std() > 0
+  with Image.open(tmp_path / "out/three.png") as saved:
+    pixels = np.asarray(saved)
+    assert saved.mode == "RGB" and (pixels == pixels[..., :1]).all()
+  assert (tmp_path / "out/page.txt").read_text() == "a page"

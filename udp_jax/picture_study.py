@@ -73,7 +73,7 @@ def open_job(
 
   Args:
     config: of a study.
-    folder: of pictures of any sizes, with metadata.jsonl for their captions or without.
+    folder: of pictures of any sizes, with captions (`data.captions`) or without.
     tile_size: side of a tile; 0 for the model's own size.
     overlap: of tiles, pixels; negative for an eighth of a tile.
     files_at_a_time: see `pictures.Tiling`.
@@ -105,7 +105,7 @@ def open_job(
     return Job(opened, model, found, tiling, {}, None)
   with config.unlocked():
     config.model.uncond_ids = tuple(opened.pipeline.tokenizer([""])[0].tolist())
-  written = captions.read_captions(folder)
+  written = captions.read_captions(folder, [file.relative for file in found.files])
   texts = {file.relative: written.get(file.relative, prompt or "") for file in found.files}
   names = sorted(set(texts.values()))
   embedded = prompts.embed(opened.model, opened.params, opened.pipeline.tokenizer(names))

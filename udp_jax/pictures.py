@@ -137,7 +137,9 @@ def protect(
 
   def claim() -> list[Path]:
     keep = [*entries, *done.others, *done.changed]
-    return picture_folder.claim(output, kept_names, keep=keep, overwrite=overwrite, extend=extend)
+    return picture_folder.claim(
+      output, kept_names, keep=keep, overwrite=overwrite, extend=extend, beside=pictures.beside
+    )
 
   radius_255 = promises.row_radius_255(config, row)
   size = tiling.files_at_a_time or (len(names) if _trains(config, row) else _FEW)
@@ -165,6 +167,7 @@ def protect(
               radius_255=radius_255,
               limit=tile_batches.limit_of(job, clean.pixels),
               source=sources[file.name],
+              notes=file.notes,
             )
             bar.update()
       # The records say now what is done, and checkpoints are large.
@@ -185,6 +188,7 @@ def protect(
         radius_255=radius_255,
         limit=tile_batches.limit_of(job, clean.pixels),
         source=sources[name],
+        notes=by_name[name].notes,
       )
   except BaseException:
     if created is not None and not entries:
@@ -195,7 +199,7 @@ def protect(
   record |= promises.record(config, row) | {"origin": pictures.origin}
   record["tiling"] = tiling._asdict() | {"files_at_a_time": size, "masked": bool(mask_files)}
   listed = [entries[name] for name in names] + [done.others[name] for name in sorted(done.others)]
-  return picture_folder.finish(output, listed, record)
+  return picture_folder.finish(output, listed, record, beside=pictures.beside)
 
 
 def check_finished(
@@ -358,18 +362,22 @@ def _write_clean(pictures: PictureFolder, workdir: Path, *, progress: bool) -> N
     _put_aside(folder / f"{name}.png", workdir / "earlier", name)
   entries = done.entries
   picture_folder.claim(
-    folder, [*names, *done.others], keep=[*entries, *done.others], extend=finished
+    folder,
+    [*names, *done.others],
+    keep=[*entries, *done.others],
+    extend=finished,
+    beside=pictures.beside,
   )
   with tqdm(pictures.files, desc="clean reference", unit="file", disable=not progress) as bar:
     for file in bar:
       if file.name not in entries or file.name in done.stale:
         picture = picture_folder.read(file.path)
         entries[file.name] = picture_folder.write(
-          folder, records, file.name, picture, source=sources[file.name]
+          folder, records, file.name, picture, source=sources[file.name], notes=file.notes
         )
   record = {"method": study.CLEAN, "origin": pictures.origin}
   listed = [entries[name] for name in names] + [done.others[name] for name in sorted(done.others)]
-  picture_folder.finish(folder, listed, record)
+  picture_folder.finish(folder, listed, record, beside=pictures.beside)
 
 
 def _put_aside(path: Path, folder: Path, name: str) -> None:

@@ -102,6 +102,7 @@ def purify_folder(
     keep=[*entries, *done.others, *done.changed],
     overwrite=overwrite,
     extend=extend,
+    beside=pictures.beside,
   )
   size = per_device_batch_size * (1 if mesh is None else mesh.size)
   key = stream(jax.random.key(seed), "purifier")
@@ -124,7 +125,7 @@ def purify_folder(
           on_progress=partial(_show, bar, before),
         )
         for file, picture, pixels in zip(batch, read, purified):
-          made = picture._replace(pixels=pixels)
+          made = picture._replace(pixels=_as_before(picture, pixels))
           entries[file.name] = picture_folder.write(
             output,
             records,
@@ -132,6 +133,7 @@ def purify_folder(
             made,
             clean=picture.pixels,
             source=sources[file.name],
+            notes=file.notes,
           )
     for file in usable:
       if file.name in done.stale:
@@ -144,6 +146,7 @@ def purify_folder(
           picture._replace(pixels=saved.pixels),
           clean=picture.pixels,
           source=sources[file.name],
+          notes=file.notes,
         )
   except BaseException:
     if created and not entries:
@@ -152,7 +155,7 @@ def purify_folder(
   origin = pictures.origin | {"skipped": [*pictures.origin["skipped"], *refused]}
   record = {**settings, "seed": seed, "origin": origin}
   listed = [entries[name] for name in names] + [done.others[name] for name in sorted(done.others)]
-  return picture_folder.finish(output, listed, record)
+  return picture_folder.finish(output, listed, record, beside=pictures.beside)
 
 
 def _is_finished(output: Path, settings: dict[str, Any]) -> bool:
@@ -182,6 +185,11 @@ def _say_what_is_kept(names: Sequence[str], done: picture_folder.Progress) -> No
       "purify: %d files stay whose pictures are no longer in the input: %s",
       *(len(done.others), ", ".join(sorted(done.others))),
     )
+
+
+def _as_before(picture: images.Picture, pixels: np.ndarray) -> np.ndarray:
+  """Purified pixels, grey where the picture was."""
+  return images.as_grey(pixels) if images.is_grey(picture.pixels) else pixels
 
 
 def _show(bar: tqdm, before: int, done: float) -> None:

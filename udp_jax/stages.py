@@ -23,14 +23,14 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from udp_jax import loop, parallel, placement, processes, rounds, training
+from udp_jax import constraints, loop, parallel, placement, processes, rounds, training
 from udp_jax.checkpoint import Checkpoints
-from udp_jax.data import manifest
+from udp_jax.data import images, manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.metrics_writer import MetricsWriter
 from udp_jax.models.base import Params
 from udp_jax.ops import visibility
-from udp_jax.ops.image import quantise, quantise_within
+from udp_jax.ops.image import quantise
 from udp_jax.protections.base import Protection
 from udp_jax.threats.base import Threat
 from udp_jax.training import Batch
@@ -93,11 +93,11 @@ def protect_stage(
   """
   if _is_done(folder, overwrite):
     return manifest.read_folder(folder)[0].images
-  limit = None
+  limit, grey = None, _grey(clean)
   if spare_flat:
     each = (visibility.spared_limit(c, radius_255, strength=spare_flat) for c in clean.images)
     limit = np.stack(list(each))
-  extra = {"reference": reference, "cond": cond, "limit": limit}
+  extra = {"reference": reference, "cond": cond, "limit": limit, "grey": grey}
   rows, delta = run_rounds(
     protection,
     training.make_batches(clean.images, global_batch_size, **extra),
@@ -113,8 +113,12 @@ def protect_stage(
     train_visits=train_visits,
     progress=progress,
   )
+  if grey is not None:
+    # Equal already, but for the rounding of sums that a compiler orders as it likes.
+    mean = delta.mean(axis=-1, keepdims=True)
+    delta = np.where(grey[rows].reshape(-1, 1, 1, 1) > 0, mean, delta)
   bound = radius_255 if limit is None else limit[rows]
-  protected = np.asarray(quantise_within(clean.images[rows], jnp.asarray(delta), bound))
+  protected = constraints.saved(clean.images[rows], delta, bound)
   manifest.write_folder(
     folder,
     protected,
@@ -124,10 +128,22 @@ def protect_stage(
     limit=limit,
     alphas=clean.alphas,
     metadata=clean.metadata,
+    beside=clean.beside,
     record={**record, "radius_255": radius_255, "origin": clean.origin},
     overwrite=overwrite,
   )
   return manifest.read_folder(folder)[0].images
+
+
+def _grey(clean: ImageSet) -> np.ndarray | None:
+  """(N,) uint8, 1 for grey pictures that come from files; None where there is none.
+
+  Pictures of data sets without files keep the layout of their set.
+  """
+  if clean.metadata is None:
+    return None
+  grey = images.is_grey(clean.images).astype(np.uint8)
+  return grey if grey.any() else None
 
 
 def run_rounds(

@@ -137,7 +137,8 @@ def build_protection(
   if protection.needs_params and params is None:
     raise ConfigError(
       f"{method} attacks a trained model: give --model=FOLDER (or --config.model.path=FOLDER) in "
-      "diffusers' layout; `python -m experiments.train` makes one"
+      "diffusers' layout, or tiny_ldm for the one in the package; `python -m experiments.train` "
+      "makes one"
     )
   if protection.needs_reference:
     if of is None:
@@ -176,6 +177,7 @@ def write_pictures(pictures: ImageSet, folder: Path) -> None:
       rows=rows,
       alphas=pictures.alphas,
       metadata=pictures.metadata,
+      beside=pictures.beside,
       record={
         "method": CLEAN,
         "origin": pictures.origin,

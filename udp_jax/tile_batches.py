@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from udp_jax import promises, training
+from udp_jax import constraints, promises, training
 from udp_jax.data import images, masks, picture_folder
 from udp_jax.data.picture_folder import PictureFile
 from udp_jax.errors import ConfigError
@@ -114,12 +114,14 @@ def batches(
   ids = np.empty(padded, np.int32)
   allowed = np.ones((padded, size, size, 1), np.uint8)
   limits = []
+  grey = np.zeros(padded, np.uint8)
   conds = []
   end = 0
   for file, grid in zip(group, grids):
     start, end = end, end + grid.num_tiles
     picture = picture_folder.read(job.clean / f"{file.name}.png")
     pixels[start:end] = tiles.cut(picture.pixels, grid)
+    grey[start:end] = images.is_grey(picture.pixels)
     where = _allowed(job, file, picture)
     if where is not None:
       allowed[start:end] = tiles.cut(where[..., None], grid)
@@ -130,12 +132,14 @@ def batches(
     if job.cond_of is not None:
       conds.append(np.repeat(job.cond_of(file)[None], grid.num_tiles, axis=0))
   repeats = np.arange(count, padded) % count
-  for leaf in (pixels, ids, allowed):
+  for leaf in (pixels, ids, allowed, grey):
     leaf[count:] = leaf[repeats]
   cond = np.concatenate(conds)[np.r_[:count, repeats]] if conds else None
   mask = None if allowed.all() else allowed
   limit = np.concatenate(limits)[np.r_[:count, repeats]] if limits else None
-  made = training.make_batches(pixels, lanes, cond=cond, mask=mask, limit=limit)
+  made = training.make_batches(
+    pixels, lanes, cond=cond, mask=mask, limit=limit, grey=grey if grey.any() else None
+  )
   weight = (np.arange(padded) < count).astype(np.float32)
   return made._replace(ids=ids.reshape(-1, lanes), weight=weight.reshape(-1, lanes))
 
@@ -174,9 +178,13 @@ def protected(
   """The clean and the protected picture, from the deltas (count, tile_size, tile_size, 3)."""
   clean = picture_folder.read(job.clean / f"{file.name}.png")
   delta = tiles.assemble(deltas, grid)
+  constraints.check_finite(delta, file.relative)
   where = _allowed(job, file, clean)
   if where is not None:
     delta[~where] = 0.0
+  if images.is_grey(clean.pixels):
+    # Equal already, but for the rounding of sums that a compiler orders as it likes.
+    delta = np.broadcast_to(delta.mean(axis=-1, keepdims=True), delta.shape)
   limit = limit_of(job, clean.pixels)
   pixels = _quantise(
     clean.pixels, delta, promises.row_radius_255(job.config, job.row) if limit is None else limit

@@ -140,7 +140,7 @@ def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
   """Turns a study into one of pictures as they are, protected against a latent model's learning."""
   config.rows = ("clean", "random_noise", "udp", "eudp")
   config.data.update({"source": "builtin", "image_size": 0, "holdout": 0.0})
-  # Of pictures that have no caption in the folder's metadata.jsonl.
+  # Of pictures that have no caption in their folder (`udp_jax.data.captions`).
   config.data.prompt = ""
   config.model.path = model
   # Side of a tile, for models that are made for another; 0 for the model's own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,12 @@ def test_protect_keeps_the_flag_s_budget(
   assert "(at most 7 of 7.65 levels of change)" in said
   assert "protected against no model: noise within the budget" in said
   assert verify.verify(folder / "out.work" / "clean", folder / "out", 7).ok
+  (hint,) = re.findall(r"^check the budget: python -m experiments.verify (.*)$", said, re.MULTILINE)
+  assert hint.endswith("--radius_255=7.65")
+  for words in (hint.split(), hint.split()[:-1]):  # Without a budget: what the manifest promises.
+    checker = load_entry_point("experiments.verify")
+    assert checker.main(checker.parse(*words)) == 0
+    assert "(budget 7.65 levels, worst 7)" in capsys.readouterr().out
 
 
 def test_methods_that_use_a_model_ask_for_one(folder: Path, load_entry_point) -> None:

@@ -357,16 +357,13 @@ def test_the_fallback_keeps_no_weights_of_a_long_sequence():
 
 
 def test_the_fallback_s_logits_are_not_rounded():
-  """Two logits of 300 and 301 are one number in bfloat16."""
-  one = jnp.asarray(np.eye(8)[:1], jnp.bfloat16)
-  query = 512 * one.reshape(1, 1, 1, 8) * 8**0.5
-  key = jnp.stack([one, 1.0078125 * one]).reshape(1, 2, 1, 8)
-  value = jnp.asarray([[0.0], [1.0]], jnp.bfloat16).reshape(1, 2, 1, 1) * jnp.ones(
-    (8,), jnp.bfloat16
-  )
-  got = attention.library_attention(query, key, value)[0, 0, 0, 0]
-  scaled = float(query[0, 0, 0, 0]) / 8**0.5
-  np.testing.assert_allclose(float(got), 1 / (1 + np.exp(-scaled * 0.0078125)), atol=0.01)
+  """Logits of 512 and 513 are one number in bfloat16."""
+  rows = jnp.zeros((1, 3, 1, 64), jnp.bfloat16)
+  query = rows[:, :1].at[..., :2].set(jnp.array([8 * 512, 8]))
+  key = rows[:, 1:].at[..., 0].set(1).at[0, 1, 0, 1].set(1)
+  value = rows[:, 1:].at[0, 1].set(1)
+  got = attention.library_attention(query, key, value)
+  np.testing.assert_allclose(got.astype(jnp.float32), 1 / (1 + np.exp(-1)), rtol=0.01)
 
 
 def test_examples():

@@ -124,12 +124,24 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """Reads a JSON file that holds an object. Raises BadDataError when it is none, or damaged."""
   refuse_lfs_pointer(path)
   try:
-    content = json.loads(Path(path).read_text("utf-8"))
+    content = parse_json(Path(path).read_text("utf-8"))
   except (OSError, ValueError) as error:
     raise BadDataError(f"{os.fspath(path)} is not readable JSON: {error}") from error
   if not isinstance(content, dict):
     raise BadDataError(f"{path} holds {type(content).__name__}, not an object of fields")
   return content
+
+
+def parse_json(text: str) -> Any:
+  """`json.loads` for text that anyone may have written.
+
+  Raises:
+    ValueError: it is no JSON, or lists lie in lists too deep for the parser, which calls itself.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError as error:
+    raise ValueError("lists or objects are nested too deeply") from error
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

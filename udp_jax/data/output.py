@@ -23,7 +23,7 @@ _LITTER = frozenset({"Thumbs.db", "desktop.ini"})
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
   """The folder's manifest, or None if there is none of ours."""
   try:
-    manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    manifest = files.parse_json((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
   except (OSError, ValueError):
     return None
   if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -182,6 +182,7 @@ def _ours(folder: Path, overwrite: bool, extend: bool = False) -> list[str]:
     if not (overwrite or extend):
       raise OutputError(f"cannot write {folder}: {_finished(folder, manifest)}")
     ours = {MANIFEST, *(entry["file"] for entry in manifest["images"])}
+    ours |= {name for name in manifest.get("captions", []) if image_set.is_safe_name(name)}
   else:
     ours = set()
   foreign = sorted(
@@ -234,7 +235,7 @@ def _is_readable(path: Path) -> bool:
 def _planned(folder: Path) -> list[str]:
   """Files that an unfinished writing had announced."""
   try:
-    planned = json.loads((folder / INCOMPLETE).read_text(encoding="utf-8"))["files"]
+    planned = files.parse_json((folder / INCOMPLETE).read_text(encoding="utf-8"))["files"]
   except (OSError, ValueError, KeyError, TypeError):
     return []
   return [name for name in planned if image_set.is_safe_name(name)]

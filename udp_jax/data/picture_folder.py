@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udp_jax.data import files, images, manifest, originals, output
+from udp_jax.data import files, images, manifest, naming, originals, output
 from udp_jax.data import folder as folders
+from udp_jax.data.captions import NONE_BESIDE, Beside
 from udp_jax.errors import OutputError
 
 
@@ -35,6 +36,7 @@ class PictureFile(NamedTuple):
     width: upright, pixels.
     sha256: of its pixels and its transparency.
     file_sha256: of the file's bytes.
+    notes: what reading it changes, converts or leaves out.
   """
 
   name: str
@@ -44,14 +46,23 @@ class PictureFile(NamedTuple):
   width: int
   sha256: str
   file_sha256: str = ""
+  notes: tuple[str, ...] = ()
 
 
 class PictureFolder(NamedTuple):
-  """The usable pictures of a folder, of any sizes, and what `ImageSet.origin` says of a source."""
+  """The usable pictures of a folder, of any sizes.
+
+  Attributes:
+    folder: where they are.
+    files: the pictures, in order.
+    origin: what `ImageSet.origin` says of a source.
+    beside: captions that stand beside them.
+  """
 
   folder: Path
   files: tuple[PictureFile, ...]
   origin: dict[str, Any]
+  beside: Beside = NONE_BESIDE
 
 
 def list_pictures(
@@ -76,20 +87,18 @@ def list_pictures(
     folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
   )
   files = tuple(
-    PictureFile(*file, *kept, file_sha256=originals.file_sha256(file.path))
-    for file, kept in zip(found.files, found.kept)
+    PictureFile(*file, height, width, digest, originals.file_sha256(file.path), notes)
+    for file, (height, width, digest), notes in zip(found.files, found.kept, found.notes)
   )
   identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
   origin = {
-    "source": f"folder {folder}",
+    "source": naming.readable(f"folder {folder}"),
     "count": len(files),
     "sha256": hashlib.sha256(identity.encode()).hexdigest(),
     "classes": found.class_names or None,
-    "skipped": found.skipped,
-    "ignored": found.ignored,
-    **found.ours,
+    **found.origin,
   }
-  return PictureFolder(folder, files, origin)
+  return PictureFolder(folder, files, origin, found.beside)
 
 
 def read(path: Path) -> images.Picture:
@@ -112,7 +121,7 @@ def finished(folder: Path, records: Path, names: Iterable[str]) -> dict[str, dic
     record, path = _record(records, name), folder / f"{name}.png"
     if record.is_file() and path.is_file():
       entry = files.read_json(record)
-      if entry.get("sha256") == manifest.file_sha256(path):
+      if _is_record(entry, name) and entry["sha256"] == manifest.file_sha256(path):
         found[name] = entry
   return found
 
@@ -198,10 +207,12 @@ def claim(
   keep: Iterable[str] = (),
   overwrite: bool = False,
   extend: bool = False,
+  beside: Beside = NONE_BESIDE,
 ) -> list[Path]:
   """Marks the folder as unfinished and clears what is ours but not in `keep`; folders it created.
 
-  With `extend` a finished folder of ours is opened again, and nothing in it is cleared.
+  With `extend` a finished folder of ours is opened again, and nothing in it is cleared. Captions in
+  `beside` are announced like the pictures; `finish` writes them.
 
   Raises:
     OutputError: the folder cannot be written, or holds somebody else's files.
@@ -212,8 +223,9 @@ def claim(
     raise OutputError(
       f"{sorted(clash)[0]} would be both a file and a folder; rename one of the source's images"
     )
+  announced = [*relatives, *beside.render(names)]
   kept = [f"{name}.png" for name in keep]
-  return output.claim(folder, relatives, overwrite, keep=kept, extend=extend)
+  return output.claim(folder, announced, overwrite, keep=kept, extend=extend)
 
 
 def withdraw(folder: Path, created: Sequence[Path]) -> None:
@@ -231,6 +243,7 @@ def write(
   radius_255: float | None = None,
   limit: np.ndarray | None = None,
   source: Mapping[str, Any] | None = None,
+  notes: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Writes one picture, reads it back, checks and measures it, and writes its record.
 
@@ -243,10 +256,12 @@ def write(
     radius_255: budget in 8-bit levels that the file must keep.
     limit: uint8 (H, W, 1), the largest change of every pixel in levels, where that is less.
     source: of `source_of`, for the record.
+    notes: on the picture, for the record.
 
   Returns:
-    The record: "file", "sha256", "width", "height", "source" if given and, with `clean`,
-    "max_abs_255" (levels) and "psnr" (dB; null when identical), measured on the file's pixels.
+    The record: "file", "sha256", "width", "height", "source" if given, "notes" where there are any
+    and, with `clean`, "max_abs_255" (levels) and "psnr" (dB; null when identical), measured on the
+    file's pixels.
 
   Raises:
     OutputError: the place is full or read-only.
@@ -260,6 +275,8 @@ def write(
     alpha=picture.alpha,
     icc_profile=picture.icc_profile,
     exif=picture.exif,
+    chunks=picture.chunks,
+    grey=picture.grey,
   )
   saved = read(path)
   same = np.array_equal(saved.pixels, picture.pixels) and (
@@ -271,6 +288,8 @@ def write(
   entry |= {"width": width, "height": height}
   if source is not None:
     entry["source"] = dict(source)
+  if notes:
+    entry["notes"] = list(notes)
   if clean is not None:
     entry["max_abs_255"], entry["psnr"] = _difference(saved.pixels, clean)
     if radius_255 is not None and entry["max_abs_255"] > radius_255:
@@ -285,16 +304,23 @@ def write(
 
 
 def finish(
-  folder: Path, entries: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
+  folder: Path,
+  entries: Sequence[Mapping[str, Any]],
+  record: Mapping[str, Any],
+  *,
+  beside: Beside = NONE_BESIDE,
 ) -> dict[str, Any]:
-  """Writes manifest.json, which says that the folder is done; returns it.
+  """Writes the captions and manifest.json, which says that the folder is done; returns it.
 
   Args:
     folder: all of whose files are written.
     entries: of `write`, in the order of the manifest.
     record: what made the pictures, as in `manifest.write_folder`.
+    beside: captions, of which those of the pictures are written.
   """
-  made = manifest.describe(record) | {"images": list(entries)}
+  made = manifest.describe(record)
+  made |= manifest.write_captions(folder, [entry["file"] for entry in entries], beside)
+  made["images"] = list(entries)
   measured = [entry for entry in entries if "max_abs_255" in entry]
   if measured:
     worst = max(measured, key=lambda entry: entry["max_abs_255"])
@@ -307,6 +333,18 @@ def finish(
 
 def _record(records: Path, name: str) -> Path:
   return records / f"{name}.json"
+
+
+def _is_record(entry: Mapping[str, Any], name: str) -> bool:
+  """Whether a file's content is what `write` writes of a picture; otherwise it is made again."""
+  levels, psnr = entry.get("max_abs_255", 0), entry.get("psnr")
+  sizes = [entry.get(field, 1) for field in ("width", "height")]
+  return (
+    entry.get("file") == f"{name}.png"
+    and isinstance(entry.get("sha256"), str)
+    and all(isinstance(value, int) and value >= 0 for value in (levels, *sizes))
+    and (psnr is None or (isinstance(psnr, int | float) and math.isfinite(psnr)))
+  )
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[int, float | None]:

@@ -50,7 +50,8 @@ def open_model(config: Any, performance: Any) -> Opened:
   """
   if config.get("architecture") and not config.path:
     raise ConfigError(
-      "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes it"
+      "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes "
+      "it, or tiny_ldm for the small one in the package"
     )
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None

@@ -8,7 +8,6 @@ lora_B.weight (O, rank[, 1, 1]) behind the component's name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -236,7 +235,7 @@ def _adapter_metadata(path: Path, metadata: dict[str, str]) -> dict[str, dict[st
   if _METADATA not in metadata:
     return {}
   try:
-    entries = json.loads(metadata[_METADATA])
+    entries = files.parse_json(metadata[_METADATA])
     settings: dict[str, dict[str, Any]] = {}
     for name, value in entries.items():
       part, _, field = name.partition(".")
