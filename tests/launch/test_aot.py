@@ -26,7 +26,6 @@ from experiments import _cli
 from launch import chips, compiled, hlo, programs
 from udp_jax.errors import ConfigError
 
-jax.config.update("jax_enable_compilation_cache", False)
 config = _cli.get_config("eudp", "demo:smoke")
 mesh = programs.make_mesh(jax.devices(), config)
 target = chips.Target("cpu", "cpu", jax.devices(), len(jax.devices()), None, None)
@@ -65,14 +64,11 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def eight():
+def eight(eight_devices):
   """What `PROGRAM` found on eight CPU devices."""
-  flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
-  flags += " --xla_llvm_disable_expensive_passes=true"
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   command = [sys.executable, "-c", PROGRAM]
   done = subprocess.run(
-    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    command, cwd=ROOT, env=eight_devices, capture_output=True, text=True, timeout=300
   )
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout.splitlines()[-1])
