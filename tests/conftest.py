@@ -7,8 +7,7 @@ import gc
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -291,22 +290,19 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def entry_point(process_environment: dict[str, str]) -> Run:
+def run_module(process_environment: dict[str, str]) -> Iterator[Run]:
+  """`run_module("launch.aot", "--help")`: `python -m launch.aot --help`, to its end."""
+  from tests.forked import Forked
+
+  server = Forked(process_environment, ROOT)
+  yield lambda module, *words: server.run(module, words, timeout=600)
+  server.close()
+
+
+@pytest.fixture(scope="session")
+def entry_point(run_module: Run) -> Run:
   """`entry_point("eudp", "--config=demo:smoke", ...)`: runs it as a user does, to its end."""
-
-  def run(name: str, *words: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-      [sys.executable, "-m", f"experiments.{name}", *words],
-      cwd=ROOT,
-      env=process_environment,
-      capture_output=True,
-      text=True,
-      timeout=600,
-      check=False,
-      **options,
-    )
-
-  return run
+  return lambda name, *words: run_module(f"experiments.{name}", *words)
 
 
 class Finished(NamedTuple):

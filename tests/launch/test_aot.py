@@ -141,8 +141,8 @@ def _aot(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (["--config=cifar10", "--topology=1x1x8", "--kind=gpu"], "needs --target_config"),
   ],
 )
-def test_wrong_arguments(words, message):
-  done = _aot(*words)
+def test_wrong_arguments(words, message, run_module):
+  done = run_module("launch.aot", *words)
   assert done.returncode == 2 and message in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
 
@@ -150,8 +150,8 @@ def test_wrong_arguments(words, message):
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed here"
 )
-def test_without_libtpu():
-  done = _aot("--config=cifar10", "--topology=v5e:4x4")
+def test_without_libtpu(run_module):
+  done = run_module("launch.aot", "--config=cifar10", "--topology=v5e:4x4")
   assert done.returncode == 2
   (line,) = done.stderr.strip().splitlines()
   assert line.startswith("error: ") and 'pip install "jax[tpu]"' in line
