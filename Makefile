@@ -13,7 +13,7 @@ demo: .venv/installed  ## protect real photographs, train on them, write a repor
 	  --clean=$(RUN)/clean --protected=$(RUN)/protected/eudp | tail -n 1
 
 test: .venv/installed  ## all tests: no network, no accelerator, no other files
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test_slow: .venv/installed  ## whole runs of several processes, and of the benchmark
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile

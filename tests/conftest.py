@@ -7,8 +7,7 @@ import gc
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,16 +22,7 @@ from udp_jax.ops import schedules
 from udp_jax.ops.image import from_model_range
 from udp_jax.randomness import normal_each
 
-# A cache on the user's disk must not decide what is compiled here.
-jax.config.update("jax_enable_compilation_cache", False)
-
-# Most of a test's time goes to LLVM, which polishes programs that then run for a millisecond. XLA
-# reads its flags once, at the first compilation; processes that tests start get none of this.
-if "XLA_FLAGS" not in os.environ:
-  os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-  jax.jit(lambda: 0)()
-  del os.environ["XLA_FLAGS"]
-
+pytest_plugins = ("tests.upkeep",)
 
 # As the entry points do: tracing makes millions of objects that are no garbage.
 gc.set_threshold(20_000, 20, 50)
@@ -276,36 +266,43 @@ def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def process_environment(common_folder: Path) -> dict[str, str]:
+def process_environment(pytestconfig: pytest.Config) -> dict[str, str]:
   """For processes that tests start: they compile in a hurry, and the same thing only once."""
+  from tests import upkeep  # Not before pytest has loaded it as a plugin.
+
+  cache = upkeep.cache_settings(pytestconfig)
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(common_folder / "xla"),
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": upkeep.XLA_FLAGS,
+    **{name.upper(): str(value) for name, value in cache.items()},
   }
+
+
+@pytest.fixture(scope="session")
+def eight_devices(process_environment: dict[str, str]) -> dict[str, str]:
+  """`process_environment` for a process of eight CPU devices."""
+  flags = process_environment["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+  return process_environment | {"XLA_FLAGS": flags}
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def entry_point(process_environment: dict[str, str]) -> Run:
+def run_module(process_environment: dict[str, str]) -> Iterator[Run]:
+  """`run_module("launch.aot", "--help")`: `python -m launch.aot --help`, to its end."""
+  from tests.forked import Forked
+
+  server = Forked(process_environment, ROOT)
+  yield lambda module, *words: server.run(module, words, timeout=600)
+  server.close()
+
+
+@pytest.fixture(scope="session")
+def entry_point(run_module: Run) -> Run:
   """`entry_point("eudp", "--config=demo:smoke", ...)`: runs it as a user does, to its end."""
-
-  def run(name: str, *words: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-      [sys.executable, "-m", f"experiments.{name}", *words],
-      cwd=ROOT,
-      env=process_environment,
-      capture_output=True,
-      text=True,
-      timeout=600,
-      check=False,
-      **options,
-    )
-
-  return run
+  return lambda name, *words: run_module(f"experiments.{name}", *words)
 
 
 class Finished(NamedTuple):

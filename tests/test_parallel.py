@@ -8,7 +8,6 @@ compares what comes out with one device. It builds its network from the package'
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import NamedTuple
@@ -34,7 +33,6 @@ from udp_jax.ops.conv import conv2d
 from udp_jax.ops.norm import group_norm
 from udp_jax.protections.base import PERTURB
 
-jax.config.update("jax_enable_compilation_cache", False)
 SIZE, CHANNELS = 16, 16
 SHAPES = {"inside": (3, 3, 3, CHANNELS), "winograd": (3, 3, CHANNELS, CHANNELS),
           "down": (3, 3, CHANNELS, CHANNELS), "qkv": (CHANNELS, 3 * CHANNELS),
@@ -212,13 +210,10 @@ def test_fsdp_must_divide_the_devices():
 
 
 @pytest.fixture(scope="module")
-def eight():
+def eight(eight_devices):
   """What `PROGRAM` found on eight CPU devices."""
-  # Partitioning happens far above LLVM, whose optimisation would take most of the time.
-  flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   command = [sys.executable, "-c", PROGRAM]
-  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=570)
+  done = subprocess.run(command, env=eight_devices, capture_output=True, text=True, timeout=570)
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["devices"] == DEVICES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import subprocess
 import sys
 
@@ -339,7 +338,6 @@ import json, re
 import jax, jax.numpy as jnp, numpy as np, optax
 from udp_jax import constraints, parallel, protections, streaming, training
 
-jax.config.update("jax_enable_compilation_cache", False)
 KEY, mesh = jax.random.key(1), parallel.make_mesh(fsdp=2)
 pictures = np.random.default_rng(0).integers(0, 256, (44, 4, 4, 3), dtype=np.uint8)
 batches = training.make_batches(pictures, 8)
@@ -388,11 +386,9 @@ print(json.dumps(found))
 """
 
 
-def test_shards_are_split_over_the_devices():
-  flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+def test_shards_are_split_over_the_devices(eight_devices):
   command = [sys.executable, "-c", PROGRAM]
-  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+  done = subprocess.run(command, env=eight_devices, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["devices"] == DEVICES

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-  return subprocess.run(
-    [sys.executable, "-m", "experiments.verify", *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
 
 
 @pytest.fixture
@@ -38,43 +24,43 @@ def _flags(folders: tuple[Path, Path]) -> list[str]:
   return [f"--clean={folders[0]}", f"--protected={folders[1]}", "--radius_255=8"]
 
 
-def test_budget_kept_exits_0(folders: tuple[Path, Path]) -> None:
-  done = _run(*_flags(folders))
+def test_budget_kept_exits_0(folders: tuple[Path, Path], entry_point) -> None:
+  done = entry_point("verify", *_flags(folders))
   assert done.returncode == 0, done.stderr
   assert "OK: 2 files keep the budget (budget 8 levels, worst 8)" in done.stdout
 
 
 def test_one_level_past_the_budget_exits_1_and_names_the_file(
-  folders: tuple[Path, Path], tmp_path: Path
+  folders: tuple[Path, Path], tmp_path: Path, entry_point
 ) -> None:
   pixels = np.array(Image.open(folders[1] / "b.png"))
   pixels[3, 3, 2] += 1
   Image.fromarray(pixels).save(folders[1] / "b.png")
-  done = _run(*_flags(folders), f"--json={tmp_path}/report.json")
+  done = entry_point("verify", *_flags(folders), f"--json={tmp_path}/report.json")
   assert done.returncode == 1
   assert f"{folders[1]}/b.png: 9 levels from its clean image, budget 8" in done.stdout
   assert "FAILED: 1 files" in done.stdout
   report = json.loads((tmp_path / "report.json").read_text())
   assert not report["ok"]
   assert [failure["name"] for failure in report["failures"]] == ["b"]
-  printed = _run(*_flags(folders), "--json=-")
+  printed = entry_point("verify", *_flags(folders), "--json=-")
   assert json.loads(printed.stdout) == report
 
 
-def test_user_errors_are_one_line(folders: tuple[Path, Path]) -> None:
+def test_user_errors_are_one_line(folders: tuple[Path, Path], entry_point) -> None:
   for arguments in (
     [f"--clean={folders[0]}/nothing", f"--protected={folders[1]}", "--radius_255=8"],
     [f"--clean={folders[0]}"],
   ):
-    done = _run(*arguments)
+    done = entry_point("verify", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
 
 
-def test_help_shows_the_command() -> None:
-  done = _run("--help")
+def test_help_shows_the_command(entry_point) -> None:
+  done = entry_point("verify", "--help")
   assert "python -m experiments.verify --clean=DIR --protected=DIR --radius_255=8" in done.stdout
   for flag in ("--clean", "--protected", "--radius_255", "--json"):
     assert flag in done.stdout

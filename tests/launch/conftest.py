@@ -110,10 +110,14 @@ KUBECTL = "open(here + 'manifest.yaml', 'wb').write(sys.stdin.buffer.read())"
 
 
 class StandIn:
-  """A PATH on which only stand-ins answer for clouds and clusters."""
+  """A PATH on which only stand-ins answer for clouds and clusters.
+
+  `repository` is the checkout whose scripts `launch` runs: this one, unless a test says otherwise.
+  """
 
   def __init__(self, folder: Path):
     self.folder = folder
+    self.repository = ROOT
     self.home = folder / "home"
     self.programs = folder / "bin"
     self.programs.mkdir(parents=True)
@@ -181,7 +185,7 @@ class StandIn:
     return [verb for verb in verbs if verb in (*of, "run")]
 
   def launch(self, script: str, *words: str, **options) -> subprocess.CompletedProcess[str]:
-    return self.bash(str(ROOT / "launch" / script), *words, **options)
+    return self.bash(str(self.repository / "launch" / script), *words, **options)
 
   def bash(self, *words: str, **options) -> subprocess.CompletedProcess[str]:
     options = {"env": self.env, "cwd": self.folder, **options}

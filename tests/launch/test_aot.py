@@ -26,7 +26,6 @@ from experiments import _cli
 from launch import chips, compiled, hlo, programs
 from udp_jax.errors import ConfigError
 
-jax.config.update("jax_enable_compilation_cache", False)
 config = _cli.get_config("eudp", "demo:smoke")
 mesh = programs.make_mesh(jax.devices(), config)
 target = chips.Target("cpu", "cpu", jax.devices(), len(jax.devices()), None, None)
@@ -65,14 +64,11 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def eight():
+def eight(eight_devices):
   """What `PROGRAM` found on eight CPU devices."""
-  flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
-  flags += " --xla_llvm_disable_expensive_passes=true"
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
   command = [sys.executable, "-c", PROGRAM]
   done = subprocess.run(
-    command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    command, cwd=ROOT, env=eight_devices, capture_output=True, text=True, timeout=300
   )
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout.splitlines()[-1])
@@ -145,8 +141,8 @@ def _aot(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (["--config=cifar10", "--topology=1x1x8", "--kind=gpu"], "needs --target_config"),
   ],
 )
-def test_wrong_arguments(words, message):
-  done = _aot(*words)
+def test_wrong_arguments(words, message, run_module):
+  done = run_module("launch.aot", *words)
   assert done.returncode == 2 and message in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
 
@@ -154,8 +150,8 @@ def test_wrong_arguments(words, message):
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed here"
 )
-def test_without_libtpu():
-  done = _aot("--config=cifar10", "--topology=v5e:4x4")
+def test_without_libtpu(run_module):
+  done = run_module("launch.aot", "--config=cifar10", "--topology=v5e:4x4")
   assert done.returncode == 2
   (line,) = done.stderr.strip().splitlines()
   assert line.startswith("error: ") and 'pip install "jax[tpu]"' in line

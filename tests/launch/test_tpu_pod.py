@@ -6,13 +6,30 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.launch.conftest import ROOT, StandIn
 from tests.launch.words import LAUNCH, NASTY, POD, SHOW, shown, started, with_dry_run
+
+
+@pytest.fixture(scope="module")
+def small_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A repository of the scripts alone: every set-up packs it, and the whole takes a second."""
+  folder = tmp_path_factory.mktemp("small")
+  shutil.copytree(LAUNCH, folder / "launch", ignore=shutil.ignore_patterns("__pycache__"))
+  subprocess.run(["git", "init", "--quiet", str(folder)], check=True)
+  return folder
+
+
+@pytest.fixture
+def stand_in(stand_in: StandIn, small_repository: Path) -> StandIn:
+  stand_in.repository = small_repository
+  return stand_in
 
 
 def test_the_commands_for_a_pod(stand_in: StandIn):
@@ -90,6 +107,7 @@ def remote_command(call: list[str]) -> list[str]:
 
 
 def test_setup_brings_the_sources(stand_in: StandIn):
+  stand_in.repository = ROOT
   stand_in.plan(exists=True)
   done = stand_in.launch("tpu_pod.sh", "setup", *POD)
   assert done.returncode == 0, done.stderr

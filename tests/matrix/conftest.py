@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.configs import matrix as building
 from udp_jax.models import features
@@ -21,25 +18,6 @@ def _means(params: Any, images: Any) -> Any:
   size = images.shape[1] // 2
   quarters = images.reshape(len(images), 2, size, 2, size, 3)
   return quarters.mean(axis=(2, 4)).reshape(len(images), -1).astype(jnp.float32)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-  """Every run makes its functions anew; what they compile to is kept for the next one."""
-  names = {
-    "jax_enable_compilation_cache": True,
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-    "jax_persistent_cache_min_compile_time_secs": 0.05,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True)
