@@ -40,7 +40,7 @@ PARTS = ("kills", "hostile", "budget", "two")
 KILLS, PAIRS = (1, 25), (1, 25)
 # Of each of eight formats of pictures, of each of the other kinds.
 PICTURE_FILES, OTHER_FILES = (100, 1000), (50, 200)
-PICTURES = {"sets": (5_000, 800_000), "singles": (3_000, 200_000), "not finite": (100, 1_000)}
+PICTURES = {"sets": (5_000, 900_000), "singles": (2_000, 100_000), "not finite": (100, 1_000)}
 FORMATS = 8
 
 

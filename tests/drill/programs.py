@@ -35,7 +35,7 @@ IMPRESS = (
 KILLED = {"eudp": EUDP, "protect": PROTECT, "purify": PURIFY, "impress": IMPRESS}
 # Who starts first, who second.
 RACED = {
-  "protect, protect": (PROTECT, PROTECT),
+  "protect, protect": (NOISE, NOISE),
   "purify, purify": (PURIFY, PURIFY),
   "eudp, eudp": (EUDP, EUDP),
   "protect, purify": (NOISE, PURIFY),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,14 @@ from tests.drill.ledger import Ledger, Try
 from tests.drill.processes import Ended
 
 TRACEBACK = "Traceback (most recent call last):\n  ...\nValueError: bad\n"
+
+
+@pytest.fixture(autouse=True)
+def small_bombs(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setattr(mutate, "_BOMB_BYTES", 2 << 20)
+  mutate.bomb.cache_clear()
+  yield
+  mutate.bomb.cache_clear()
 
 
 def _ended(code: int, err: str = "") -> Ended:
@@ -116,7 +125,7 @@ def test_good_files_survive_being_taken_apart() -> None:
     (mutate.gif_split, mutate.gif_join, samples.gif()),
   ):
     for content in contents:
-      assert len(split(content)) > 2 and join(split(content)) == content
+      assert split(content) and join(split(content)) == content
 
 
 @pytest.mark.parametrize("kind", readers.KINDS)
@@ -134,11 +143,10 @@ def test_good_files_are_read_and_damage_is_the_same_each_time(kind: str, tmp_pat
 @pytest.mark.parametrize("kind", [*list(readers.KINDS)[:8], "metadata.jsonl", "record", "npz"])
 def test_some_damaged_files_of_every_kind(kind: str, tmp_path: Path) -> None:
   place = readers.Folder(tmp_path / "place")
-  for number in range(8):
+  for number in range(6):
     path = readers.place_file(kind, number, readers.make(kind, 1000 + number), place)
-    if path.stat().st_size < 100_000:  # Bombs take a second each.
-      assert readers.outcome(readers.KINDS[kind].use, place, path) in ("read", "refused")
-    if not readers.KINDS[kind].together or path.stat().st_size >= 100_000:
+    assert readers.outcome(readers.KINDS[kind].use, place, path) in ("read", "refused")
+    if not readers.KINDS[kind].together:
       place.check_good()
       path.unlink(missing_ok=True)
   place.check()
@@ -290,6 +298,15 @@ def test_a_killed_and_a_raced_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
   assert made.failures == ()
 
 
+def _runs(pid: int) -> bool:
+  try:
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+  except OSError:
+    return False
+  return state not in ("Z", "X")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_programs_are_killed_with_their_children(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +322,9 @@ def test_programs_are_killed_with_their_children(
   while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
     assert program.wait(0.01) is None
   assert program.kill().code == -9
-  child = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
-  assert sys.platform != "linux" or not child.exists() or ") Z " in child.read_text()
+  child = int((tmp_path / "pid").read_text())
+  deadline = time.monotonic() + 30
+  while _runs(child):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
   assert programs.KILLED.keys() == {"eudp", "protect", "purify", "impress"}

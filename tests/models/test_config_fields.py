@@ -18,7 +18,7 @@ GOOD = {
 @pytest.mark.parametrize(
   ("field", "value"),
   [
-    ("down_block_types", 10**5000),
+    ("down_block_types", [10**5000]),
     ("block_out_channels", [""]),
     ("block_out_channels", []),
     ("block_out_channels", [0]),
