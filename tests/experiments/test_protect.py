@@ -196,7 +196,7 @@ os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 
 @pytest.mark.parametrize(
   ("limit", "where", "resize"),
-  [(0, "config.json", False), (5000, "checkpoints", True)],
+  [(0, "config.json", False), (9000, "checkpoints", True)],
 )
 def test_no_room_for_files(
   limit: int,
