@@ -32,7 +32,27 @@ KEPT = 1 << 30
 # A worker that takes more bytes than this at the end of a module forgets what it has compiled.
 LARGE = 1 << 30
 # The files that take longest, longest first: the last file to start should be a short one.
-LONG: tuple[str, ...] = ()
+LONG = (
+  "tests/test_parallel.py",
+  "tests/experiments/test_benchmark.py",
+  "tests/experiments/test_protect.py",
+  "tests/threats/test_finetuning.py",
+  "tests/matrix/test_run.py",
+  "tests/experiments/test_eudp.py",
+  "tests/test_streaming.py",
+  "tests/protections/test_encoder_methods.py",
+  "tests/protections/test_contract.py",
+  "tests/purifiers/test_methods.py",
+  "tests/purifiers/test_contract.py",
+  "tests/launch/test_tpu_pod.py",
+  "tests/launch/test_aot.py",
+  "tests/experiments/test_configs.py",
+  "tests/experiments/test_impress.py",
+  "tests/experiments/test_sample.py",
+  "tests/ops/test_attention.py",
+  "tests/ops/test_samplers.py",
+  "tests/models/test_sd_unet.py",
+)
 
 _REPORTS = pytest.StashKey[list[dict[str, Any]]]()
 _STARTED = time.monotonic()
