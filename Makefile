@@ -1,11 +1,11 @@
-# Every target makes the virtual environment that it needs. PYTHON chooses the interpreter (3.11, 3.12).
+# Every target makes the virtual environment that it needs. PYTHON chooses the interpreter (3.11 to 3.14).
 PYTHON ?= python3
 BIN := .venv/bin
 PARITY := .venv-parity/bin
 PEERS := .venv-peers/bin
 RUN := runs/demo
 
-.PHONY: demo test test_slow lint format parity bench clean
+.PHONY: demo test test_slow drill lint format parity bench clean
 
 demo: .venv/installed  ## protect real photographs, train on them, write a report
 	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
@@ -17,6 +17,11 @@ test: .venv/installed  ## all tests: no network, no accelerator, no other files
 
 test_slow: .venv/installed  ## whole runs of several processes, and of the benchmark
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
+
+# FULL=1 for the published sizes, JOBS=2 for two lines of the table at a time.
+drill: .venv/installed  ## kill, race and feed damaged files to the programs; a table of what held
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.drill --workdir=runs/drill \
+	  $(if $(FULL),--full) --jobs=$(or $(JOBS),1)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
@@ -38,8 +43,10 @@ clean:  ## remove all environments and the caches, keep runs/
 	rm -rf .venv .venv-parity .venv-peers .pytest_cache .mypy_cache .ruff_cache *.egg-info build
 
 .venv/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "error: Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 to 3.14 is needed: make PYTHON=python3.13 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info >= (3, 15))' || \
+	  echo "warning: tested with Python 3.11 to 3.14 only; if this fails: make PYTHON=python3.14 ..." >&2
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -r requirements.txt

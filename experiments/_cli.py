@@ -10,8 +10,10 @@ saved like after SIGTERM; 143 SIGTERM where there is nothing to go on with (`sam
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import io
 import logging
 import os
 import pkgutil
@@ -20,13 +22,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from udp_jax import processes
+from udp_jax.data import locks, naming
 from udp_jax.errors import ConfigError, Preempted, UserError
 
 _TUNABLES = "glibc.malloc.hugetlb=1"
@@ -93,6 +96,8 @@ _keep_small_batches_whole()
 _schedule_for_memory()
 
 VARIANTS = ("smoke",)
+# Fields of configs that have a flag by another name.
+_FIELD_FLAGS = {"model.path": "model", "data.source": "input", "data.prompt": "prompt"}
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
 # The experiment whose configs --config takes; empty where an entry point takes none.
 _EXPERIMENT: list[str] = []
@@ -147,6 +152,75 @@ def workdir_flag() -> flags.FlagHolder:
   )
 
 
+class Budget(NamedTuple):
+  """The flags of every entry point that protects; None where one is not given."""
+
+  radius_255: flags.FlagHolder
+  step_size_255: flags.FlagHolder
+  spare_flat: flags.FlagHolder
+
+  def apply(self, config: Any, *, row: str | None = None) -> None:
+    """Sets what the flags say in a config.
+
+    Args:
+      config: of a study or a matrix.
+      row: the only one that is protected, whose own radius and step the flags replace too. Without
+        it, rows that name their own keep them.
+
+    Raises:
+      ConfigError: a value that cannot be used.
+    """
+    from udp_jax import run_config
+
+    radius_255, step_size_255, strength = (flag.value for flag in self)
+    if radius_255 is not None:
+      run_config.check_radius_255("--radius_255", radius_255)
+    if step_size_255 is not None and not 0 < step_size_255 <= 255:
+      raise ConfigError(
+        f"--step_size_255 is {step_size_255}: it must be above 0 and at most 255, in 8-bit levels"
+      )
+    if strength is not None and not 0 <= strength <= 1:
+      raise ConfigError(f"--spare_flat is {strength}: it must be from 0 (off) to 1")
+    with config.unlocked():
+      for name, value in (("radius_255", radius_255), ("step_size_255", step_size_255)):
+        if value is not None:
+          config[name] = float(value)
+          own, seen = row, set()
+          while own and own not in seen:  # A row that imitates another one has its budget.
+            seen.add(own)
+            settings = config.protections.get(own, {})
+            if name in settings:
+              settings[name] = float(value)
+            own = settings.get("of")
+      if strength is not None:
+        config.spare_flat = float(strength)
+
+
+def budget_flags() -> Budget:
+  """Defines --radius_255, --step_size_255 and --spare_flat, which `Budget.apply` obeys."""
+  return Budget(
+    flags.DEFINE_float(
+      "radius_255",
+      None,
+      "Budget: the largest change of any value of a saved file, in 8-bit levels, 1 to 255; "
+      "default: the config's. Rows of a config that name their own radius keep it, unless one row "
+      "is all that is protected.",
+    ),
+    flags.DEFINE_float(
+      "step_size_255",
+      None,
+      "Length of a step in 8-bit levels; default and rows as of --radius_255.",
+    ),
+    flags.DEFINE_float(
+      "spare_flat",
+      None,
+      "Spends less of the budget where a change is seen: STRENGTH from 0 (off) to 1. Perfectly "
+      "flat areas get 1 - STRENGTH of the radius, lively ones all of it. The protection is weaker "
+      "there.",
+    ),
+  )
+
+
 def _define_process_flags() -> None:
   flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where the run has several processes."
@@ -171,7 +245,7 @@ def _join_processes(resumable: bool) -> None:
   elif settings is not None:
     # Gloo, which carries the collectives of CPUs, prints to stdout: stderr from here on.
     sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)
 
 
@@ -204,11 +278,11 @@ def run(
       return code
     except Preempted as stop:
       processes.finish()  # All of them have agreed to stop here.
-      print(stop, file=sys.stderr, flush=True)
-      sys.stdout.flush()
+      with contextlib.suppress(OSError):  # Whoever read it may be gone.
+        print(stop, file=sys.stderr, flush=True)
       # Everything is on disk. Leaving at once keeps the compiler's threads, which may be at work
       # still, from crashing in an interpreter that is being torn down.
-      os._exit(0 if stop.signal == signal.SIGTERM else 128 + stop.signal)
+      processes.exit_now(0 if stop.signal == signal.SIGTERM else 128 + stop.signal)
     except UserError as error:
       code = _report(error)
       if processes.count() > 1:
@@ -229,14 +303,16 @@ def run(
 def _end_alone(code: int, text: str) -> None:
   """Ends this process, and thereby the others, which would wait for it."""
   processes.leave(code, text)
-  sys.stdout.flush()
-  os._exit(code)  # jax would wait for the others, too.
+  processes.exit_now(code)
 
 
 def start_process(*, resumable: bool = False) -> None:
   """Signals, logging, and jax's compilation cache (read when jax is imported, later)."""
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, frame: _stop_at_once(number, resumable))
+  # Names of files may hold bytes that are no text in any encoding.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
   logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
   logging.getLogger("udp_jax").setLevel(logging.INFO)
   # Orbax reports every save, every wait for one, and errors that it raises as well, through absl.
@@ -255,10 +331,11 @@ def _stop_at_once(number: int, resumable: bool) -> None:
   text = f"stopped by {signal.Signals(number).name}"
   if resumable:
     text += "; what is finished is saved: run the same command to go on"
-  os.write(2, f"\n{text}\n".encode())
+  processes.last_words(text)
   code = 0 if resumable and number == signal.SIGTERM else 128 + number
   processes.ask_to_stop(number)
   processes.leave(code, text, stopped=True)
+  locks.release_all()
   os._exit(code)
 
 
@@ -300,7 +377,9 @@ def _resolve(argv: Sequence[str]) -> list[str]:
       raise ConfigError("--config needs a name; see --help for the list")
   if name is None:
     if fields := [word for word in rest if word.startswith(("--config.", "-config."))]:
-      raise ConfigError(f"{fields[0]} needs --config=NAME; see --help for the list")
+      raise ConfigError(
+        f"{fields[0]} needs --config=NAME{_or_flag(fields[0])}; see --help for the list"
+      )
     return [*argv[:1], *rest]
   config = get_config(experiment, name)
   for word in rest:
@@ -309,6 +388,13 @@ def _resolve(argv: Sequence[str]) -> list[str]:
   stem, _, variant = name.partition(":")
   path = Path(__file__).parent / "configs" / experiment / f"{stem}.py"
   return [*argv[:1], f"--config={path}:{variant}" if variant else f"--config={path}", *rest]
+
+
+def _or_flag(word: str) -> str:
+  """For a --config.FIELD=VALUE without a config: the flag that sets the same, if there is one."""
+  field, equals, value = word.lstrip("-").removeprefix("config.").partition("=")
+  name = _FIELD_FLAGS.get(field, field)
+  return f", or without a config --{name}{equals}{value}" if name in flags.FLAGS else ""
 
 
 def _check_field(config: Any, field: str) -> None:
@@ -327,7 +413,8 @@ def _check_field(config: Any, field: str) -> None:
 
 
 def _report(error: UserError) -> int:
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+  text = naming.printable(" ".join(str(error).split()))
+  print(f"error: {text}", file=sys.stderr, flush=True)
   return error.exit_code
 
 

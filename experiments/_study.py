@@ -15,6 +15,7 @@ _EVALUATE = flags.DEFINE_bool(
   "evaluate", True, "After protecting, train a model on every row, judge it and write the report."
 )
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+_BUDGET = _cli.budget_flags()
 
 
 def main(config: Any, workdir: str | None) -> int:
@@ -23,15 +24,25 @@ def main(config: Any, workdir: str | None) -> int:
     raise ConfigError("--config is needed: see --help for the list")
   if not workdir:
     raise ConfigError("--workdir is needed: the folder for checkpoints and results")
+  _BUDGET.apply(config)
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
+  from udp_jax.data import places
+
+  with places.use(config=config, work={"--workdir": workdir}, protects=True) as used:
+    return _run(config, used["--workdir"])
+
+
+def _run(config: Any, folder: Path) -> int:
+  from udp_jax import promises
   from udp_jax.report import html, text
 
-  folder = Path(workdir)
   run = _run_pictures if "pictures" in config else _run_study
   made = run(config, folder)
   if not processes.is_main():
     return 0
+  for statement in promises.statements(config, config.rows):
+    print(f"protected against {statement}")
   if made is None:
     print(f"protected pictures, a folder a row: {(folder / 'protected').absolute()}")
     return 0

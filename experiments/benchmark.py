@@ -36,9 +36,15 @@ def main(argv: Sequence[str]) -> int:
     raise ConfigError("--config is needed: see --help for the list")
   if not _WORKDIR.value:
     raise ConfigError("--workdir is needed: the folder for bench.json and bench.md")
+  from udp_jax.data import places
+
+  with places.use(work={"--workdir": _WORKDIR.value}) as used:
+    return _measure(used["--workdir"])
+
+
+def _measure(workdir: Path) -> int:
   from udp_jax.benchmark import runner, tables
 
-  workdir = Path(_WORKDIR.value)
   report = runner.run(
     _CONFIG.value,
     workdir,

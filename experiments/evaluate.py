@@ -7,6 +7,7 @@ python -m experiments.evaluate --clean=CLEAN --protected=PROTECTED --radius_255=
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -35,12 +36,20 @@ def main(argv: Sequence[str]) -> int:
   radius_255 = _RADIUS.value
   if _CLEAN.value and radius_255 is None:
     raise ConfigError("--radius_255 is needed with --clean and --protected")
-  # Folders are read whole, so that one process does it; the others wait.
-  processes.from_main(lambda: _measure(radius_255), "evaluate")
+  from udp_jax.data import places
+
+  folders = {"--real": _REAL, "--samples": _SAMPLES, "--clean": _CLEAN, "--protected": _PROTECTED}
+  with places.use(
+    pictures={name: flag.value for name, flag in folders.items()},
+    named={"--weights": _WEIGHTS.value},
+    reports={"--json": _JSON.value},
+  ) as used:
+    # Folders are read whole, so that one process does it; the others wait.
+    processes.from_main(lambda: _measure(radius_255, used.get("--json")), "evaluate")
   return 0
 
 
-def _measure(radius_255: float | None) -> None:
+def _measure(radius_255: float | None, report: Path | None) -> None:
   from udp_jax import evaluation
   from udp_jax.data import files, manifest
   from udp_jax.models import features
@@ -64,8 +73,8 @@ def _measure(radius_255: float | None) -> None:
     print(group)
     for name, value in metrics.items():
       print(f"  {name:12} {value:.6g}")
-  if _JSON.value:
-    files.write_json(_JSON.value, found)
+  if report:
+    files.write_json(report, found)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -24,6 +25,7 @@ _ROWS = flags.DEFINE_list("rows", None, "Protections instead of config.rows; con
 _PURIFIERS = flags.DEFINE_list("purifiers", None, "Purifiers instead of config.use_purifiers.")
 _THREATS = flags.DEFINE_list("threats", None, "Threats instead of config.use_threats.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+_BUDGET = _cli.budget_flags()
 _CONFIG = _cli.define_config("impress")
 _WORKDIR = _cli.workdir_flag()
 
@@ -36,14 +38,21 @@ def main(argv: Sequence[str]) -> int:
   config = _CONFIG.value
   if config is None or not _WORKDIR.value:
     raise ConfigError("--config and --workdir are needed; see --help")
+  _BUDGET.apply(config)
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
-  from udp_jax import provenance
+  from udp_jax.data import places
+
+  with places.use(config=config, work={"--workdir": _WORKDIR.value}, protects=True) as used:
+    return _run(config, used["--workdir"])
+
+
+def _run(config: Any, workdir: Path) -> int:
+  from udp_jax import promises, provenance
   from udp_jax.data import files
   from udp_jax.matrix import plan, results, run
   from udp_jax.report import matrix, mosaics, survival, text
 
-  workdir = Path(_WORKDIR.value)
   started = datetime.datetime.now(datetime.UTC)
   wanted = plan.make(config, rows=_ROWS.value, purifiers=_PURIFIERS.value, threats=_THREATS.value)
   finished = run.run_matrix(config, workdir, wanted, progress=_PROGRESS.value)
@@ -64,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
   results.write_csv(workdir / "cells.csv", report)
   matrix.write_report(workdir / "report.html", report, about, mosaics.pictures(report, workdir))
   print(survival.format_survival(report))
+  for statement in promises.statements(config, wanted.rows):
+    print(f"\nprotected against {statement}")
   if config.notice:
     print(f"\n{config.notice}")
   for failure in report["failures"]:

@@ -1,13 +1,19 @@
 """Protects a folder of pictures with any method: folder in, folder out, at full resolution.
 
-  python -m experiments.protect --input=PICTURES --output=PROTECTED --method=eudp
+  python -m experiments.protect --input=PICTURES --output=PROTECTED --method=eudp --model=tiny_ldm
 
 Pictures may be of any size: they are cut into overlapping tiles of the model's size, and the saved
-files are lossless, as large as they were, with their names, transparency, colour profile and EXIF.
+PNG files are lossless, as large as they were, grey where they were grey, with their names,
+transparency, colour profile, EXIF, XMP, IPTC, texts, resolution and captions (metadata.jsonl,
+metadata.csv, .txt and .caption files). Previews of the clean picture, GPS positions and serial
+numbers stay behind; `python -m udp_jax.data.metadata` prints what becomes of each thing.
 The upright 8-bit reference is kept in PROTECTED.work/clean, so that
   python -m experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED --radius_255=16
-checks the budget. The config is `folder` unless told otherwise. The same command goes on where a
-killed one stopped, at the next file or in the middle of the work on a group of them.
+checks the budget. --model is what to protect against; the manifest says what that is worth. The
+config is `folder` unless told otherwise. The same command goes on where a killed one stopped, at
+the next file or in the middle of the work on a group of them. On a finished output, methods other
+than those that train a surrogate make what is missing: pictures that were added or changed, files
+that were deleted. --overwrite replaces what an earlier run wrote, and nothing else.
 
 Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
 tiles in memory; other methods work on 8 pictures at a time. --files_at_a_time sets another number:
@@ -36,7 +42,11 @@ _METHOD = flags.DEFINE_string(
   "method", "eudp", "A row of config.protections (eudp, udp, random_noise, ...) or any method."
 )
 _MODEL = flags.DEFINE_string(
-  "model", "", "Diffusers folder of the attacked model, or tiny_ldm, where one is needed."
+  "model",
+  "",
+  "Model to protect against: tiny_ldm, a FOLDER (Stable Diffusion 1.x or 2.x, or a DDPM, as "
+  "diffusers writes it), or pixel: a small DDPM trained on these pictures alone. Default: the "
+  "config's; without --config, methods that use a model need this flag.",
 )
 _RESIZE = flags.DEFINE_bool(
   "resize", False, "Centre-crop and resize to the model's size, instead of full resolution."
@@ -58,11 +68,12 @@ _MASK = flags.DEFINE_string(
 _PROMPT = flags.DEFINE_string(
   "prompt",
   None,
-  "For models with text: the caption of pictures that have none in the folder's metadata.jsonl.",
+  "For models with text: the caption of pictures that have none in their folder.",
 )
 _STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+_BUDGET = _cli.budget_flags()
 _CONFIG = _cli.define_config("eudp")
 _WORKDIR = _cli.workdir_flag()
 
@@ -72,12 +83,24 @@ def main(argv: Sequence[str]) -> int:
   del argv
   if not _INPUT.value or not _OUTPUT.value:
     raise ConfigError("--input and --output are needed; see --help")
-  from udp_jax import run_config
-  from udp_jax.data import manifest
+  from udp_jax.data import places
 
   config = _CONFIG.value or _cli.get_config("eudp", "folder")
-  output = Path(_OUTPUT.value)
-  workdir = Path(_WORKDIR.value or f"{output}.work")
+  with places.use(
+    pictures={"--input": _INPUT.value, "--mask": _MASK.value},
+    named={"--model": _MODEL.value or config.model.path},
+    outputs={"--output": _OUTPUT.value},
+    work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
+    protects=True,
+  ) as used:
+    return _protect(config, used["--output"], used["--workdir"])
+
+
+def _protect(config: Any, output: Path, workdir: Path) -> int:
+  from udp_jax import pictures, run_config
+  from udp_jax.data import manifest, naming
+
+  assert _INPUT.value is not None
   place = _INPUT.value.removeprefix("folder:")
   resize = _RESIZE.value or not Path(place).expanduser().is_dir()
   with config.unlocked():
@@ -85,10 +108,14 @@ def main(argv: Sequence[str]) -> int:
     config.data.holdout = 0.0
     config.data.strict = _STRICT.value or config.data.strict
     config.rows = (_METHOD.value,)
-    config.model.path = _MODEL.value or config.model.path
+  _choose_model(config)
+  _BUDGET.apply(config, row=_METHOD.value)
   run_config.check_values(config)
+  # Whether anything is missing in a finished output of pictures is seen once they are read.
+  extend = not resize and pictures.may_extend(config, _METHOD.value, output)
   processes.from_main(
-    lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
+    lambda: manifest.check_output(output, overwrite=_OVERWRITE.value, extend=extend),
+    "look at the output",
   )
   if resize:
     made, origin = _protect_resized(config, output, workdir)
@@ -97,12 +124,43 @@ def main(argv: Sequence[str]) -> int:
   skipped = origin.get("skipped") or []
   print(
     f"{origin['count']} pictures protected in {output} (at most "
-    f"{made.get('worst', {}).get('max_abs_255')} of {config.radius_255:g} levels of change), "
+    f"{made.get('worst', {}).get('max_abs_255')} of {made['radius_255']:g} levels of change), "
     f"{len(skipped)} skipped; clean reference: {workdir / 'clean'}"
   )
+  print(f"protected against {made['against']['statement']}")
+  print(
+    f"check the budget: python -m experiments.verify --clean={workdir / 'clean'} "
+    f"--protected={output} --radius_255={made['radius_255']:g}"
+  )
   for file, reason in skipped:
-    print(f"skipped: {file}: {reason}")
+    print(naming.printable(f"skipped: {file}: {reason}"))
   return 0
+
+
+def _choose_model(config: Any) -> None:
+  """Sets what --model says, if anything.
+
+  Raises:
+    ConfigError: no model is named and the method uses one.
+  """
+  from udp_jax import promises, protections
+  from udp_jax.models import places
+
+  method = _METHOD.value
+  known = method in config.protections or method in protections.available()
+  if known and not _MODEL.value and _CONFIG.value is None and promises.uses_model(config, method):
+    raise ConfigError(
+      f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
+      "of this package), --model=FOLDER (Stable Diffusion 1.x or 2.x, as diffusers writes it) or "
+      f"--model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
+    )
+  with config.unlocked():
+    if _MODEL.value == places.FRESH:
+      config.model.path = ""
+      if "architecture" in config.model:  # Else a folder is asked for.
+        config.model.architecture = ""
+    elif _MODEL.value:
+      config.model.path = _MODEL.value
 
 
 def _protect_full_size(
@@ -126,7 +184,16 @@ def _protect_full_size(
   )
   mask_files = masks.find(_MASK.value, job.found.files) if _MASK.value else None
   digest = masks.sha256(mask_files) if mask_files else None
-  picture_study.check_workdir(config, workdir, job, replace=_OVERWRITE.value, masks=digest)
+  if not _OVERWRITE.value:
+    pictures.check_finished(config, _METHOD.value, job.found, output, job.tiling)
+  picture_study.check_workdir(
+    config,
+    workdir,
+    job,
+    replace=_OVERWRITE.value,
+    apart=pictures.treats_apart(config, _METHOD.value),
+    masks=digest,
+  )
   made = pictures.protect(
     config,
     _METHOD.value,
@@ -138,6 +205,7 @@ def _protect_full_size(
     job.tiling,
     mask_files=mask_files,
     cond_of=job.cond_of,
+    texts=job.texts,
     overwrite=_OVERWRITE.value,
     progress=_PROGRESS.value,
   )

@@ -4,8 +4,9 @@
   python -m experiments.purify --input=PROTECTED --output=PURIFIED --config=impress_glaze \\
     --model=FOLDER
 
-Methods: the modules of udp_jax/purifiers. Files keep their names, transparency, colour profile and
-EXIF. The same command goes on where a killed one stopped, at the next batch of pictures.
+Methods: the modules of udp_jax/purifiers. Files keep their names, transparency, colour profile,
+EXIF and captions, as with `protect`; grey pictures stay grey. The same command goes on where a
+killed one stopped, at the next batch of pictures.
 """
 
 from __future__ import annotations
@@ -46,10 +47,23 @@ def main(argv: Sequence[str]) -> int:
   if bool(_METHOD.value) == bool(_CONFIG.value):
     raise ConfigError("give one of --method and --config; see --help")
   from experiments.configs.purification import purification
-  from udp_jax import parallel, purifying
-  from udp_jax.data import manifest, picture_folder
+  from udp_jax.data import places
 
   config = _CONFIG.value or purification(_METHOD.value)
+  with places.use(
+    pictures={"--input": _INPUT.value},
+    named={"--model": _MODEL.value or config.model.path},
+    outputs={"--output": _OUTPUT.value},
+    work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
+  ) as used:
+    return _purify(config, used["--output"], used["--workdir"])
+
+
+def _purify(config: Any, output: Path, workdir: Path) -> int:
+  from udp_jax import parallel, purifying
+  from udp_jax.data import manifest, naming, picture_folder
+
+  assert _INPUT.value is not None
   with config.unlocked():
     config.model.path = _MODEL.value or config.model.path
     with config.options.ignore_type():  # One quality may become several.
@@ -57,9 +71,8 @@ def main(argv: Sequence[str]) -> int:
   for field in ("per_device_batch_size", "steps_per_call"):
     if config[field] < 1:
       raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1")
-  output = Path(_OUTPUT.value)
-  workdir = Path(_WORKDIR.value or f"{output}.work")
-  manifest.check_output(output, overwrite=_OVERWRITE.value)
+  # Whether anything is missing in a finished output is seen once the pictures are read.
+  manifest.check_output(output, overwrite=_OVERWRITE.value, extend=True)
   purifier, params = _build(config)
   place = Path(_INPUT.value.removeprefix("folder:")).expanduser()
   pictures = picture_folder.list_pictures(place, strict=_STRICT.value)
@@ -88,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
   count = len(made["images"])
   print(f"{count} pictures purified by {config.method} in {output}, {len(skipped)} skipped")
   for file, reason in skipped:
-    print(f"skipped: {file}: {reason}")
+    print(naming.printable(f"skipped: {file}: {reason}"))
   return 0
 
 

@@ -69,6 +69,24 @@ def main(argv: Sequence[str]) -> int:
   if not _MODEL.value or not _OUTPUT.value:
     raise ConfigError("--model and --output are needed; see --help")
   _check_flags()
+  from udp_jax.data import places
+
+  with places.use(
+    named={
+      "--model": _MODEL.value,
+      "--init_image": _INIT_IMAGE.value,
+      "--mask": _MASK.value,
+      "--prompt_file": _PROMPT_FILE.value,
+      "--lora": _LORAS.value,
+      "--embedding": _EMBEDDINGS.value,
+    },
+    outputs={"--output": _OUTPUT.value},
+  ) as used:
+    return _sample(used["--output"])
+
+
+def _sample(output: Path) -> int:
+  assert _MODEL.value is not None
   prompts = _read_prompts()
   import jax
 
@@ -76,7 +94,6 @@ def main(argv: Sequence[str]) -> int:
   from udp_jax.data import manifest
   from udp_jax.models import pipeline
 
-  output = Path(_OUTPUT.value)
   processes.from_main(
     lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
   )

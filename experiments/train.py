@@ -7,8 +7,9 @@
 From scratch: workdir/model, which `DDPMPipeline.from_pretrained` opens. Fine-tuning: workdir/model
 for `StableDiffusionPipeline`, or workdir/adapter for `load_lora_weights` and
 `load_textual_inversion`, and samples. Captions come from PICTURES/metadata.jsonl, lines of
-{"file_name": ..., "text": ...}, or --prompt. --config.seed decides every draw. The same command
-goes on where a killed one stopped.
+{"file_name": ..., "text": ...}, from metadata.csv, from .caption or .txt files beside the pictures,
+or from --prompt. --config.seed decides every draw. The same command goes on where a killed one
+stopped.
 """
 
 from __future__ import annotations
@@ -51,10 +52,12 @@ def main(argv: Sequence[str]) -> int:
   config = _config()
   if not config.data.source:
     raise ConfigError("--input is needed: a folder of pictures")
-  workdir = Path(_WORKDIR.value)
-  if config.threat.name == _SCRATCH:
-    return _train_from_scratch(config, workdir)
-  return _fine_tune(config, workdir)
+  from udp_jax.data import places
+
+  with places.use(config=config, work={"--workdir": _WORKDIR.value}) as used:
+    if config.threat.name == _SCRATCH:
+      return _train_from_scratch(config, used["--workdir"])
+    return _fine_tune(config, used["--workdir"])
 
 
 def _config() -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -28,9 +29,15 @@ def main(argv: Sequence[str]) -> int:
   config = _CONFIG.value
   if config is None or not _WORKDIR.value:
     raise ConfigError("--config and --workdir are needed; see --help")
+  from udp_jax.data import places
+
+  with places.use(config=config, work={"--workdir": _WORKDIR.value}) as used:
+    return _train(config, used["--workdir"])
+
+
+def _train(config: Any, workdir: Path) -> int:
   from udp_jax.ldm import run
 
-  workdir = Path(_WORKDIR.value)
   results = run.run(config, workdir, progress=_PROGRESS.value)
   for concept, found in results["reconstruction"].items():
     print(f"reconstruction of held-out pictures: {found['psnr']:5.2f} dB  {concept}")

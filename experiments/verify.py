@@ -2,9 +2,10 @@ r"""Checks that protected images keep their budget, from the files alone.
 
   python -m experiments.verify --clean=DIR --protected=DIR --radius_255=8 [--json=PATH|-]
 
-Works on folders made by anyone: files are matched by their relative name without extension. Exit
-code 0: every file keeps the budget. 1: some do not, or have no counterpart; they are listed. 2:
-a folder is not there or holds no images, or a flag is missing.
+Without --radius_255 the budget is the one that the protected folder's manifest promises. Works on
+folders made by anyone: files are matched by their relative name without extension. Exit code 0:
+every file keeps the budget. 1: some do not, or have no counterpart; they are listed. 2: a folder is
+not there or holds no images, or a flag is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import _cli
-from udp_jax.data import files
+from udp_jax.data import files, naming, places
+from udp_jax.data.output import read_manifest
 from udp_jax.data.verify import FileReport, VerifyReport, verify
 from udp_jax.errors import ConfigError
 
@@ -23,7 +25,8 @@ _PROTECTED = flags.DEFINE_string("protected", None, "Folder of the protected one
 _RADIUS = flags.DEFINE_float(
   "radius_255",
   None,
-  "The budget: largest allowed difference of any sample, in 8-bit levels.",
+  "The budget: largest allowed difference of any sample, in 8-bit levels; default: what the "
+  "manifest of the protected folder promises.",
 )
 _JSON = flags.DEFINE_string(
   "json", None, "Also write the report as JSON to this file; '-' prints it instead of the table."
@@ -35,15 +38,20 @@ def main(argv: Sequence[str]) -> int:
   """Prints the report of the folders named by the flags and returns the exit code."""
   del argv
   clean, protected, radius_255 = _CLEAN.value, _PROTECTED.value, _RADIUS.value
+  if protected is not None and radius_255 is None:
+    radius_255 = (read_manifest(protected) or {}).get("radius_255")
   if clean is None or protected is None or radius_255 is None:
     raise ConfigError("--clean, --protected and --radius_255 are all needed; see --help")
-  report = verify(clean, protected, radius_255)
-  if _JSON.value == "-":
-    print(files.to_json(as_dict(report)))
-  else:
-    print(table(report))
-    if _JSON.value:
-      files.write_json(_JSON.value, as_dict(report))
+  with places.use(
+    pictures={"--clean": clean, "--protected": protected}, reports={"--json": _JSON.value}
+  ) as used:
+    report = verify(clean, protected, radius_255)
+    if _JSON.value == "-":
+      print(files.to_json(as_dict(report)))
+    else:
+      print(table(report))
+      if _JSON.value:
+        files.write_json(used["--json"], as_dict(report))
   return 0 if report.ok else 1
 
 
@@ -67,7 +75,7 @@ def table(report: VerifyReport) -> str:
     lines.append(f"OK: {report.checked} files keep the budget ({budget})")
   else:
     lines.append(f"FAILED: {len(report.failures)} files; {report.checked} measured ({budget})")
-  return "\n".join(lines)
+  return "\n".join(map(naming.printable, lines))
 
 
 def as_dict(report: VerifyReport) -> dict:

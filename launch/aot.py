@@ -13,8 +13,8 @@ of a schedule. It is the same at every --effort, but large programs may get none
 The program is not the same: at -1 the compiler tries few tilings, and by its own estimate of cycles
 the program is several times slower. Ask at -1, run at 0.
 
-GPUs (--kind=gpu --topology=1x1x8 --target_config=FILE) need jax's CUDA plugin. Its compiler gives
-memory and collectives, no costs.
+GPUs (--kind=gpu --topology=1x1x8 --target_config=FILE) need jax's plugin for CUDA 12 or 13. Its
+compiler gives memory and collectives, no costs.
 
 --out writes {"header", "rows"}. A row is a topology with a batch:
   topology, platform, chips, devices, row, num_images, num_batches, global_batch_size,
@@ -163,7 +163,8 @@ def _whole_numbers(words: Sequence[str], flag: str) -> list[int]:
 
 def _header(command: Sequence[str], config: Any) -> dict[str, Any]:
   versions = {}
-  for package in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "flax", "optax"):
+  plugins = [plugin.packages[0] for plugin in chips.PLUGINS.values()]
+  for package in ("jax", "jaxlib", "libtpu", *plugins, "flax", "optax"):
     try:
       versions[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -5,6 +5,7 @@ Peaks and memory are the vendor's (Cloud TPU documentation, "System architecture
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -37,7 +38,46 @@ TPUS = {
   "v6e": Chip(918e12, 32),
 }
 INSTALL_TPU = 'pip install "jax[tpu]"'
-INSTALL_GPU = "pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt"
+
+
+class Plugin(NamedTuple):
+  """One of jax's CUDA plugins.
+
+  Attributes:
+    module: what it is imported as.
+    driver: oldest NVIDIA driver that runs what it compiles; compiling needs none.
+    packages: distributions that compiling needs, those of jax at jax's own version.
+    cuda: packages of CUDA that compiling needs.
+  """
+
+  module: str
+  driver: int
+  packages: tuple[str, ...]
+  cuda: tuple[str, ...] = ()
+
+
+# In the order in which jax looks for them. Without CUDA 13's libdevice the compiler of jax 0.11.2
+# crashed; that of CUDA 12 brings its own.
+PLUGINS = {
+  "13": Plugin(
+    "jax_cuda13_plugin",
+    580,
+    ("jax-cuda13-plugin", "jax-cuda13-pjrt"),
+    ("nvidia-nvvm", "nvidia-cuda-nvcc"),
+  ),
+  "12": Plugin("jax_cuda12_plugin", 525, ("jax-cuda12-plugin", "jax-cuda12-pjrt")),
+}
+
+
+def install_gpu() -> str:
+  """How to install either plugin for compiling, at the version of the jax that is here."""
+  version = importlib.metadata.version("jax")
+  return ", or ".join(
+    " ".join(["pip install --no-deps", *(f"{name}=={version}" for name in plugin.packages)])
+    + "".join(f" {name}" for name in plugin.cuda)
+    + f" (CUDA {cuda}, whose programs run from driver {plugin.driver} on)"
+    for cuda, plugin in PLUGINS.items()
+  )
 
 
 class Target(NamedTuple):
@@ -125,9 +165,9 @@ def gpu_target(topology: str, target_config: Path) -> Target:
   """
   if re.fullmatch(r"\d+x\d+x\d+", topology) is None:
     raise ConfigError(f"a GPU topology is AxBxC, e.g. 1x1x8, got {topology!r}")
-  if importlib.util.find_spec("jax_cuda12_plugin") is None:
+  if not any(importlib.util.find_spec(plugin.module) for plugin in PLUGINS.values()):
     raise MissingDataError(
-      f"compiling for GPUs needs jax's CUDA plugin, which is not installed: {INSTALL_GPU}"
+      f"compiling for GPUs needs one of jax's CUDA plugins, none is installed: {install_gpu()}"
     )
   try:
     text = target_config.read_text("utf-8")

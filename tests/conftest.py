@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -324,3 +325,43 @@ def smoke(entry_point: Run, common_folder: Path) -> Finished:
       for file, text in zip(said, (done.stdout, done.stderr), strict=True):
         file.write_text(text)
   return Finished(folder / "run", *(file.read_text() for file in said))
+
+
+class EntryPoint(NamedTuple):
+  main: Callable[[list[str]], int | None]
+  parse: Callable[..., list[str]]
+
+
+@pytest.fixture
+def load_entry_point(monkeypatch: pytest.MonkeyPatch):
+  """`load_entry_point("experiments.eudp")`: its main and its parser of flags, in this process.
+
+  Flags are defined as in a process of its own, and taken back after the test, or before the next
+  entry point is loaded.
+  """
+  import runpy
+
+  from absl import flags
+
+  from experiments import _cli
+
+  before = {*flags.FLAGS}
+
+  def take_back() -> None:
+    for name in {*flags.FLAGS} - before:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    _cli._EXPERIMENT.clear()
+    # Its flags are defined when it is imported.
+    if sys.modules.pop("experiments._study", None) is not None:
+      del sys.modules["experiments"]._study  # type: ignore[attr-defined]
+
+  def load(module: str) -> EntryPoint:
+    take_back()
+    found: list[Callable[[list[str]], int | None]] = []
+    monkeypatch.setattr(_cli, "run", lambda main, **_: found.append(main))
+    runpy.run_module(module, run_name="__main__")
+    return EntryPoint(found[0], lambda *words: _cli._parse(["program", *words]))
+
+  yield load
+  take_back()

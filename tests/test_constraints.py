@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from udp_jax import constraints
-from udp_jax.errors import ConfigError
+from udp_jax.errors import ConfigError, DivergedError
 from udp_jax.randomness import example_keys
 
 RADIUS = {"linf": 16 / 255, "l2": 0.8}
@@ -113,3 +113,13 @@ def test_unknown_start(kind):
 def test_a_budget_is_positive(kind, radius):
   with pytest.raises(ConfigError, match="the radius of a budget must be positive"):
     getattr(constraints, kind)(radius)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_never_saved(bad: float) -> None:
+  clean = np.full((2, 3, 3, 3), 100, np.uint8)
+  delta = np.zeros(clean.shape, np.float32)
+  np.testing.assert_array_equal(constraints.saved(clean, delta + 0.5, 7.65), clean + 7)
+  delta[1, 2, 0, 1] = bad
+  with pytest.raises(DivergedError, match="not finite"):
+    constraints.saved(clean, delta, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -63,9 +64,14 @@ def together(group, call):
 
 
 def break_connections(peer):
-  """What the kernel does for a process that is killed."""
-  for link in peer._links.values():
-    link.shutdown(socket.SHUT_RDWR)
+  """What the kernel does for a process that is killed; that says nothing more, of itself or others.
+
+  Its threads live on here, and what they saw of one broken connection would go out by the next.
+  """
+  links, peer._links = peer._links, {}
+  for link in links.values():
+    with contextlib.suppress(OSError):  # The other end was faster.
+      link.shutdown(socket.SHUT_RDWR)
 
 
 def test_everyone_learns_what_everyone_said():
@@ -99,6 +105,24 @@ def test_a_death_is_known_to_all_others(dead):
       assert (number, "lost" in how) == (dead, True), heard.ends
 
 
+def test_the_cause_of_an_end_is_heard_before_its_effect(monkeypatch):
+  """Process 0 ends because process 1 died: process 2 hears of the death first, by a slow line."""
+  group = connect(3)
+  write_line = peers._write_line
+
+  def slowly(link, message):
+    time.sleep(0.3 if message["kind"] == "leave" else 0.0)
+    write_line(link, message)
+
+  monkeypatch.setattr(peers, "_write_line", slowly)
+  monkeypatch.setattr(group[0][0], "_on_end", lambda number, how: break_connections(group[0][0]))
+  break_connections(group[1][0])
+  heard = group[2][1]
+  assert heard.event.wait(SOON_S)
+  number, how = heard.ends[0]
+  assert (number, "lost" in how) == (1, True), heard.ends
+
+
 def test_silence_is_a_loss():
   group = connect(2, timeout_s=1.0)
   start = time.monotonic()
@@ -106,6 +130,13 @@ def test_silence_is_a_loss():
   assert group[0][1].event.wait(SOON_S)
   assert group[0][1].ends == [(1, {"lost": "silent for 1 s"})]
   assert 0.8 < time.monotonic() - start < 10
+
+
+def test_what_is_no_message_is_a_loss():
+  group = connect(2)
+  group[1][0]._links[0].sendall(b"\xff\n")
+  assert group[0][1].event.wait(SOON_S)
+  assert group[0][1].ends == [(1, {"lost": "it sent what is no message"})]
 
 
 def test_beats_keep_a_quiet_group_together():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,6 +176,135 @@ def test_no_step_leaves_the_mask(fixed: Fixed) -> None:
     np.testing.assert_array_equal(moved.any(axis=-1), mask[..., 0] == 1)
 
 
+def _grey_and_colour() -> np.ndarray:
+  """(2, 8, 8, 3): a grey picture and one in colour."""
+  colour = _photograph(3, 8, 8)
+  return np.stack([np.repeat(colour[..., :1], 3, -1), colour])
+
+
+@pytest.mark.parametrize(
+  ("method", "options"),
+  [
+    ("advdm", {"step_size_255": 3, "start": "sign"}),
+    ("udp", {"step_size_255": 3, "train_steps": 2, "start": "sign"}),
+    ("udp", {"step_size_255": 3, "train_steps": 2, "start": "sign", "joint_gradients": True}),
+    ("random_noise", {}),
+  ],
+)
+def test_a_grey_picture_gets_one_change_in_every_step(fixed: Fixed, method, options) -> None:
+  levels = _grey_and_colour()
+  grey = np.array([1, 0], np.uint8)
+  built = protections.build(method, fixed.model, {"radius_255": 12} | options)
+  params = fixed.params if method == "advdm" else None
+  made = {}
+  for number in (0, 2):
+    for name, leaf in (("told", grey), ("untold", None)):
+      data = training.make_batches(levels, 2, grey=leaf)
+      found, _ = run(built, jax.random.key(0), data, params, num_rounds=number)
+      made[name] = 255 * np.asarray(found[0]) - levels
+    change = made["told"][0]
+    np.testing.assert_allclose(change[..., 0], change[..., 1], atol=1e-4)
+    np.testing.assert_allclose(change[..., 0], change[..., 2], atol=1e-4)
+    # As strong as one that is free in every channel, not the mean of three.
+    assert np.abs(change).mean() > 0.75 * np.abs(made["untold"][0]).mean()
+    assert np.abs(change).max() <= 12 + 1e-3
+    if method != "udp":  # The surrogate sees the other picture.
+      np.testing.assert_array_equal(made["told"][1], made["untold"][1])
+
+
+def test_a_grey_pictures_steps_follow_the_mean_of_its_gradient(fixed: Fixed) -> None:
+  """A step from zero is a whole one everywhere, not a third where the channels disagree."""
+  data = training.make_batches(_grey_and_colour(), 2, grey=np.array([1, 0], np.uint8))
+  options = {"radius_255": 12, "step_size_255": 3, "start": "zero"}
+  method = protections.build("advdm", fixed.model, options)
+  images, _ = run(method, jax.random.key(0), data, fixed.params, num_rounds=1)
+  change = 255 * np.asarray(images[0, 0]) - _grey_and_colour()[0]
+  assert (np.abs(np.abs(change) - 3) < 1e-3).mean() > 0.99
+
+
+@pytest.mark.parametrize("row", ["advdm", "random_noise"])
+def test_grey_files_stay_grey(row: str, config, fixed: Fixed, tmp_path: Path) -> None:
+  source = tmp_path / "in"
+  source.mkdir()
+  page = _photograph(2, 21, 17)[..., 0]
+  curve = b"GRAY" + bytes(96)
+  profile = bytes(16) + curve
+  Image.fromarray(page).save(source / "page.png", icc_profile=profile)
+  Image.fromarray(np.stack([page, np.full_like(page, 200)], -1)).save(source / "glass.png")
+  Image.fromarray(page > 128).save(source / "line.png")
+  Image.fromarray(np.stack([page] * 3, -1)).save(source / "three.png")
+  Image.fromarray(_photograph(1, 20, 20)).save(source / "colour.png")
+  made = _protect(config, row, source, tmp_path / "out", fixed)
+  assert verify(source, tmp_path / "out", 12).ok
+  modes = {"page": "L", "glass": "LA", "line": "L", "three": "RGB", "colour": "RGB"}
+  for name, mode in modes.items():
+    with Image.open(tmp_path / "out" / f"{name}.png") as saved:
+      assert saved.mode == mode
+      assert saved.info.get("icc_profile") == (profile if name == "page" else None)
+    change = read_image(tmp_path / "out" / f"{name}.png").pixels.astype(int)
+    change -= read_image(source / f"{name}.png").pixels
+    alike = (change == change[..., :1]).all()
+    assert alike == (name != "colour")
+    # Half of what black and white would change is outside of the range.
+    assert np.abs(change).mean() > (1 if name == "line" else 5)
+  notes = {entry["file"]: entry.get("notes") for entry in made["images"]}
+  assert notes["line.png"] == ["1 bit a pixel saved as 8-bit grey"]
+  assert notes["page.png"] is None
+
+
+def test_no_preview_leaves_and_everything_else_does(config, fixed: Fixed, tmp_path: Path) -> None:
+  source, output = tmp_path / "in", tmp_path / "out"
+  source.mkdir()
+  Image.fromarray(_photograph(1, 20, 20)).save(source / "inner.jpg")
+  preview = (source / "inner.jpg").read_bytes()
+  exif = Image.Exif()
+  exif[0x013B] = "An Artist"
+  exif.get_ifd(0x8825)[2] = (59.0, 54.0, 0.0)
+  exif.get_ifd(0x8769)[0x927C] = preview
+  xmp = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
+    b'syntax-ns#"><rdf:Description xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/"'
+    b' plus:DataMining="DMI-PROHIBITED"/></rdf:RDF></x:xmpmeta>'
+  )
+  picture = Image.fromarray(_photograph(2, 20, 20))
+  picture.save(source / "c.jpg", exif=exif, xmp=xmp, dpi=(300, 300), comment=b"by hand")
+  Image.fromarray(_photograph(4, 20, 20)).save(source / "c.png")
+  (source / "inner.jpg").unlink()
+  (source / "metadata.jsonl").write_text('\ufeff{"file_name": "c.jpg", "text": "a page"}\n')
+  (source / "c.txt").write_text("tags")
+  (source / "notes.doc").touch()
+  made = _protect(config, "random_noise", source, output, fixed)
+  assert sorted(path.name for path in output.iterdir()) == [
+    *("c.jpg.png", "c.jpg.txt", "c.png", "c.txt", "manifest.json", "metadata.jsonl"),
+  ]
+  content = (output / "c.jpg.png").read_bytes()
+  assert content.count(b"\xff\xd8\xff") == 0 and xmp in content and b"An Artist" in content
+  with Image.open(output / "c.jpg.png") as saved:
+    assert round(saved.info["dpi"][0]) == 300 and saved.info["Comment"] == "by hand"
+    assert not saved.getexif().get_ifd(0x8825)
+  line = json.loads((output / "metadata.jsonl").read_text())
+  assert line == {"file_name": "c.jpg.png", "text": "a page"}
+  assert made["captions"] == ["c.jpg.txt", "c.txt", "metadata.jsonl"]
+  (entry,) = [entry for entry in made["images"] if entry["file"] == "c.jpg.png"]
+  assert len(entry["notes"]) == 2 and "GPS position left out" in entry["notes"][1]
+  assert made["origin"]["notes"] == dict.fromkeys(entry["notes"], 1)
+  assert made["origin"]["ignored_kinds"] == {".doc": 1}
+  # The captions are ours: an overwriting run replaces them.
+  (source / "metadata.jsonl").unlink()
+  _protect(config, "random_noise", source, output, fixed, overwrite=True)
+  assert not (output / "metadata.jsonl").exists()
+
+
+def test_a_name_that_is_not_utf8_is_protected(config, fixed: Fixed, tmp_path: Path) -> None:
+  source = tmp_path / "in"
+  source.mkdir()
+  Image.fromarray(_photograph(2, 20, 20)).save(source / "a.png")
+  os.rename(source / "a.png", os.fsencode(source) + b"/" + "イ".encode("shift_jis") + b".png")
+  made = _protect(config, "random_noise", source, tmp_path / "out", fixed)
+  assert [entry["file"] for entry in made["images"]] == ["%83C.png"]
+  assert verify(source, tmp_path / "out", 12).ok
+
+
 def test_noise_does_not_depend_on_groups_and_shards(config, folder, fixed, tmp_path: Path) -> None:
   _protect(config, "random_noise", folder, tmp_path / "whole", fixed)
   tiling = TILING._replace(files_at_a_time=3)
@@ -260,6 +391,129 @@ def test_changed_and_lost_files_are_made_again(
   (output / "dot.png").unlink()
   again = _protect(config, "random_noise", folder, output, fixed, overwrite=True)
   assert _files(output) == whole and again["images"] == first["images"]
+
+
+def _copy(folder: Path, place: Path) -> Path:
+  shutil.copytree(folder, place)
+  return place
+
+
+def test_only_what_is_missing_is_made(config, folder, fixed, tmp_path: Path) -> None:
+  """Pictures added, changed, gone; files deleted and damaged; metadata changed: one run for all."""
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  first = _protect(config, "random_noise", source, output, fixed)
+  whole = _files(output)
+  times = {path.name: path.stat().st_mtime_ns for path in output.rglob("*.png")}
+
+  (output / "sub" / "glass.png").unlink()
+  (output / "dot.png").write_bytes(b"damage")
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
+  Image.fromarray(_photograph(8, 61, 83)).save(source / "large.bmp")
+  (source / "sub" / "profile.tif").unlink()
+  turned = source / "turned.jpg"
+  turned.write_bytes(turned.read_bytes().replace(b"a title", b"b title"))
+
+  again = _protect(config, "random_noise", source, output, fixed)
+  files = _files(output)
+  assert set(files) == {*whole, "added.png"} == {entry["file"] for entry in again["images"]}
+  assert {name for name in whole if files[name] != whole[name]} == {"large.png", "turned.png"}
+  # What is of a picture that is gone stays, clean reference and all.
+  assert (output / "sub/profile.png").stat().st_mtime_ns == times["profile.png"]
+  clean = tmp_path / "out.work" / "clean"
+  assert (clean / "sub/profile.png").exists()
+  report = verify(clean, output, 12)
+  assert report.ok and report.checked == 6
+  with Image.open(output / "turned.png") as image:
+    assert image.getexif()[TITLE] == "b title"
+  before = next(e for e in first["images"] if e["file"] == "turned.png")
+  after = next(e for e in again["images"] if e["file"] == "turned.png")
+  assert before["source"]["pixels_sha256"] == after["source"]["pixels_sha256"]
+  assert before["source"]["sha256"] != after["source"]["sha256"]
+  # The reference of the picture that changed is the last copy of what it was.
+  (earlier,) = (tmp_path / "out.work" / "earlier").iterdir()
+  np.testing.assert_array_equal(read_image(earlier).pixels, read_image(folder / "large.bmp").pixels)
+  with pytest.raises(OutputError, match="finished output already"):
+    _protect(config, "random_noise", source, output, fixed)
+
+
+def test_what_is_added_does_not_need_the_work_folder(config, folder, fixed, tmp_path: Path) -> None:
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  _protect(config, "random_noise", source, output, fixed)
+  whole = _files(output)
+  shutil.rmtree(tmp_path / "out.work")
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
+  _protect(config, "random_noise", source, output, fixed)
+  assert {name: _files(output)[name] for name in whole} == whole
+  assert verify(source, output, 12).checked == 6
+
+
+def test_other_settings_do_not_extend(config, folder, fixed, tmp_path: Path) -> None:
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  _protect(config, "random_noise", source, output, fixed)
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
+  before = _files(output)
+  for row, field, value, tiling in (
+    ("random_noise", "seed", 5, TILING),
+    ("random_noise", "radius_255", 9.0, TILING),
+    ("random_noise", "seed", 0, TILING._replace(overlap=3)),
+    ("advdm", "seed", 0, TILING),
+  ):
+    other = config.copy_and_resolve_references()
+    other[field] = value
+    with pytest.raises(OutputError, match="finished output already"):
+      _protect(other, row, source, output, fixed, tiling=tiling)
+  assert _files(output) == before
+
+
+def test_a_mask_or_a_caption_belongs_to_the_picture(config, folder, fixed, tmp_path: Path) -> None:
+  output = tmp_path / "out"
+  _protect(config, "random_noise", folder, output, fixed, texts={"dot.png": "a", "large.bmp": "b"})
+  before = {path: path.stat().st_mtime_ns for path in output.rglob("*.png")}
+  _protect(config, "random_noise", folder, output, fixed, texts={"dot.png": "a", "large.bmp": "c"})
+  made = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
+  assert made == ["large.png"]
+
+
+def test_a_killed_extension_goes_on(
+  config, folder, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Of pictures that are gone too, nothing is lost."""
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  tiling = TILING._replace(files_at_a_time=2)
+  _protect(config, "advdm", source, output, fixed, tiling=tiling)
+  whole = _files(output)
+  (source / "dot.png").unlink()
+  for number in range(3):
+    Image.fromarray(_photograph(number, 9, 12)).save(source / f"added{number}.png")
+  with monkeypatch.context() as context:
+    _stop_after(context, 5)  # In the second of two new groups.
+    with pytest.raises(Preempted, match="protect advdm 2/2: stopped at round 2"):
+      _protect(config, "advdm", source, output, fixed, tiling=tiling)
+  assert (output / ".incomplete").exists() and set(whole) < set(_files(output))
+  # More pictures meanwhile: the group that was begun stays what its checkpoint is of.
+  Image.fromarray(_photograph(9, 9, 12)).save(source / "added0b.png")
+  made = _protect(config, "advdm", source, output, fixed, tiling=tiling)
+  assert {name: _files(output)[name] for name in whole} == whole
+  assert len(made["images"]) == 9 and not (output / ".incomplete").exists()
+  assert not list(tmp_path.rglob("checkpoints"))
+  for number in range(3):
+    assert (tmp_path / "out" / f"added{number}.png").exists()
+
+
+def test_a_lost_file_of_a_method_that_trains_is_made_again(
+  config, folder, fixed, tmp_path: Path
+) -> None:
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  _protect(config, "udp", source, output, fixed)
+  whole, kept = _files(output), (output / "large.png").stat().st_mtime_ns
+  (output / "turned.png").unlink()
+  _protect(config, "udp", source, output, fixed)
+  assert _files(output) == whole and (output / "large.png").stat().st_mtime_ns == kept
+  # Another picture changes all of them.
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
+  with pytest.raises(OutputError, match="finished output already"):
+    _protect(config, "udp", source, output, fixed)
+  assert _files(output) == whole
 
 
 def test_nothing_is_left_of_a_run_that_failed_at_once(

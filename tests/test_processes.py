@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import threading
 
 import pytest
 
@@ -160,6 +163,32 @@ def test_a_failure_of_one_is_a_failure_of_all(second_of_three):
   assert others.said == [{"text": "the disk is full", "code": 4}]
   second_of_three(None, None)
   assert processes.all_or_none(lambda: 1, "x") == 1
+
+
+class Exited(BaseException):
+  pass
+
+
+def test_another_s_death_ends_this_process_even_if_nobody_reads_its_output(monkeypatch):
+  """Otherwise it would wait for the dead one for ever: its terminal, or `tee`, may be gone."""
+  reads, writes = os.pipe()
+  os.close(reads)
+
+  def leave(code):
+    raise Exited(code)
+
+  monkeypatch.setattr(processes.os, "_exit", leave)
+  monkeypatch.setattr(processes, "_ending", threading.Lock())
+  write = os.write
+  with os.fdopen(writes, "w") as closed:
+    monkeypatch.setattr(processes.os, "write", lambda number, text: write(writes, text))
+    monkeypatch.setattr(sys, "stdout", closed)
+    closed.write("unread")
+    with pytest.raises(Exited) as left:
+      processes._other_ended(1, {"lost": "its connection broke"})
+    with contextlib.suppress(OSError):
+      closed.close()
+  assert left.value.args == (PeerLostError.exit_code,)
 
 
 def test_exit_code_is_its_own():

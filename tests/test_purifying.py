@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from PIL import Image
 
 from udp_jax import purifiers, purifying
 from udp_jax.data import picture_folder
-from udp_jax.errors import ConfigError
+from udp_jax.errors import ConfigError, OutputError
 
 
 def _pictures(folder: Path) -> Path:
@@ -94,7 +95,7 @@ def test_a_run_goes_on_and_other_settings_do_not(source, noisy):
   (output / ".incomplete").write_text(json.dumps({"files": list(finished)}))
   (output / "a.png").unlink()
   kept = (output / "tiny.png").stat().st_mtime_ns
-  with pytest.raises(ConfigError, match="other settings or pictures: choose another --workdir"):
+  with pytest.raises(ConfigError, match="other settings: choose another --workdir"):
     _run(source, output, "gaussian_noise", {"std": 0.2})
   _run(source, output, "gaussian_noise", {"std": 0.1})
   assert _bytes(output) == finished
@@ -116,3 +117,38 @@ def test_sizes_that_a_method_cannot_take_are_skipped(source):
   with pytest.raises(ConfigError, match="does not fit images of"):
     _run(source, source.parent / "strict", "gaussian_blur", {"sigma": 20.0})
   assert not (source.parent / "strict").exists()
+
+
+def test_only_what_is_missing_is_made(source, tmp_path):
+  folder, output = tmp_path / "in", tmp_path / "out"
+  shutil.copytree(source, folder)
+  _run(folder, output, "gaussian_noise", {"std": 0.1})
+  whole = _bytes(output)
+  with pytest.raises(OutputError, match="finished output already"):
+    _run(folder, output, "gaussian_noise", {"std": 0.1})
+  (output / "a.png").unlink()
+  (folder / "tiny.png").unlink()
+  shutil.copy(source / "glass.png", folder / "added.png")
+  kept = (output / "b" / "c.png").stat().st_mtime_ns
+  with pytest.raises(OutputError, match="finished output already"):
+    _run(folder, output, "gaussian_noise", {"std": 0.2})
+  made = _run(folder, output, "gaussian_noise", {"std": 0.1})
+  files = _bytes(output)
+  assert {name: files[name] for name in whole} == whole  # tiny.png, too.
+  assert set(files) == {*whole, "added.png"} == {entry["file"] for entry in made["images"]}
+  assert (output / "b" / "c.png").stat().st_mtime_ns == kept
+
+
+def test_grey_pictures_stay_grey(tmp_path):
+  (tmp_path / "in").mkdir()
+  page = np.random.default_rng(0).integers(0, 256, (16, 20)).astype(np.uint8)
+  Image.fromarray(page).save(tmp_path / "in/page.png")
+  Image.fromarray(np.stack([page] * 3, -1)).save(tmp_path / "in/three.png")
+  (tmp_path / "in/page.txt").write_text("a page")
+  _run(tmp_path / "in", tmp_path / "out", "gaussian_noise", {"std": 0.1})
+  with Image.open(tmp_path / "out/page.png") as saved:
+    assert saved.mode == "L" and np.asarray(saved).std() > 0
+  with Image.open(tmp_path / "out/three.png") as saved:
+    pixels = np.asarray(saved)
+    assert saved.mode == "RGB" and (pixels == pixels[..., :1]).all()
+  assert (tmp_path / "out/page.txt").read_text() == "a page"

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from udp_jax import parallel, protections, stages, threats
 from udp_jax.data import image_set, manifest
@@ -88,6 +89,20 @@ def test_going_on_from_a_checkpoint_gives_the_same(gaussian_model, clean, tmp_pa
   np.testing.assert_array_equal(rest, whole)
   positions = [record["position"] for record in read_metrics(scratch / "metrics.jsonl")]
   assert positions == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_grey_files_stay_grey(gaussian_model, clean, tmp_path: Path) -> None:
+  images = clean.images.copy()
+  images[::2] = images[::2, ..., :1]
+  metadata = [image_set.Metadata(name, grey=i == 0) for i, name in enumerate(clean.names)]
+  some = image_set.finish(images, clean.names, "a test", metadata=metadata)
+  protected = _protect(gaussian_model, some, tmp_path / "out", "udp")
+  assert (protected[::2] == protected[::2, ..., :1]).all()
+  assert not (protected[1::2] == protected[1::2, ..., :1]).all(axis=(1, 2, 3)).any()
+  assert 6 <= np.abs(protected[::2].astype(int) - images[::2]).max() <= 12
+  for number, mode in ((0, "L"), (2, "RGB")):
+    with Image.open(tmp_path / "out" / f"{clean.names[number]}.png") as saved:
+      assert saved.mode == mode
 
 
 def test_streaming_perturbs_like_resident_data(gaussian_model, clean, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def _set(config, field: str, value) -> None:
     ("model.schedule", "nope", "unknown schedule 'nope'; known: linear"),
     ("model.unet.typo", 1, "typo"),
     ("model.unet.sample_size", 8, "the pictures are 16x16, the model is for 8x8: set --config.da"),
-    ("model.path", "/nope", "no config.json in /nope"),
+    ("model.path", "/nope", "no folder /nope: a model is a folder"),
     ("evaluation.features", "nope", "unknown feature network 'nope'"),
     ("evaluation.features", "inception_v3", "inception_v3 needs a weight file"),
     ("data.source", "nope", "unknown source 'nope'; use builtin, folder:PATH"),

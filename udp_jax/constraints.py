@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from udp_jax.errors import ConfigError
+from udp_jax.errors import ConfigError, DivergedError
 from udp_jax.ops import projections
+from udp_jax.ops.image import quantise_within
 
 STARTS = ("zero", "uniform", "sign")
 
@@ -98,3 +100,27 @@ def l2(radius: float, *, start: str = "zero") -> Constraint:
     return projections.box(projections.l2(delta, radius), images)
 
   return Constraint(lambda keys, images: project(draw(keys, images.shape[1:]), images), project)
+
+
+def saved(clean: np.ndarray, delta: np.ndarray, radius_255: float | np.ndarray) -> np.ndarray:
+  """The 8-bit pictures to save: `ops.image.quantise_within`, which a NaN would slip through.
+
+  Args:
+    clean: uint8 (N, H, W, C).
+    delta: (N, H, W, C) float32 on the [0, 1] scale.
+    radius_255: in 8-bit levels: a number, or an array that broadcasts with `clean`.
+
+  Returns:
+    uint8 (N, H, W, C), at most `radius_255` levels from `clean`.
+
+  Raises:
+    DivergedError: a value of delta is NaN or infinite.
+  """
+  check_finite(delta)
+  return np.asarray(quantise_within(clean, jnp.asarray(delta), radius_255))
+
+
+def check_finite(delta: np.ndarray, name: str = "delta") -> None:
+  """Raises DivergedError, which names `name`, if a value of delta is NaN or infinite."""
+  if not np.isfinite(delta).all():
+    raise DivergedError(f"{name}: the perturbation is not finite; nothing of it is saved")

@@ -28,16 +28,18 @@ class Judge:
     """Computes nothing yet: a finished study needs nothing of it."""
     self._extractor, self._progress = extractor, progress
     self._clean, self._holdout = clean, holdout
-    self._radius_255 = config.radius_255
     self._batch = config.performance.sample_batch_size
     self._loss = evaluation.denoising_loss(model)
     self._limit = config.evaluation.loss_images
     self._real: np.ndarray | None = None
 
   def __call__(
-    self, images: np.ndarray, params: Params, samples: np.ndarray, name: str
+    self, images: np.ndarray, params: Params, samples: np.ndarray, name: str, radius_255: float
   ) -> dict[str, float | None]:
-    """The numbers of one row and seed; None where one has no meaning."""
+    """The numbers of one row, of budget `radius_255` (8-bit levels), and seed.
+
+    None where one has no meaning.
+    """
     if self._real is None:
       self._real = self._features(self._holdout, "held-out")
     generated = evaluation.distribution_metrics(
@@ -54,7 +56,7 @@ class Judge:
       "loss_training_set": self._loss(params, images[: self._limit]),
       "loss_clean_holdout": self._loss(params, self._holdout[: self._limit]),
     }
-    metrics |= evaluation.picture_metrics(self._clean, images, self._radius_255)
+    metrics |= evaluation.picture_metrics(self._clean, images, radius_255)
     return {name: float(v) if np.isfinite(v) else None for name, v in metrics.items()}
 
   def _features(self, images: np.ndarray, what: str) -> np.ndarray:

@@ -112,11 +112,8 @@ class Peers:
   def leave(self, code: int, text: str, *, stopped: bool = False) -> None:
     """Says goodbye and waits, shortly, until that is sent; `stopped`: it was asked to end."""
     self.left.set()
-    sent = threading.Event()
     why = {"process": self.process_id, "code": code, "text": text, "stopped": stopped}
-    self._send({"kind": "leave"} | why)
-    self._outbox.put((sent, None))
-    sent.wait(2.0)
+    self._send_now({"kind": "leave"} | why)
 
   # --- Connections
 
@@ -229,8 +226,13 @@ class Peers:
       if not received:
         break
       *lines, buffer = (buffer + received).split(b"\n")
-      for line in lines:
-        self._handle(number, json.loads(line))
+      try:
+        messages = [json.loads(line) for line in lines]
+      except ValueError:
+        how = "it sent what is no message"
+        break
+      for message in messages:
+        self._handle(number, message)
     if number not in self._gone:
       self._ended(number, {"lost": how})
 
@@ -258,7 +260,8 @@ class Peers:
     self._gone.add(number)
     how.pop("kind", None)
     if self.process_id == 0:
-      self._send({"kind": "leave", "process": number} | how)
+      # `on_end` ends this process, too: the others must not hear of that before its cause.
+      self._send_now({"kind": "leave", "process": number} | how)
     if not self.left.is_set():
       self._on_end(number, how)
 
@@ -276,12 +279,19 @@ class Peers:
       self._condition.notify_all()
     if len(names) > 1:  # A bug, which would be much harder to find later.
       why = {"code": 1, "text": f"the processes are out of step: {sorted(names)}", "stopped": False}
-      self._send({"kind": "leave", "process": 0} | why)
+      self._send_now({"kind": "leave", "process": 0} | why)
       self._on_end(0, why)
     self._send({"kind": "result", "round": vote["round"], "values": values})
 
   def _send(self, message: Message) -> None:
     self._outbox.put((None, message))
+
+  def _send_now(self, message: Message) -> None:
+    """Returns when the message is on its way, or shortly after: a receiver may hang."""
+    self._send(message)
+    sent = threading.Event()
+    self._outbox.put((sent, None))
+    sent.wait(2.0)
 
   def _send_all(self) -> None:
     while True:

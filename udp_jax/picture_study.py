@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from udp_jax import evaluation, pictures, prompts, run_config
+from udp_jax import evaluation, pictures, promises, prompts, run_config
 from udp_jax.data import builtin, captions, files, images, manifest, picture_folder
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError
@@ -30,6 +30,7 @@ from udp_jax.models.factory import Opened
 from udp_jax.ops import tiles, timesteps
 from udp_jax.pictures import Tiling
 from udp_jax.report import build as report_build
+from udp_jax.report import text
 from udp_jax.study import CLEAN
 
 _log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def open_job(
 
   Args:
     config: of a study.
-    folder: of pictures of any sizes, with metadata.jsonl for their captions or without.
+    folder: of pictures of any sizes, with captions (`data.captions`) or without.
     tile_size: side of a tile; 0 for the model's own size.
     overlap: of tiles, pixels; negative for an eighth of a tile.
     files_at_a_time: see `pictures.Tiling`.
@@ -104,7 +105,7 @@ def open_job(
     return Job(opened, model, found, tiling, {}, None)
   with config.unlocked():
     config.model.uncond_ids = tuple(opened.pipeline.tokenizer([""])[0].tolist())
-  written = captions.read_captions(folder)
+  written = captions.read_captions(folder, [file.relative for file in found.files])
   texts = {file.relative: written.get(file.relative, prompt or "") for file in found.files}
   names = sorted(set(texts.values()))
   embedded = prompts.embed(opened.model, opened.params, opened.pipeline.tokenizer(names))
@@ -112,14 +113,28 @@ def open_job(
   return Job(opened, model, found, tiling, texts, lambda file: by_text[texts[file.relative]])
 
 
-def check_workdir(config: Any, workdir: Path, job: Job, *, replace: bool = False, **more: Any):
+def check_workdir(
+  config: Any,
+  workdir: Path,
+  job: Job,
+  *,
+  replace: bool = False,
+  apart: bool = False,
+  **more: Any,
+) -> None:
   """`run_config.check` for such a job; `more` is what else decides the result.
+
+  With `apart`, pictures and captions are no part of what the folder belongs to: they may come
+  later, and each file's record says what it was made of.
 
   Raises:
     ConfigError: the folder belongs to another run.
+    OutputError: see `run_config.check`.
   """
   identity = {"pictures": job.found.origin["sha256"], "captions": job.texts}
   identity |= {**more, **job.tiling._asdict()}
+  if apart:
+    identity = {"pictures": "apart", **job.tiling._asdict()}
   run_config.check(config, workdir, pictures.identified(job.found, identity), replace=replace)
 
 
@@ -157,6 +172,7 @@ def run(
         job.opened.params,
         job.tiling,
         cond_of=job.cond_of,
+        texts=job.texts,
         progress=progress,
       )
   if not evaluate:
@@ -204,7 +220,8 @@ def _measure(config: Any, row: str, job: Job, workdir: Path) -> dict[str, float 
       conds.append(np.repeat(job.cond_of(file)[None], grid.num_tiles, axis=0))
     if row != CLEAN:
       clean = images.read_image(_folder(workdir, CLEAN) / f"{file.name}.png").pixels
-      quality.append(evaluation.picture_metrics(clean[None], saved[None], config.radius_255))
+      radius_255 = promises.row_radius_255(config, row)
+      quality.append(evaluation.picture_metrics(clean[None], saved[None], radius_255))
   every = np.concatenate(cut)
   # Evenly spread over all pictures, the same tiles for every row.
   limit = min(config.evaluation.loss_images, len(every))
@@ -263,12 +280,13 @@ def _report(
   count = len(job.found.files)
   sizes = sorted({(file.width, file.height) for file in job.found.files})
   record = manifest.read_manifest(workdir / CLEAN) or {}
+  rows = [row | report_build.naming(config, row["name"]) for row in table]
+  levels = text.budget({"rows": rows, "radius_255": config.radius_255})
   summary = (
     f"{count} pictures from {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]} pixels "
     f"were protected at full resolution, in tiles of {job.tiling.tile_size}, with at most "
-    f"{config.radius_255:g} of 255 levels of change."
+    f"{levels} of 255 levels of change."
   )
-  rows = [row | report_build.naming(config, row["name"]) for row in table]
   report = report_build.frame(config, summary, rows, _columns()) | {
     "steps": [
       ["Protect.", "Every picture gets a small hidden change, at its full resolution."],

@@ -15,6 +15,13 @@ tiles of all pictures are then in memory together. A method that attacks a model
 noise, works on a few pictures at a time. A tile's draws depend on the picture's name and the tile's
 place, so for these methods grouping changes nothing but the rounding of sums.
 
+Pictures that come later. Where pictures do not depend on each other, a run on a finished output
+makes what is missing: pictures that were added or changed, files that were deleted or damaged. A
+file whose source has the same pixels and other metadata is written again with these, and not
+computed again. What was made of pictures that are gone stays. The clean reference of a changed
+picture is put into workdir/earlier. A method that trains makes missing files of a finished output
+again from all pictures.
+
 Memory. The host holds a group's tiles (3 bytes a pixel), their delta and its copies (12 bytes each)
 and one whole picture with its delta; the devices hold tiles and delta, or as many batches as
 `config.performance.shard_batches` says.
@@ -28,7 +35,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,11 +43,22 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from udp_jax import lookup, placement, processes, stages, streaming, study, tile_batches
-from udp_jax.data import files, picture_folder
+from udp_jax import (
+  lookup,
+  placement,
+  processes,
+  promises,
+  run_config,
+  stages,
+  streaming,
+  study,
+  tile_batches,
+)
+from udp_jax.data import files, manifest, originals, picture_folder, work_folder
+from udp_jax.data import output as data_output
 from udp_jax.data.image_set import ImageSet
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
-from udp_jax.errors import ConfigError
+from udp_jax.errors import ConfigError, OutputError
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.ops import tiles
 from udp_jax.randomness import stream
@@ -67,6 +84,7 @@ def protect(
   *,
   mask_files: dict[str, Path] | None = None,
   cond_of: Callable[[PictureFile], np.ndarray] | None = None,
+  texts: dict[str, str] | None = None,
   overwrite: bool = False,
   progress: bool = True,
 ) -> dict[str, Any]:
@@ -83,6 +101,7 @@ def protect(
     tiling: how pictures are cut and grouped.
     mask_files: of `data.masks.find`; None changes all of every picture.
     cond_of: a picture's conditioning for the model, without a batch axis; None for none.
+    texts: the captions that `cond_of` is made of, by relative path.
     overwrite: replace a finished folder of ours.
     progress: show bars.
 
@@ -95,25 +114,44 @@ def protect(
   """
   check(config, row, model, params, tiling)
   scratch = workdir / "stages" / f"protect_{row}"
+  records = scratch / "files"
   names = [file.name for file in pictures.files]
+  extend = not overwrite and check_finished(config, row, pictures, output, tiling)
+  sources = {
+    file.name: picture_folder.source_of(
+      file,
+      mask_sha256=originals.file_sha256(mask_files[file.name]) if mask_files else None,
+      caption=texts.get(file.relative) if texts else None,
+    )
+    for file in pictures.files
+  }
+  done = picture_folder.progress_of(output, records, sources, finished=extend)
+  _say_what_is_kept(row, names, done)
+  if extend and done.is_done(names):
+    raise _finished(output)
   _write_clean(pictures, workdir, progress=progress)
   job = Job(config, row, model, params, tiling, workdir / "clean", mask_files or {}, cond_of)
-  entries = picture_folder.finished(output, scratch / "files", names)
-  if entries and len(entries) < len(names):
-    _log.info("protect %s: %d of %d pictures are finished", row, len(entries), len(names))
+  entries = done.entries
   created: list[Path] | None = None
+  kept_names = [*names, *done.others]
+
+  def claim() -> list[Path]:
+    keep = [*entries, *done.others, *done.changed]
+    return picture_folder.claim(
+      output, kept_names, keep=keep, overwrite=overwrite, extend=extend, beside=pictures.beside
+    )
+
+  radius_255 = promises.row_radius_255(config, row)
   size = tiling.files_at_a_time or (len(names) if _trains(config, row) else _FEW)
-  groups = [pictures.files[i : i + size] for i in range(0, len(names), size)]
+  groups = _groups(pictures.files, size, sources, entries, scratch, trains=_trains(config, row))
   try:
-    for number, group in enumerate(groups, 1):
+    for number, (group, folder) in enumerate(groups, 1):
+      label = f"protect {row}" + (f" {number}/{len(groups)}" if len(groups) > 1 else "")
       if all(file.name in entries for file in group):
         continue
-      label, folder = f"protect {row}", scratch
-      if len(groups) > 1:
-        label, folder = f"{label} {number}/{len(groups)}", scratch / f"group_{number:05d}"
       grids, deltas = _perturb(job, group, folder, label, progress=progress)
       if created is None:  # Only now: a run that fails before leaves no folder.
-        created = picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
+        created = claim()
       with tqdm(
         total=len(names), initial=len(entries), desc="written", unit="file", disable=not progress
       ) as bar:
@@ -122,26 +160,158 @@ def protect(
             clean, made = tile_batches.protected(job, file, grid, delta)
             entries[file.name] = picture_folder.write(
               output,
-              scratch / "files",
+              records,
               file.name,
               made,
               clean=clean.pixels,
-              radius_255=config.radius_255,
+              radius_255=radius_255,
+              limit=tile_batches.limit_of(job, clean.pixels),
+              source=sources[file.name],
+              notes=file.notes,
             )
             bar.update()
       # The records say now what is done, and checkpoints are large.
-      shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+      work_folder.discard_checkpoints(folder / "checkpoints")
     if created is None:
-      picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
+      claim()
+    by_name = {file.name: file for file in pictures.files}
+    for name in done.stale:
+      clean = picture_folder.read(job.clean / f"{name}.png")
+      saved = picture_folder.read(output / f"{name}.png")
+      made = picture_folder.read(by_name[name].path)._replace(pixels=saved.pixels)
+      entries[name] = picture_folder.write(
+        output,
+        records,
+        name,
+        made,
+        clean=clean.pixels,
+        radius_255=radius_255,
+        limit=tile_batches.limit_of(job, clean.pixels),
+        source=sources[name],
+        notes=by_name[name].notes,
+      )
   except BaseException:
     if created is not None and not entries:
       picture_folder.withdraw(output, created)
     raise
   method = study.row_settings(config, row)[0]
   record = {"method": method, "row": row, "config": config.to_dict(), "seed": config.seed}
-  record |= {"radius_255": config.radius_255, "origin": pictures.origin}
+  record |= promises.record(config, row) | {"origin": pictures.origin}
   record["tiling"] = tiling._asdict() | {"files_at_a_time": size, "masked": bool(mask_files)}
-  return picture_folder.finish(output, [entries[name] for name in names], record)
+  listed = [entries[name] for name in names] + [done.others[name] for name in sorted(done.others)]
+  return picture_folder.finish(output, listed, record, beside=pictures.beside)
+
+
+def check_finished(
+  config: Any, row: str, pictures: PictureFolder, output: Path, tiling: Tiling
+) -> bool:
+  """Whether the output is a finished one of the same settings, in which something may be missing.
+
+  Raises:
+    OutputError: it is a finished one of other settings, or (for a method that learns from all
+      pictures together) of other pictures.
+  """
+  made = manifest.read_manifest(output)
+  if made is None or (output / manifest.INCOMPLETE).exists():
+    return False
+  size = tiling.files_at_a_time
+  was = made.get("tiling") or {}
+  same = made.get("row") == row and "config" in made
+  same = same and all(was.get(n) == v for n, v in tiling._asdict().items() if v or n == "overlap")
+  same = same and (size or _trains(config, row) or was.get("files_at_a_time") == _FEW)
+  same = same and not run_config.changed_fields(made["config"], config.to_dict())
+  if same and _trains(config, row):
+    same = (made.get("origin") or {}).get("sha256") == pictures.origin["sha256"]
+  if not same:
+    raise _finished(output)
+  return True
+
+
+def may_extend(config: Any, row: str, output: Path) -> bool:
+  """Whether a run of a row may find something to do in a finished output of that row."""
+  made = manifest.read_manifest(output)
+  if made is None or made.get("row") != row:
+    return False
+  return treats_apart(config, row) or bool(data_output.not_whole(output, made))
+
+
+def treats_apart(config: Any, row: str) -> bool:
+  """Whether each picture's protection depends on that picture alone."""
+  return not _trains(config, row)
+
+
+def _finished(output: Path) -> OutputError:
+  return OutputError(
+    f"cannot write {output}: it is a finished output already; choose another folder or allow "
+    "overwriting it (--overwrite)"
+  )
+
+
+def _say_what_is_kept(row: str, names: Sequence[str], done: picture_folder.Progress) -> None:
+  if done.entries and len(done.entries) < len(names):
+    _log.info("protect %s: %d of %d pictures are finished", row, len(done.entries), len(names))
+  if done.changed:
+    _log.info("protect %s: %d pictures have changed and are made again", row, len(done.changed))
+  if done.stale:
+    _log.info("protect %s: %d files get the new metadata of their source", row, len(done.stale))
+  if done.others:
+    _log.warning(
+      "protect %s: %d protected files stay whose pictures are no longer in the input: %s",
+      *(row, len(done.others), ", ".join(sorted(done.others))),
+    )
+
+
+def _groups(
+  found: Sequence[PictureFile],
+  size: int,
+  sources: dict[str, dict[str, Any]],
+  entries: dict[str, Any],
+  scratch: Path,
+  *,
+  trains: bool,
+) -> list[tuple[Sequence[PictureFile], Path]]:
+  """Pictures that are worked on together, and the folder of each group's checkpoints.
+
+  A group stays as it is until all of its files are written, whatever is added meanwhile: its
+  checkpoint belongs to these pictures.
+  """
+  chunks = [found[i : i + size] for i in range(0, len(found), size)]
+  if trains:
+    folders = (
+      [scratch]
+      if len(chunks) == 1
+      else [scratch / f"group_{n + 1:05d}" for n in range(len(chunks))]
+    )
+    return list(zip(chunks, folders))
+  path = scratch / "groups.json"
+  plan: dict[str, list[list[str]]] = files.read_json(path) if path.exists() else {}
+  if not plan:
+    numbers = ["."] if len(chunks) == 1 else [f"group_{n + 1:05d}" for n in range(len(chunks))]
+    plan = {number: [_stamp(f, sources) for f in chunk] for number, chunk in zip(numbers, chunks)}
+  now = {tuple(_stamp(file, sources)): file for file in found}
+  kept, planned = {}, set()
+  for number, members in plan.items():
+    group = [now.get(tuple(stamp)) for stamp in members]
+    whole = [file for file in group if file is not None]
+    if len(whole) == len(group) and any(file.name not in entries for file in whole):
+      kept[number] = whole
+      planned |= {file.name for file in whole}
+    elif len(whole) < len(group):  # A checkpoint of other pictures.
+      work_folder.discard_checkpoints(scratch / number / "checkpoints")
+  rest = [file for file in found if file.name not in entries and file.name not in planned]
+  last = max([int(number.removeprefix("group_")) for number in plan if number != "."], default=1)
+  for start in range(0, len(rest), size):
+    last += 1
+    kept[f"group_{last:05d}"] = rest[start : start + size]
+  if any(number not in plan for number in kept) or not path.exists():
+    stamped = {n: [_stamp(f, sources) for f in group] for n, group in kept.items()}
+    files.write_json(path, plan | stamped)
+  return [(group, scratch / number) for number, group in kept.items()]
+
+
+def _stamp(file: PictureFile, sources: dict[str, dict[str, Any]]) -> list[str]:
+  source = {name: value for name, value in sources[file.name].items() if name != "sha256"}
+  return [file.name, hashlib.sha256(files.to_json(source).encode()).hexdigest()]
 
 
 def check(
@@ -175,20 +345,48 @@ def _trains(config: Any, row: str) -> bool:
 
 
 def _write_clean(pictures: PictureFolder, workdir: Path, *, progress: bool) -> None:
-  """The 8-bit reference at full resolution; what is there and whole is kept."""
+  """The 8-bit reference at full resolution; what is there and whole is kept.
+
+  Nothing is lost: references of pictures that are gone stay, those of pictures that have changed go
+  to workdir/earlier.
+  """
   folder, records = workdir / "clean", workdir / "stages" / "clean"
   names = [file.name for file in pictures.files]
-  entries = picture_folder.finished(folder, records, names)
-  if len(entries) == len(names) and (folder / "manifest.json").exists():
+  place = str(pictures.folder.resolve())
+  sources = {file.name: picture_folder.source_of(file, folder=place) for file in pictures.files}
+  finished = (folder / manifest.MANIFEST).exists()
+  done = picture_folder.progress_of(folder, records, sources, finished=finished)
+  if finished and done.is_done(names):
     return
-  picture_folder.claim(folder, names, keep=entries, overwrite=True)
+  for name in done.changed:
+    _put_aside(folder / f"{name}.png", workdir / "earlier", name)
+  entries = done.entries
+  picture_folder.claim(
+    folder,
+    [*names, *done.others],
+    keep=[*entries, *done.others],
+    extend=finished,
+    beside=pictures.beside,
+  )
   with tqdm(pictures.files, desc="clean reference", unit="file", disable=not progress) as bar:
     for file in bar:
-      if file.name not in entries:
+      if file.name not in entries or file.name in done.stale:
         picture = picture_folder.read(file.path)
-        entries[file.name] = picture_folder.write(folder, records, file.name, picture)
+        entries[file.name] = picture_folder.write(
+          folder, records, file.name, picture, source=sources[file.name], notes=file.notes
+        )
   record = {"method": study.CLEAN, "origin": pictures.origin}
-  picture_folder.finish(folder, [entries[name] for name in names], record)
+  listed = [entries[name] for name in names] + [done.others[name] for name in sorted(done.others)]
+  picture_folder.finish(folder, listed, record, beside=pictures.beside)
+
+
+def _put_aside(path: Path, folder: Path, name: str) -> None:
+  """Moves the clean reference of a picture that has changed to where nothing replaces it."""
+  target = folder / f"{name}-{manifest.file_sha256(path)[:12]}.png"
+  with files.output_errors(target):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+  _log.info("the clean reference of %s before it changed is kept: %s", name, target)
 
 
 def _perturb(

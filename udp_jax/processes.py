@@ -6,6 +6,7 @@ nothing. Nothing here imports jax before `start` needs it.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
@@ -276,7 +277,7 @@ def ask_to_stop(number: int) -> None:
 
 
 def leave(code: int, text: str, *, stopped: bool = False) -> None:
-  """Says why this process ends before the others; it must then end by `os._exit`.
+  """Says why this process ends before the others; it must then end by `exit_now`.
 
   Args:
     code: with which it ends.
@@ -329,9 +330,9 @@ def _other_ended(number: int, how: Mapping[str, Any]) -> None:
     # It had nothing to save, and the rest cannot go on without it.
     time.sleep(_GRACE_S)
     if not group.peers.left.is_set():
-      os.write(2, f"\nprocess {number}: {how['text']}\n".encode())
+      last_words(f"process {number}: {how['text']}")
       group.peers.leave(how["code"], how["text"], stopped=True)
-      os._exit(how["code"])
+      exit_now(how["code"])
   elif how["code"]:
     time.sleep(_GRACE_S / 2)
     if not group.peers.left.is_set():
@@ -348,10 +349,27 @@ _ending = threading.Lock()
 
 def _end(text: str) -> None:
   _ending.acquire()  # Never released: one message is enough.
-  code = PeerLostError.exit_code
-  os.write(2, f"\nerror: {' '.join(text.split())}\n".encode())
-  sys.stdout.flush()
-  os._exit(code)
+  last_words(f"error: {' '.join(text.split())}")
+  exit_now(PeerLostError.exit_code)
+
+
+def last_words(text: str) -> None:
+  """Writes a line to stderr, safe in a signal handler and if nobody reads it any more."""
+  with contextlib.suppress(OSError):
+    os.write(2, f"\n{text}\n".encode())
+
+
+def exit_now(code: int) -> NoReturn:
+  """Ends this process at once, even if nobody reads its output any more; jax would wait for others.
+
+  Args:
+    code: of the exit.
+  """
+  try:
+    with contextlib.suppress(OSError, ValueError):  # A closed pipe, a closed file.
+      sys.stdout.flush()
+  finally:
+    os._exit(code)
 
 
 def _other_asked_to_stop(number: int) -> None:

@@ -65,7 +65,7 @@ def token_ids(folder: str, text: str) -> tuple[int, ...]:
 
 
 def captions_of(pictures: ImageSet, source: str, prompt: str = "") -> list[str]:
-  """One caption a picture: `prompt` for all of them, or those of the folder's metadata.jsonl.
+  """One caption a picture: `prompt` for all of them, or those of the folder (`data.captions`).
 
   Args:
     pictures: of a folder, or of any source if there is a prompt.
@@ -74,23 +74,20 @@ def captions_of(pictures: ImageSet, source: str, prompt: str = "") -> list[str]:
 
   Raises:
     ConfigError: there is neither.
-    BadDataError: metadata.jsonl is damaged, or says nothing of a picture.
+    BadDataError: captions are damaged, or there is none of a picture.
   """
   if prompt:
     return [prompt] * len(pictures.images)
   place = source.removeprefix("folder:")
-  known = captions_lib.read_captions(place) if pictures.metadata is not None else {}
+  files = [entry.file for entry in pictures.metadata or ()]
+  known = captions_lib.read_captions(place, files) if files else {}
   if not known:
     raise ConfigError(
       f"{source}: no captions; give --prompt, or a metadata.jsonl in the folder with a line "
-      '{"file_name": ..., "text": ...} for each picture'
+      '{"file_name": ..., "text": ...} for each picture (or metadata.csv, or a .txt beside each)'
     )
-  assert pictures.metadata is not None
-  files = [entry.file for entry in pictures.metadata]
   if lost := [name for name in files if name not in known]:
-    raise BadDataError(
-      f"{place}/metadata.jsonl has no caption of {lost[0]} ({len(lost)} of {len(files)} missing)"
-    )
+    raise BadDataError(f"{place}: no caption of {lost[0]} ({len(lost)} of {len(files)} missing)")
   return [known[name] for name in files]
 
 

@@ -4,12 +4,16 @@
   workdir/records/            a record of every finished file
   output/<name>.png, manifest.json   the purified pictures; the manifest comes last
 
+A run on a finished output makes what is missing: pictures that were added or changed, files that
+were deleted or damaged. What was made of pictures that are gone stays.
+
 Pictures of one size go through the method in batches; a picture's draws come from its name, so how
 pictures are put together, and where a run was interrupted, change nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -23,12 +27,14 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from udp_jax import processes, purifiers
-from udp_jax.data import files, images, picture_folder
+from udp_jax.data import files, images, manifest, originals, picture_folder, work_folder
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
-from udp_jax.errors import ConfigError
+from udp_jax.errors import ConfigError, OutputError
 from udp_jax.models.base import Params
 from udp_jax.purifiers import Purifier
 from udp_jax.randomness import stream
+
+_log = logging.getLogger(__name__)
 
 
 def purify_folder(
@@ -63,7 +69,7 @@ def purify_folder(
     mesh: devices to split a batch over.
     steps_per_call: see `purifiers.run`.
     strict: a picture whose size the method cannot take is an error, not skipped.
-    overwrite: replace a finished folder, and an unfinished one with other settings.
+    overwrite: replace a finished folder of other settings, and an unfinished one.
     progress: show a bar.
 
   Returns:
@@ -80,13 +86,25 @@ def purify_folder(
   usable, refused = _fitting(purifier, params, pictures.files)
   if refused and (strict or not usable):
     raise ConfigError(f"{refused[0][0]}: {refused[0][1]}")
-  _check_settings(
-    workdir, settings | {"seed": seed, "pictures": pictures.origin["sha256"]}, overwrite
-  )
   names = [file.name for file in usable]
   records = workdir / "records"
-  entries = picture_folder.finished(output, records, names)
-  created = picture_folder.claim(output, names, keep=entries, overwrite=overwrite)
+  sources = {file.name: picture_folder.source_of(file) for file in usable}
+  extend = not overwrite and _is_finished(output, settings | {"seed": seed})
+  # Without --overwrite this looks at what is there, or refuses; with it, old records may go first.
+  _check_settings(workdir, settings | {"seed": seed}, overwrite)
+  done = picture_folder.progress_of(output, records, sources, finished=extend)
+  _say_what_is_kept(names, done)
+  if extend and done.is_done(names):
+    raise _finished(output)
+  entries = done.entries
+  created = picture_folder.claim(
+    output,
+    [*names, *done.others],
+    keep=[*entries, *done.others, *done.changed],
+    overwrite=overwrite,
+    extend=extend,
+    beside=pictures.beside,
+  )
   size = per_device_batch_size * (1 if mesh is None else mesh.size)
   key = stream(jax.random.key(seed), "purifier")
   try:
@@ -108,17 +126,71 @@ def purify_folder(
           on_progress=partial(_show, bar, before),
         )
         for file, picture, pixels in zip(batch, read, purified):
-          made = picture._replace(pixels=pixels)
+          made = picture._replace(pixels=_as_before(picture, pixels))
           entries[file.name] = picture_folder.write(
-            output, records, file.name, made, clean=picture.pixels
+            output,
+            records,
+            file.name,
+            made,
+            clean=picture.pixels,
+            source=sources[file.name],
+            notes=file.notes,
           )
+    for file in usable:
+      if file.name in done.stale:
+        picture = images.read_image(file.path)
+        saved = images.read_image(output / f"{file.name}.png")
+        entries[file.name] = picture_folder.write(
+          output,
+          records,
+          file.name,
+          picture._replace(pixels=saved.pixels),
+          clean=picture.pixels,
+          source=sources[file.name],
+          notes=file.notes,
+        )
   except BaseException:
     if created and not entries:
       picture_folder.withdraw(output, created)
     raise
   origin = pictures.origin | {"skipped": [*pictures.origin["skipped"], *refused]}
   record = {**settings, "seed": seed, "origin": origin}
-  return picture_folder.finish(output, [entries[name] for name in names], record)
+  listed = [entries[name] for name in names] + [done.others[name] for name in sorted(done.others)]
+  return picture_folder.finish(output, listed, record, beside=pictures.beside)
+
+
+def _is_finished(output: Path, settings: dict[str, Any]) -> bool:
+  """Whether the output is a finished one of the same settings; OutputError if of others."""
+  made = manifest.read_manifest(output)
+  if made is None or (output / manifest.INCOMPLETE).exists():
+    return False
+  if files.to_json({name: made.get(name) for name in settings}) != files.to_json(settings):
+    raise _finished(output)
+  return True
+
+
+def _finished(output: Path) -> OutputError:
+  return OutputError(
+    f"cannot write {output}: it is a finished output already; choose another folder or allow "
+    "overwriting it (--overwrite)"
+  )
+
+
+def _say_what_is_kept(names: Sequence[str], done: picture_folder.Progress) -> None:
+  if done.entries and len(done.entries) < len(names):
+    _log.info("purify: %d of %d pictures are finished", len(done.entries), len(names))
+  if done.stale:
+    _log.info("purify: %d files get the new metadata of their source", len(done.stale))
+  if done.others:
+    _log.warning(
+      "purify: %d files stay whose pictures are no longer in the input: %s",
+      *(len(done.others), ", ".join(sorted(done.others))),
+    )
+
+
+def _as_before(picture: images.Picture, pixels: np.ndarray) -> np.ndarray:
+  """Purified pixels, grey where the picture was."""
+  return images.as_grey(pixels) if images.is_grey(picture.pixels) else pixels
 
 
 def _show(bar: tqdm, before: int, done: float) -> None:
@@ -167,10 +239,14 @@ def _check_settings(workdir: Path, settings: dict[str, Any], replace: bool) -> N
   if path.exists() and files.to_json(files.read_json(path)) != text:
     if not replace:
       raise ConfigError(
-        f"{workdir} holds a run with other settings or pictures: choose another --workdir, delete "
-        "that folder, or allow overwriting"
+        f"{workdir} holds a run with other settings: choose another --workdir, delete that folder, "
+        "or allow overwriting"
       )
+    if not work_folder.is_ours(workdir):
+      raise OutputError(f"{workdir} is no work folder of ours: choose another --workdir")
     for record in sorted((workdir / "records").rglob("*.json")):
-      with files.output_errors(record):
-        record.unlink()
+      if originals.is_record(files.read_json(record)):
+        with files.output_errors(record):
+          record.unlink()
   files.write_json(path, settings)
+  work_folder.mark(workdir)

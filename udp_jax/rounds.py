@@ -181,13 +181,13 @@ def fetched(numbers: dict[str, jax.Array]) -> dict[str, float]:
   return {name: float(value) for name, value in parallel.to_host(numbers).items()}
 
 
-@jax.jit
 def _settled(started: float) -> float:
-  """Seconds since then, after compiling: what tracing left in cycles, tens of MiB, goes first."""
+  """Free what tracing left (tens of MiB), then return the seconds since `started`."""
   gc.collect()
   return time.monotonic() - started
 
 
+@jax.jit
 def _metrics(info: Any, delta: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
   """Numbers of one round, reduced over all devices: () each."""
   used = weight > 0

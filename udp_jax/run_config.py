@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from udp_jax import processes
-from udp_jax.data import files
+from udp_jax.data import files, work_folder
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
 
 # Fields that count something, or divide by something, and the least that makes sense.
 _AT_LEAST = {
-  "radius_255": 0.5,
   "step_size_255": 0.0,
   "num_rounds": 1,
   "global_batch_size": 1,
@@ -33,8 +31,23 @@ _AT_LEAST = {
 }
 
 
-# Settings of `performance` that change results, and what they are where they are not set.
-_CHANGES_RESULTS = {"performance.joint_gradients": False, "performance.shard_batches": 0}
+# Settings of `performance` that change results, and others that older versions did not have: what
+# they are where they are not set.
+_CHANGES_RESULTS = {
+  "performance.joint_gradients": False,
+  "performance.shard_batches": 0,
+  "spare_flat": 0.0,
+}
+
+
+def check_radius_255(name: str, value: Any) -> None:
+  """Raises ConfigError unless `value`, of the field or flag `name`, is a budget of a saved file."""
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not (number and 1 <= value <= 255):  # NaN is refused too.
+    raise ConfigError(
+      f"{name} is {value}: it must be from 1 to 255, in levels of the saved 8-bit file, which "
+      "changes by whole levels"
+    )
 
 
 def check_values(config: Any) -> None:
@@ -45,6 +58,8 @@ def check_values(config: Any) -> None:
       value = value[part] if hasattr(value, "keys") and part in value else least
     if not value >= least:  # NaN is refused too.
       raise ConfigError(f"config.{field} is {value}; it must be at least {least:g}")
+  if "radius_255" in config:
+    check_radius_255("config.radius_255", config.radius_255)
   if "rows" in config and not (config.rows and config.threat.seeds):
     raise ConfigError("config.rows and config.threat.seeds need at least one entry each")
 
@@ -54,9 +69,10 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
 
   Rows and seeds may be added later, and settings that change only speed may change; those of
   `performance` that change results as well (the joint step, streaming) may not. With `replace`, a
-  different study's pictures and checkpoints are removed instead.
+  different study's pictures and checkpoints are removed instead (see `work_folder.clear`).
 
   Raises:
+    OutputError: with `replace`, something there is not ours, or the last copy of a picture.
     ConfigError: what stands there differs in something that changes results, or began with other
       pictures.
   """
@@ -69,16 +85,19 @@ def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> Non
   if path.exists():
     changed = _changed(files.read_json(path), new)
     if changed and replace:
-      with files.output_errors(workdir):
-        path.unlink()
-        for part in ("clean", "stages", "protected"):
-          shutil.rmtree(workdir / part, ignore_errors=True)
+      work_folder.clear(workdir)
     elif changed:
       raise ConfigError(
         f"{workdir} holds a run with another config ({', '.join(changed)} differ): choose another "
         "--workdir, or delete that folder"
       )
   files.write_json(path, new)
+  work_folder.mark(workdir)
+
+
+def changed_fields(old: Any, new: Any) -> list[str]:
+  """Dotted names of the fields that differ between two configs and change results."""
+  return _changed(*(json.loads(files.to_json(config)) for config in (old, new)))
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

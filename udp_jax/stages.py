@@ -23,13 +23,14 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from udp_jax import loop, parallel, placement, processes, rounds, training
+from udp_jax import constraints, loop, parallel, placement, processes, rounds, training
 from udp_jax.checkpoint import Checkpoints
-from udp_jax.data import manifest
+from udp_jax.data import images, manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.metrics_writer import MetricsWriter
 from udp_jax.models.base import Params
-from udp_jax.ops.image import quantise, quantise_within
+from udp_jax.ops import visibility
+from udp_jax.ops.image import quantise
 from udp_jax.protections.base import Protection
 from udp_jax.threats.base import Threat
 from udp_jax.training import Batch
@@ -46,6 +47,7 @@ def protect_stage(
   params: Params | None,
   mesh: Mesh,
   radius_255: float,
+  spare_flat: float = 0.0,
   num_rounds: int,
   global_batch_size: int,
   scratch_folder: Path,
@@ -69,6 +71,7 @@ def protect_stage(
     params: of the attacked model, if the method needs a trained one.
     mesh: devices.
     radius_255: budget in 8-bit levels, kept by every saved file.
+    spare_flat: strength of `ops.visibility.spared_limit`, kept by every pixel; 0 is off.
     num_rounds: updates.
     global_batch_size: pictures in a batch, over all devices.
     scratch_folder: for checkpoints and metrics.jsonl.
@@ -90,9 +93,14 @@ def protect_stage(
   """
   if _is_done(folder, overwrite):
     return manifest.read_folder(folder)[0].images
+  limit, grey = None, _grey(clean)
+  if spare_flat:
+    each = (visibility.spared_limit(c, radius_255, strength=spare_flat) for c in clean.images)
+    limit = np.stack(list(each))
+  extra = {"reference": reference, "cond": cond, "limit": limit, "grey": grey}
   rows, delta = run_rounds(
     protection,
-    training.make_batches(clean.images, global_batch_size, reference=reference, cond=cond),
+    training.make_batches(clean.images, global_batch_size, **extra),
     len(clean.images),
     key=key,
     params=params,
@@ -105,19 +113,37 @@ def protect_stage(
     train_visits=train_visits,
     progress=progress,
   )
-  protected = np.asarray(quantise_within(clean.images[rows], jnp.asarray(delta), radius_255))
+  if grey is not None:
+    # Equal already, but for the rounding of sums that a compiler orders as it likes.
+    mean = delta.mean(axis=-1, keepdims=True)
+    delta = np.where(grey[rows].reshape(-1, 1, 1, 1) > 0, mean, delta)
+  bound = radius_255 if limit is None else limit[rows]
+  protected = constraints.saved(clean.images[rows], delta, bound)
   manifest.write_folder(
     folder,
     protected,
     clean.names,
     rows=rows,
     clean=clean.images,
+    limit=limit,
     alphas=clean.alphas,
     metadata=clean.metadata,
+    beside=clean.beside,
     record={**record, "radius_255": radius_255, "origin": clean.origin},
     overwrite=overwrite,
   )
   return manifest.read_folder(folder)[0].images
+
+
+def _grey(clean: ImageSet) -> np.ndarray | None:
+  """(N,) uint8, 1 for grey pictures that come from files; None where there is none.
+
+  Pictures of data sets without files keep the layout of their set.
+  """
+  if clean.metadata is None:
+    return None
+  grey = images.is_grey(clean.images).astype(np.uint8)
+  return grey if grey.any() else None
 
 
 def run_rounds(

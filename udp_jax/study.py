@@ -28,6 +28,7 @@ from udp_jax import (
   parallel,
   placement,
   processes,
+  promises,
   prompts,
   protections,
   run_config,
@@ -35,7 +36,7 @@ from udp_jax import (
   streaming,
   threats,
 )
-from udp_jax.data import files, manifest, sources
+from udp_jax.data import files, manifest, originals, sources
 from udp_jax.data.image_set import ImageSet, split
 from udp_jax.errors import ConfigError
 from udp_jax.models import factory, features
@@ -45,7 +46,7 @@ from udp_jax.randomness import stream
 
 _log = logging.getLogger(__name__)
 
-CLEAN = "clean"
+CLEAN = promises.CLEAN
 # Precision and recall look at the third nearest neighbour.
 _MIN_HOLDOUT = 5
 
@@ -96,9 +97,10 @@ def row_settings(config: Any, row: str) -> tuple[str, int, str | None, dict[str,
   rounds = settings.pop("num_rounds", config.num_rounds)
   of = settings.pop("of", None)
   accepted = inspect.signature(lookup.constructor("udp_jax.protections", method)).parameters
-  for shared in ("radius", "step_size"):
-    if shared in accepted:
-      settings.setdefault(f"{shared}_255", config[f"{shared}_255"])
+  if "radius" in accepted:
+    settings["radius_255"] = promises.row_radius_255(config, row)
+  if "step_size" in accepted:
+    settings.setdefault("step_size_255", config.step_size_255)
   if "decay_steps" in accepted:
     settings.setdefault("decay_steps", rounds)
   # Of the empty prompt, for guidance; known once the model's tokenizer is.
@@ -135,7 +137,8 @@ def build_protection(
   if protection.needs_params and params is None:
     raise ConfigError(
       f"{method} attacks a trained model: give --model=FOLDER (or --config.model.path=FOLDER) in "
-      "diffusers' layout; `python -m experiments.train` makes one"
+      "diffusers' layout, or tiny_ldm for the one in the package; `python -m experiments.train` "
+      "makes one"
     )
   if protection.needs_reference:
     if of is None:
@@ -174,7 +177,12 @@ def write_pictures(pictures: ImageSet, folder: Path) -> None:
       rows=rows,
       alphas=pictures.alphas,
       metadata=pictures.metadata,
-      record={"method": CLEAN, "origin": pictures.origin},
+      beside=pictures.beside,
+      record={
+        "method": CLEAN,
+        "origin": pictures.origin,
+        "sources": originals.sources_of(pictures),
+      },
     )
 
 
@@ -230,13 +238,20 @@ def protect_row(
     key=stream(jax.random.key(config.seed), f"protect/{of or row}"),
     params=params,
     mesh=mesh,
-    radius_255=config.radius_255,
+    radius_255=promises.row_radius_255(config, row),
+    spare_flat=promises.spared(config),
     num_rounds=1 if protection.drawn_once else rounds,
     global_batch_size=config.global_batch_size,
     scratch_folder=workdir / "stages" / f"protect_{row}",
     checkpoint_every=config.checkpoint.every_rounds,
     label=f"protect {row}",
-    record={"method": method, "row": row, "config": config.to_dict(), "seed": config.seed},
+    record={
+      "method": method,
+      "row": row,
+      "config": config.to_dict(),
+      "seed": config.seed,
+      **promises.record(config, row),
+    },
     reference=reference,
     cond=cond,
     shard_batches=shard_batches,
@@ -389,7 +404,17 @@ def run_study(
           progress=progress,
         )
         processes.from_main(
-          partial(_judge, judge, folder, images, trained, samples, name), f"judge {name}"
+          partial(
+            _judge,
+            judge,
+            folder,
+            images,
+            trained,
+            samples,
+            name,
+            promises.row_radius_255(config, row),
+          ),
+          f"judge {name}",
         )
       results[row].append(
         processes.from_main(partial(files.read_json, folder / "evaluation.json"), name)

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from udp_jax import training
+from udp_jax import constraints, promises, training
 from udp_jax.data import images, masks, picture_folder
 from udp_jax.data.picture_folder import PictureFile
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel, Params
-from udp_jax.ops import tiles
+from udp_jax.ops import tiles, visibility
 from udp_jax.ops.image import quantise_within
 
 # Values that are quantised at a time: one compiled program, whatever the pictures' sizes.
@@ -113,24 +113,33 @@ def batches(
   pixels = np.empty((padded, size, size, 3), np.uint8)
   ids = np.empty(padded, np.int32)
   allowed = np.ones((padded, size, size, 1), np.uint8)
+  limits = []
+  grey = np.zeros(padded, np.uint8)
   conds = []
   end = 0
   for file, grid in zip(group, grids):
     start, end = end, end + grid.num_tiles
     picture = picture_folder.read(job.clean / f"{file.name}.png")
     pixels[start:end] = tiles.cut(picture.pixels, grid)
+    grey[start:end] = images.is_grey(picture.pixels)
     where = _allowed(job, file, picture)
     if where is not None:
       allowed[start:end] = tiles.cut(where[..., None], grid)
+    limit = limit_of(job, picture.pixels)
+    if limit is not None:
+      limits.append(tiles.cut(limit, grid))
     ids[start:end] = [_tile_id(file.name, number) for number in range(grid.num_tiles)]
     if job.cond_of is not None:
       conds.append(np.repeat(job.cond_of(file)[None], grid.num_tiles, axis=0))
   repeats = np.arange(count, padded) % count
-  for leaf in (pixels, ids, allowed):
+  for leaf in (pixels, ids, allowed, grey):
     leaf[count:] = leaf[repeats]
   cond = np.concatenate(conds)[np.r_[:count, repeats]] if conds else None
   mask = None if allowed.all() else allowed
-  made = training.make_batches(pixels, lanes, cond=cond, mask=mask)
+  limit = np.concatenate(limits)[np.r_[:count, repeats]] if limits else None
+  made = training.make_batches(
+    pixels, lanes, cond=cond, mask=mask, limit=limit, grey=grey if grey.any() else None
+  )
   weight = (np.arange(padded) < count).astype(np.float32)
   return made._replace(ids=ids.reshape(-1, lanes), weight=weight.reshape(-1, lanes))
 
@@ -151,16 +160,35 @@ def _allowed(job: Job, file: PictureFile, picture: images.Picture) -> np.ndarray
   return where
 
 
+def limit_of(job: Job, clean: np.ndarray) -> np.ndarray | None:
+  """The largest change of every pixel of a clean picture (H, W, 3), in levels: uint8 (H, W, 1).
+
+  None where the row's radius is the limit of all.
+  """
+  strength = promises.spared(job.config)
+  if not strength:
+    return None
+  radius_255 = promises.row_radius_255(job.config, job.row)
+  return visibility.spared_limit(clean, radius_255, strength=strength)
+
+
 def protected(
   job: Job, file: PictureFile, grid: tiles.Grid, deltas: np.ndarray
 ) -> tuple[images.Picture, images.Picture]:
   """The clean and the protected picture, from the deltas (count, tile_size, tile_size, 3)."""
   clean = picture_folder.read(job.clean / f"{file.name}.png")
   delta = tiles.assemble(deltas, grid)
+  constraints.check_finite(delta, file.relative)
   where = _allowed(job, file, clean)
   if where is not None:
     delta[~where] = 0.0
-  pixels = _quantise(clean.pixels, delta, job.config.radius_255)
+  if images.is_grey(clean.pixels):
+    # Equal already, but for the rounding of sums that a compiler orders as it likes.
+    delta = np.broadcast_to(delta.mean(axis=-1, keepdims=True), delta.shape)
+  limit = limit_of(job, clean.pixels)
+  pixels = _quantise(
+    clean.pixels, delta, promises.row_radius_255(job.config, job.row) if limit is None else limit
+  )
   if where is not None and (pixels != clean.pixels)[~where].any():
     raise RuntimeError(f"{file.relative}: a pixel outside of the mask changed")
   return clean, clean._replace(pixels=pixels)
@@ -169,15 +197,18 @@ def protected(
 _within = jax.jit(quantise_within)
 
 
-def _quantise(clean: np.ndarray, delta: np.ndarray, radius_255: float) -> np.ndarray:
-  """`quantise_within`, in pieces of one size."""
+def _quantise(clean: np.ndarray, delta: np.ndarray, bound: float | np.ndarray) -> np.ndarray:
+  """`quantise_within`, in pieces of one size; the bound is one number, or (H, W, 1)."""
   levels, change = clean.reshape(-1), delta.reshape(-1)
+  if isinstance(bound, np.ndarray):
+    bound = np.broadcast_to(bound, clean.shape).reshape(-1)
   result = np.empty_like(levels)
   for start in range(0, levels.size, _CHUNK):
     part = slice(start, min(start + _CHUNK, levels.size))
     missing = (0, _CHUNK - (part.stop - start))
+    within = np.pad(bound[part], missing) if isinstance(bound, np.ndarray) else bound
     made = _within(
-      np.pad(levels[part], missing), jnp.asarray(np.pad(change[part], missing)), radius_255
+      np.pad(levels[part], missing), jnp.asarray(np.pad(change[part], missing)), within
     )
     result[part] = np.asarray(made)[: part.stop - start]
   return result.reshape(clean.shape)

@@ -34,6 +34,10 @@ class Batch(NamedTuple):
     reference: (..., H, W, C) uint8, the same pictures protected by another method, for the controls
       that imitate it; otherwise None.
     mask: (..., H, W, 1) uint8, 1 where a perturbation may be, 0 elsewhere; None for everywhere.
+    limit: (..., H, W, 1) uint8, the largest change of a pixel in 8-bit levels, where it is less
+      than the method's radius; None where the radius is all.
+    grey: (...,) uint8, 1 for a grey picture, whose perturbation is one and the same in all
+      channels, 0 for others; None where no picture is grey.
   """
 
   images: jax.Array | np.ndarray
@@ -42,6 +46,8 @@ class Batch(NamedTuple):
   cond: Any = None
   reference: jax.Array | np.ndarray | None = None
   mask: jax.Array | np.ndarray | None = None
+  limit: jax.Array | np.ndarray | None = None
+  grey: jax.Array | np.ndarray | None = None
 
 
 class TrainState(NamedTuple):

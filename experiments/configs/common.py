@@ -57,6 +57,8 @@ def study(title: str) -> ConfigDict:
   # Budget and step in 8-bit levels of the saved file.
   config.radius_255 = 16.0
   config.step_size_255 = 2.0
+  # How much of the budget flat areas are spared, in [0, 1]: see `ops.visibility`.
+  config.spare_flat = 0.0
   config.num_rounds = 20
   config.global_batch_size = 32
   config.num_samples = 1024
@@ -138,7 +140,7 @@ def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
   """Turns a study into one of pictures as they are, protected against a latent model's learning."""
   config.rows = ("clean", "random_noise", "udp", "eudp")
   config.data.update({"source": "builtin", "image_size": 0, "holdout": 0.0})
-  # Of pictures that have no caption in the folder's metadata.jsonl.
+  # Of pictures that have no caption in their folder (`udp_jax.data.captions`).
   config.data.prompt = ""
   config.model.path = model
   # Side of a tile, for models that are made for another; 0 for the model's own.

@@ -28,7 +28,7 @@ def fine_tuning(method: str, title: str, *, model: str = "", **options) -> Confi
 
   config.data = ConfigDict()
   config.data.source = ""
-  # For all pictures; "" takes the captions of the folder's metadata.jsonl.
+  # For all pictures; "" takes the captions of their folder (`udp_jax.data.captions`).
   config.data.prompt = ""
   config.data.limit = 0
   config.data.classes = ()

@@ -64,6 +64,8 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   # Budget and step in 8-bit levels of the saved file, for all rows that set no smaller ones.
   config.radius_255 = 8.0
   config.step_size_255 = 1.0
+  # How much of the budget flat areas are spared, in [0, 1]: see `ops.visibility`.
+  config.spare_flat = 0.0
   config.num_rounds = 100
   config.global_batch_size = 8
   # Of each trained model.

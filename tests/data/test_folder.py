@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udp_jax.data import folder, sources
+from udp_jax.data import captions, manifest, naming, sources
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 
 
@@ -53,24 +53,100 @@ def test_files_that_differ_by_extension_keep_apart(tmp_path: Path) -> None:
   for seed, name in enumerate(["a.bmp", "a.png", "a.png.bmp", "a.tif"]):
     _save(tmp_path / name, seed)
   loaded = sources.load(tmp_path)
-  assert loaded.names == ("a", "a.png", "a.png.bmp", "a.tif")
-
-
-def test_names_are_unique_whatever_the_files() -> None:
-  relatives = sorted(["a.b", "a.b.c", "a.b.c.d", "a", "a.c"])
-  names = folder.unique_names(relatives)
-  assert len(set(names)) == len(relatives)
+  assert loaded.names == ("a.bmp", "a", "a.png", "a.tif")
 
 
 def test_other_files_are_passed_over_and_counted(tmp_path: Path) -> None:
   _save(tmp_path / "a.png")
   for name in ("notes.txt", "manifest.json", "metadata.jsonl", ".hidden.png", ".git/b.png"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("text")
+    (tmp_path / name).write_text("" if name == "metadata.jsonl" else "text")
   loaded = sources.load(tmp_path, strict=True)
   assert loaded.names == ("a",)
   assert loaded.origin["skipped"] == []
   assert loaded.origin["ignored"] == 1
+  assert loaded.origin["ignored_kinds"] == {".txt": 1}
+
+
+def test_other_files_are_named_by_kind_and_captions_are_none_of_them(
+  tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+  _save(tmp_path / "a.png")
+  for name in ("a.txt", "a.caption", "b.txt", "c.TXT", "film.mp4", "README"):
+    (tmp_path / name).write_text("text")
+  with caplog.at_level("INFO"):
+    loaded = sources.load(tmp_path)
+  assert loaded.origin["ignored"] == 4
+  assert "ignored: 1 .mp4, 2 .txt, 1 without extension" in caplog.text
+
+
+def test_what_reading_changes_is_said_once_for_all_pictures(
+  tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+  for name in ("a.tif", "b.tif"):
+    Image.new("CMYK", (8, 8)).save(tmp_path / name)
+  frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+  frames[0].save(tmp_path / "c.gif", save_all=True, append_images=frames[1:])
+  Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "d.png")
+  with caplog.at_level("INFO"):
+    loaded = sources.load(tmp_path)
+  assert "2 pictures: CMYK without a profile converted to RGB" in caplog.text
+  assert "1 picture: first of 2 frames" in caplog.text
+  assert loaded.origin["notes"] == {
+    "CMYK without a profile converted to RGB": 2,
+    "first of 2 frames": 1,
+    "16-bit reduced to 8": 1,
+  }
+  made = manifest.write_folder(
+    tmp_path / "out", loaded.images, loaded.names, metadata=loaded.metadata
+  )
+  assert made is not None
+  assert made["images"][2]["notes"] == ["first of 2 frames"]
+
+
+def test_a_name_that_is_not_utf8_is_read_and_can_be_written(tmp_path: Path) -> None:
+  raw = os.fsencode(tmp_path) + b"/" + "イ".encode("shift_jis") + b".png"
+  _save(tmp_path / "a.png")
+  os.rename(tmp_path / "a.png", raw)
+  _save(tmp_path / "b\x1b[31m.png", 1)
+  os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+  os.rename(tmp_path / "b\x1b[31m.png", os.fsencode(tmp_path) + b"/\xff/b\x1b[31m.png")
+  loaded = sources.load(tmp_path)
+  assert loaded.names == ("%83C", "%FF/b\x1b[31m")
+  assert loaded.metadata is not None and naming.NOT_UTF8 in loaded.metadata[0].notes
+  made = manifest.write_folder(
+    tmp_path / "out", loaded.images, loaded.names, metadata=loaded.metadata
+  )
+  assert made is not None and (tmp_path / "out/%83C.png").is_file()
+
+
+def test_a_pipe_is_reported_and_not_opened(tmp_path: Path) -> None:
+  _save(tmp_path / "a.png")
+  os.mkfifo(tmp_path / "b.png")
+  os.mkfifo(tmp_path / "c")
+  loaded = sources.load(tmp_path)
+  assert loaded.names == ("a",)
+  assert [entry[0] for entry in loaded.origin["skipped"]] == ["b.png", "c"]
+
+
+def test_captions_go_along_with_the_pictures_that_are_chosen(tmp_path: Path) -> None:
+  for seed, name in enumerate(["a.jpg", "a.png", "b.png"]):
+    _save(tmp_path / name, seed)
+  (tmp_path / "metadata.csv").write_text("file_name,text,artist\na.jpg,one,x\nb.png,two,y\n")
+  (tmp_path / "a.txt").write_text("both")
+  loaded = sources.load(tmp_path)
+  written = manifest.write_folder(
+    tmp_path / "out", loaded.images, loaded.names, metadata=loaded.metadata, beside=loaded.beside
+  )
+  assert written is not None
+  assert written["captions"] == ["a.jpg.txt", "a.txt", "metadata.csv"]
+  assert captions.read_captions(tmp_path / "out", ["a.jpg.png", "a.png", "b.png"]) == {
+    "a.jpg.png": "one",
+    "a.png": "both",
+    "b.png": "two",
+  }
+  manifest.write_folder(tmp_path / "out", loaded.images, loaded.names, overwrite=True)
+  assert not (tmp_path / "out/metadata.csv").exists() and not (tmp_path / "out/a.txt").exists()
 
 
 def test_image_without_an_image_extension_is_found(tmp_path: Path) -> None:

@@ -63,3 +63,18 @@ def test_masks_that_do_not_fit(pictures, tmp_path: Path) -> None:
     masks.find(tmp_path / "mask.png", pictures)
   with pytest.raises(MissingDataError, match="no such file or folder"):
     masks.find(tmp_path / "nothing", pictures)
+
+
+def test_a_mask_that_allows_nothing_says_what_a_mask_is(pictures, tmp_path: Path) -> None:
+  red = np.zeros((4, 6, 4), np.uint8)
+  red[1:3] = 255, 0, 0, 255
+  Image.fromarray(red).save(tmp_path / "mask.png")
+  with pytest.raises(
+    BadDataError, match=r"lets no pixel of one\.jpg change.*white and opaque"
+  ) as e:
+    masks.find(tmp_path / "mask.png", pictures)
+  assert "coloured: paint it white" in str(e.value)
+  Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "mask.png")
+  with pytest.raises(BadDataError, match=r"lets no pixel of one\.jpg change") as e:
+    masks.find(tmp_path / "mask.png", pictures)
+  assert "coloured" not in str(e.value)

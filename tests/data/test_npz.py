@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,36 @@ def test_no_archive(tmp_path: Path) -> None:
   np.savez(tmp_path / "c.npz", images=_images()[:0])
   with pytest.raises(MissingDataError, match="no images"):
     sources.load(f"npz:{tmp_path}/c.npz")
+
+
+def _archive(path: Path, **members: bytes) -> None:
+  with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    for name, content in members.items():
+      archive.writestr(f"{name}.npy", content)
+
+
+def _head(text: str) -> bytes:
+  return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (b"no array", "magic"),
+    (_head("["), "not a readable"),
+    (_head("(" * 3000), "not a readable"),
+    (_head("{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,), }"), "promises"),
+    (_head("{'descr': '|u1', 'fortran_order': False, 'shape': (-1,), }"), "promises"),
+    (b"\x93NUMPY\x07\x00" + bytes(80), "version"),
+  ],
+)
+def test_arrays_whose_heads_lie(content: bytes, words: str, tmp_path: Path) -> None:
+  _archive(tmp_path / "a.npz", images=content)
+  with pytest.raises(BadDataError, match=f"a.npz: .*{words}"):
+    sources.load(f"npz:{tmp_path}/a.npz")
+
+
+def test_more_classes_than_anyone_has(tmp_path: Path) -> None:
+  np.savez_compressed(tmp_path / "a.npz", images=_images(), classes=np.zeros(10**6, np.int8))
+  with pytest.raises(BadDataError, match="'classes' must be a list of names"):
+    sources.load(f"npz:{tmp_path}/a.npz")

@@ -121,3 +121,15 @@ def test_claim_keeps_what_is_finished_and_nobody_elses(tmp_path: Path) -> None:
   created = picture_folder.claim(tmp_path / "new" / "out", ["a"])
   picture_folder.withdraw(tmp_path / "new" / "out", created)
   assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+  "wrong", [{"psnr": float("nan")}, {"file": "../x.png"}, {"max_abs_255": "9"}, {"sha256": None}]
+)
+def test_damaged_records_count_as_none(wrong: dict, tmp_path: Path) -> None:
+  clean = np.zeros((2, 2, 3), np.uint8)
+  records = tmp_path / "records"
+  entry = picture_folder.write(tmp_path, records, "x", Picture(clean + 9), clean=clean)
+  assert picture_folder.finished(tmp_path, records, ["x"]) == {"x": entry}
+  (records / "x.json").write_text(json.dumps(entry | wrong))
+  assert picture_folder.finished(tmp_path, records, ["x"]) == {}

@@ -185,7 +185,7 @@ def test_noevaluate_stops_after_protecting(tmp_path: Path, smoke, entry_point) -
   )
   assert done.returncode == 0, done.stderr
   assert done.stdout == f"protected pictures, a folder a row: {tmp_path / 'run' / 'protected'}\n"
-  names = sorted(path.name for path in (tmp_path / "run").iterdir())
+  names = sorted(path.name for path in (tmp_path / "run").glob("[!.]*"))
   assert names == ["clean", "config.json", "holdout", "protected", "stages"]
   assert sorted(p.name for p in (tmp_path / "run/protected").iterdir()) == ["random_noise", "udp"]
   for file in (tmp_path / "run/protected").rglob("*.png"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,7 +32,37 @@ def test_a_compiler_that_is_not_installed(monkeypatch, tmp_path):
   with pytest.raises(MissingDataError, match=r'libtpu.*pip install "jax\[tpu\]"') as error:
     chips.tpu_target("v5e:4x4")
   assert error.value.exit_code == 2
-  with pytest.raises(MissingDataError, match="pip install .*jax-cuda12-plugin"):
+  with pytest.raises(MissingDataError) as error:
     chips.gpu_target("1x1x8", tmp_path / "h100.txtpb")
+  version = importlib.metadata.version("jax")
+  for words in (
+    f"pip install --no-deps jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version} nvidia-nvvm "
+    "nvidia-cuda-nvcc (CUDA 13, whose programs run from driver 580 on)",
+    f"pip install --no-deps jax-cuda12-plugin=={version} jax-cuda12-pjrt=={version} "
+    "(CUDA 12, whose programs run from driver 525 on)",
+  ):
+    assert words in str(error.value)
   with pytest.raises(ConfigError, match="1x1x8"):
     chips.gpu_target("8", tmp_path / "h100.txtpb")
+
+
+@pytest.mark.parametrize("installed", ["jax_cuda12_plugin", "jax_cuda13_plugin"])
+def test_either_plugin_compiles_for_gpus(monkeypatch, tmp_path, installed):
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(
+    importlib.util,
+    "find_spec",
+    lambda name: find_spec("json") if name == installed else None,
+  )
+  asked = []
+
+  def topology(name, **options):
+    asked.append(options)
+    return SimpleNamespace(devices=["one", "two"])
+
+  monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", topology)
+  config = tmp_path / "h100.txtpb"
+  config.write_text("gpu_device_info {\n  device_memory_size: 85899345920\n}\n")
+  target = chips.gpu_target("1x1x2", config)
+  assert target.platform == "cuda" and target.num_chips == 2 and target.hbm_gib == 80
+  assert asked == [{"platform": "cuda", "topology": "1x1x2", "target_config": config.read_text()}]

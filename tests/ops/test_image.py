@@ -60,6 +60,19 @@ def test_quantise_is_nearest_everywhere():
   assert np.abs(values.astype(np.float64) * 255 - got).max() <= 0.5 + 1e-4
 
 
+@pytest.mark.parametrize("following", [lambda x: 1.0 - x, lambda x: 2.0 * x - 1.0])
+def test_what_follows_to_float_does_not_change_its_rounding(following):
+  """Compiled with optimisation, as the entry points do; tests' own setting fuses less."""
+  levels = np.tile(LEVELS, 64)
+  expected = np.asarray(following(image.to_float(levels)))
+  through = jax.jit(lambda levels: following(image.to_float(levels)))
+  snapped = jax.jit(lambda images: following(image.fake_quantise(images)))
+  options = {"xla_backend_optimization_level": 3}
+  for program, argument in ((through, levels), (snapped, levels / np.float32(255))):
+    compiled = program.lower(argument).compile(compiler_options=options)
+    np.testing.assert_array_equal(compiled(argument), expected)
+
+
 def test_to_float_refuses_floats():
   with pytest.raises(TypeError, match="uint8"):
     image.to_float(np.zeros(3, np.float32))

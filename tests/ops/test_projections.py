@@ -149,3 +149,18 @@ def test_random_l2_is_uniform_in_the_ball():
   assert scipy.stats.kstest(got[:, 0] / norm, "uniform", (-1, 2)).pvalue > 0.01
   per_image = projections.random_l2(jax.random.key(3), (3, 8, 8, 3), RADII)
   assert np.all(_norms(per_image) <= RADII) and np.all(_norms(per_image) > 0.9 * RADII)
+
+
+def test_grey_makes_the_channels_of_chosen_pictures_equal_and_stays_in_the_set():
+  delta, images = _delta(), np.full(SHAPE, 0.9, np.float32)
+  delta = projections.box(projections.linf(delta, 0.3), images)
+  chosen = np.array([1, 0, 1], np.uint8)
+  for project, expected in (
+    (projections.grey, np.asarray(delta).mean(axis=-1, keepdims=True)),
+    (projections.first_channel, np.asarray(delta)[..., :1]),
+  ):
+    made = np.asarray(project(delta, chosen))
+    np.testing.assert_allclose(made[::2], np.broadcast_to(expected, SHAPE)[::2], rtol=1e-6)
+    np.testing.assert_array_equal(made[1], delta[1])
+    np.testing.assert_array_equal(made[0, ..., 0], made[0, ..., 2])
+    np.testing.assert_allclose(projections.box(projections.linf(made, 0.3), images), made)

@@ -16,6 +16,7 @@ from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops.image import quantise_within
 from udp_jax.protections.base import PERTURB, TRAIN, WHOLE, Protection
+from udp_jax.threats.passing import argument_entry
 
 KEY = jax.random.key(21)
 RADIUS_255 = 8
@@ -111,7 +112,7 @@ def test_interface(name, gaussian_model):
   assert inspect.signature(function).return_annotation in ("Protection", Protection)
   assert "Args:" in function.__doc__ and inspect.getmodule(function).__doc__
   for parameter in parameters:
-    assert f"\n    {parameter.name}: " in function.__doc__, f"{parameter.name} is not documented"
+    assert argument_entry(function, parameter.name)
   assert "radius" in inspect.signature(function).parameters
 
   with pytest.raises(

@@ -14,6 +14,7 @@ from udp_jax import purifiers
 from udp_jax.errors import ConfigError
 from udp_jax.ops.image import to_float
 from udp_jax.purifiers import Purifier
+from udp_jax.threats.passing import argument_entry
 
 KEY = jax.random.key(31)
 IDS = np.array([4, 900_000_000, 17, 5])
@@ -56,7 +57,7 @@ def test_interface(name, latent_model):
   assert inspect.signature(function).return_annotation in ("Purifier", Purifier)
   assert inspect.getmodule(function).__doc__
   for parameter in parameters:
-    assert f"\n    {parameter.name}: " in function.__doc__, f"{parameter.name} is not documented"
+    assert argument_entry(function, parameter.name)
   with pytest.raises(ConfigError, match=f"purifier {name} has no option 'strength'"):
     purifiers.build(name, latent_model, {"strength": 1})
 

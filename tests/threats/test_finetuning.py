@@ -22,6 +22,7 @@ from udp_jax.ops.timesteps import uniform
 from udp_jax.randomness import example_keys, stream
 from udp_jax.threats import dreambooth as dreambooth_lib
 from udp_jax.threats.finetuning import one_caption
+from udp_jax.threats.passing import argument_entry
 
 KEY = jax.random.key(4)
 SIZE, WIDTH, VOCABULARY, LENGTH = 8, 6, 10, 3
@@ -410,4 +411,4 @@ def test_interface(name: str) -> None:
   function = getattr(import_module(f"udp_jax.threats.{name}"), name)
   parameters = list(inspect.signature(function).parameters.values())
   assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["model"]
-  assert all(f"\n    {p.name}: " in (function.__doc__ or "") for p in parameters)
+  assert all(argument_entry(function, p.name) for p in parameters)

@@ -8,7 +8,7 @@ import pytest
 
 from udp_jax import lookup
 from udp_jax.errors import ConfigError
-from udp_jax.threats.passing import passes_on
+from udp_jax.threats.passing import argument_entry, passes_on
 
 
 def _template(*, steps: int, rate: float = 0.5, other: str = "x"):
@@ -54,10 +54,21 @@ def test_signature_and_docstring_name_the_options() -> None:
   assert list(parameters) == ["model", "own", "steps", "rate"]
   assert parameters["steps"].default is inspect.Parameter.empty
   assert parameters["rate"].default == 0.5
+  # Without indentation, whatever the Python: 3.13 and later strip it, earlier versions do not.
   assert (
-    "\n    steps: how many.\n    rate: how fast, which takes\n      two lines" in method.__doc__
+    method.__doc__
+    == """A method.
+
+Args:
+  model: of any kind.
+  own: its own.
+  steps: how many.
+  rate: how fast, which takes
+    two lines to say.
+
+Raises:
+  ConfigError: never."""
   )
-  assert "options" not in method.__doc__ and "other" not in method.__doc__
   assert method("m", steps=3) == ("m", 1, (3, 0.5, "x"))
   lookup.check_options(method, "method", {"steps": 1, "rate": 2.0})
   with pytest.raises(ConfigError, match="needs the option.s. steps"):
@@ -83,8 +94,47 @@ def test_methods_that_are_not_written_for_it() -> None:
       **options: of nobody.
     """
 
-  for function in (silent, closed):
-    with pytest.raises(ValueError, match="does not say what its"):
-      passes_on(_template, "steps")(function)
+  with pytest.raises(ValueError, match=r"docstring of silent has 0 entries for \*\*options"):
+    passes_on(_template, "steps")(silent)
+  with pytest.raises(ValueError, match=r"closed takes no \*\*options"):
+    passes_on(_template, "steps")(closed)
   with pytest.raises(KeyError, match="unknown"):
     passes_on(_template, "unknown")(silent)
+
+
+@pytest.mark.parametrize("indentation", ["", "  ", "    ", "        "])
+def test_the_indentation_of_a_docstring_is_nothing(indentation: str) -> None:
+  """Python 3.13 strips what 3.11 leaves, and a nested function is indented more."""
+
+  def placed(function):
+    def copy(*args, **options):
+      return function(*args, **options)
+
+    first, *rest = inspect.cleandoc(function.__doc__).splitlines()
+    copy.__doc__ = "\n".join([first, *(indentation + line if line else "" for line in rest)])
+    copy.__name__ = function.__name__
+    copy.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return copy
+
+  def plain(model, **options):
+    """A method whose options come last.
+
+    Args:
+      model: of any kind.
+      **options: of `_template`,
+        all of them.
+    """
+
+  decorated = passes_on(placed(_template), "rate", "other")(placed(plain))
+  assert decorated.__doc__ == inspect.cleandoc("""A method whose options come last.
+
+    Args:
+      model: of any kind.
+      rate: how fast, which takes
+        two lines to say.
+      other: not for everyone.
+    """)
+  assert argument_entry(decorated, "model") == "  model: of any kind.\n"
+  assert argument_entry(placed(_template), "rate").count("\n") == 2
+  with pytest.raises(ValueError, match="docstring of plain has 0 entries for steps"):
+    argument_entry(decorated, "steps")

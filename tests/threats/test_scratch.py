@@ -11,6 +11,7 @@ import pytest
 
 from udp_jax import evaluation, threats, training
 from udp_jax.errors import ConfigError
+from udp_jax.threats.passing import argument_entry
 from udp_jax.threats.scratch import scratch
 
 KEY = jax.random.key(4)
@@ -117,4 +118,4 @@ def test_unusable_options(gaussian_model):
 def test_interface():
   parameters = list(inspect.signature(scratch).parameters.values())
   assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["model"]
-  assert all(f"\n    {p.name}: " in (scratch.__doc__ or "") for p in parameters)
+  assert all(argument_entry(scratch, p.name) for p in parameters)

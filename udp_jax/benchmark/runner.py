@@ -19,7 +19,7 @@ from udp_jax.benchmark import plan, race, tables
 from udp_jax.benchmark.models import diffusers_configs
 from udp_jax.benchmark.plan import Contestant, Task
 from udp_jax.benchmark.worker import Worker, WorkerError
-from udp_jax.data import files
+from udp_jax.data import files, work_folder
 from udp_jax.errors import ConfigError, MissingDataError
 
 _TORCH_WORKER = Path(__file__).with_name("torch_worker.py")
@@ -129,6 +129,7 @@ class _Bench:
   def save(self) -> None:
     """Writes bench.json and bench.md, each whole or not at all."""
     files.write_json(self.workdir / "bench.json", self.report)
+    work_folder.mark(self.workdir)
     files.write_bytes(self.workdir / "bench.md", tables.markdown(self.report).encode())
 
   # The header.

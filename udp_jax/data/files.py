@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from udp_jax.errors import BadDataError, OutputError
+from udp_jax.errors import BadDataError, MissingDataError, OutputError
 
 TEMPORARY_SUFFIX = ".udp-tmp"
+_LFS_POINTER = b"version https://git-lfs"
 
 _REASONS = {
   errno.ENOSPC: "no space left on the disk; free some space or choose another output folder",
@@ -28,6 +29,11 @@ _REASONS = {
   errno.EISDIR: "a folder stands where a file is needed; choose another output folder",
   errno.ENAMETOOLONG: "the name is too long for this file system; shorten it",
 }
+
+
+def is_temporary(name: str) -> bool:
+  """Whether a file's name is that of one of ours that a kill left unfinished."""
+  return name.endswith(TEMPORARY_SUFFIX)
 
 
 @contextlib.contextmanager
@@ -97,15 +103,45 @@ def write_together(writers: Mapping[Path, Callable[[Path], object]]) -> None:
         temporary.unlink()
 
 
+def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+  """Raises MissingDataError where Git LFS left a pointer in place of a file; any other is fine.
+
+  A clone without Git LFS holds such text files of a hundred bytes: the weights are elsewhere.
+  """
+  try:
+    with open(path, "rb") as file:
+      start = file.read(len(_LFS_POINTER))
+  except OSError:
+    return  # Whoever reads it says so.
+  if start == _LFS_POINTER:
+    raise MissingDataError(
+      f"{os.fspath(path)} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
+      "repository, or download the file again"
+    )
+
+
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """Reads a JSON file that holds an object. Raises BadDataError when it is none, or damaged."""
+  refuse_lfs_pointer(path)
   try:
-    content = json.loads(Path(path).read_text("utf-8"))
+    content = parse_json(Path(path).read_text("utf-8"))
   except (OSError, ValueError) as error:
     raise BadDataError(f"{os.fspath(path)} is not readable JSON: {error}") from error
   if not isinstance(content, dict):
     raise BadDataError(f"{path} holds {type(content).__name__}, not an object of fields")
   return content
+
+
+def parse_json(text: str) -> Any:
+  """`json.loads` for text that anyone may have written.
+
+  Raises:
+    ValueError: it is no JSON, or lists lie in lists too deep for the parser, which calls itself.
+  """
+  try:
+    return json.loads(text)
+  except RecursionError as error:
+    raise ValueError("lists or objects are nested too deeply") from error
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

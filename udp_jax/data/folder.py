@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
+import stat
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udp_jax.data import image_set, images
+from udp_jax.data import captions, image_set, images, naming, output, work_folder
 from udp_jax.data.image_set import ImageSet, Metadata
+from udp_jax.data.naming import unique_names
 from udp_jax.data.output import INCOMPLETE
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError, UserError
 
 _log = logging.getLogger(__name__)
 
-_OURS = frozenset({"manifest.json", "metadata.jsonl", "metadata.csv"})
+_OURS = frozenset({"manifest.json", *captions.TABLES})
 # Images that we cannot read: reported like a damaged file, not passed over like a text file.
 _UNSUPPORTED = frozenset(
   ".heic .heif .avif .jxl .jp2 .psd .svg .eps .ico .tga .exr .hdr .dng .cr2 .nef .arw".split()
@@ -28,7 +31,13 @@ _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\
 
 
 class ImageFile(NamedTuple):
-  """A candidate: its unique name without extension, its path, and its path below the folder."""
+  """A candidate.
+
+  Attributes:
+    name: unique, relative, without extension; see `naming`.
+    path: of the file.
+    relative: path below the folder as text (`naming.readable`).
+  """
 
   name: str
   path: Path
@@ -36,20 +45,29 @@ class ImageFile(NamedTuple):
 
 
 class Scan(NamedTuple):
-  """What a folder holds: images in order, unusable entries as (file, reason), other files."""
+  """What a folder holds.
+
+  Attributes:
+    files: images in order.
+    unusable: (file, reason) of images that cannot be read.
+    ignored: how many other files there are, by extension; captions do not count.
+    left_out: nested folders that udp_jax wrote, whose pictures are not listed.
+  """
 
   files: tuple[ImageFile, ...]
   unusable: tuple[tuple[str, str], ...]
-  ignored: int
+  ignored: dict[str, int]
+  left_out: tuple[str, ...] = ()
 
 
 def scan(folder: str | os.PathLike) -> Scan:
   """Lists the image files below a folder, sorted by relative path, without decoding them.
 
-  Hidden files, `manifest.json` and `metadata.jsonl` are passed over; links to folders are
-  followed. A file with an unknown extension counts as an image if its first bytes say so. Where
-  two files differ only by extension, the first keeps the plain name and the others their full
-  file name (`a.jpg` and `a.png` are "a" and "a.png").
+  Hidden files, `manifest.json` and the tables of captions are passed over; links to folders are
+  followed. Nested folders that a run of ours wrote (outputs, finished or not, and work folders) are
+  left out, which is logged: a protected picture is not to be protected again by accident. A file
+  with an unknown extension counts as an image if its first bytes say so. Names are those of
+  `naming.unique_names`.
 
   Raises:
     MissingDataError: there is no such folder.
@@ -58,17 +76,25 @@ def scan(folder: str | os.PathLike) -> Scan:
   if not folder.is_dir():
     what = "is a file, not a folder" if folder.exists() else "no such folder"
     raise MissingDataError(f"{folder}: {what}; give a folder of images")
-  found: list[str] = []
+  found: list[tuple[str, Path]] = []
   unusable: list[tuple[str, str]] = []
-  ignored = 0
+  others: list[Path] = []
+
+  def refuse(relative: str, reason: str) -> None:
+    unusable.append((naming.readable(relative), naming.printable(reason)))
 
   def unlistable(error: OSError) -> None:
     place = os.path.relpath(str(error.filename), folder).replace(os.sep, "/")
-    unusable.append((place, f"{error.filename}: cannot be listed ({error.strerror})"))
+    refuse(place, f"{error.filename}: cannot be listed ({error.strerror})")
 
   seen: set[str] = set()
+  left_out: list[str] = []
   for root, subfolders, names in os.walk(folder, followlinks=True, onerror=unlistable):
     seen.add(os.path.realpath(root))
+    if Path(root) != folder and (output.is_written(root) or work_folder.is_ours(root)):
+      left_out.append(Path(root).relative_to(folder).as_posix())
+      subfolders.clear()
+      continue
     subfolders[:] = sorted(
       name
       for name in subfolders
@@ -80,32 +106,30 @@ def scan(folder: str | os.PathLike) -> Scan:
       path = Path(root, name)
       relative = path.relative_to(folder).as_posix()
       if path.suffix.lower() in _UNSUPPORTED:
-        unusable.append((relative, f"{path}: {path.suffix} files are not supported; save as PNG"))
+        refuse(relative, f"{path}: {path.suffix} files are not supported; save as PNG")
+      elif _is_special(path):
+        # Opening a pipe would wait for somebody to write to it.
+        refuse(relative, f"{path}: it is no regular file; remove it")
       elif path.suffix.lower() in images.SUFFIXES or _looks_like_image(path):
-        found.append(relative)
+        found.append((naming.readable(relative), path))
       else:
-        ignored += 1
-  found.sort()
+        others.append(path)
+  found.sort(key=lambda entry: (entry[0], os.fspath(entry[1])))
+  if left_out:
+    _log.warning(
+      "%s: left out %d folders that udp_jax wrote: %s", folder, len(left_out), ", ".join(left_out)
+    )
   files = tuple(
-    ImageFile(name, folder / relative, relative)
-    for name, relative in zip(unique_names(found), found)
+    ImageFile(name, path, relative)
+    for name, (relative, path) in zip(unique_names([relative for relative, _ in found]), found)
   )
-  return Scan(files, tuple(sorted(unusable)), ignored)
-
-
-def unique_names(relatives: Sequence[str]) -> list[str]:
-  """Names without extension for sorted relative paths; later doubles keep more of their name."""
-  names: list[str] = []
-  taken: set[str] = set()
-  for relative in relatives:
-    stem = relative[: len(relative) - len(Path(relative).suffix)]
-    name = stem if stem not in taken else relative
-    copy = 2
-    while name in taken:
-      name, copy = f"{relative}-{copy}", copy + 1
-    taken.add(name)
-    names.append(name)
-  return names
+  stems = {path.with_suffix("") for _, path in found}
+  kinds = collections.Counter(
+    naming.printable(path.suffix.lower()) or "without extension"
+    for path in others
+    if path.suffix not in captions.SUFFIXES or path.with_suffix("") not in stems
+  )
+  return Scan(files, tuple(sorted(unusable)), dict(sorted(kinds.items())), tuple(left_out))
 
 
 def load_folder(
@@ -129,29 +153,38 @@ def load_folder(
   return image_set.finish(
     np.stack([picture.pixels for picture in pictures]),
     [file.name for file in chosen],
-    f"folder {folder}",
+    naming.readable(f"folder {folder}"),
     labels=np.array([class_names.index(f.relative.split("/")[0]) for f in chosen], np.int32)
     if class_names
     else None,
     alphas=[picture.alpha for picture in pictures],
-    metadata=[
-      Metadata(file.relative, picture.icc_profile, picture.exif, picture.notes)
-      for file, picture in zip(chosen, pictures)
-    ],
+    metadata=[Metadata(file.relative, *picture[2:]) for file, picture in zip(chosen, pictures)],
     classes=class_names or None,
-    skipped=found.skipped,
-    ignored=found.ignored,
+    beside=found.beside,
+    **found.origin,
   )
 
 
 class Selection(NamedTuple):
-  """The usable files in order, what was kept of each, and what an origin reports."""
+  """The usable files of a folder.
+
+  Attributes:
+    files: in order.
+    kept: what was kept of each.
+    notes: on each, what reading it changed.
+    class_names: of its first-level subfolders.
+    beside: their captions.
+    origin: what an origin reports: "skipped" files with reasons, "ignored" and "ignored_kinds" of
+      files that are no pictures, "notes" on how many pictures, and what the folder, and folders
+      left out of it, are to us.
+  """
 
   files: list[ImageFile]
   kept: list[Any]
+  notes: list[tuple[str, ...]]
   class_names: list[str]
-  skipped: list[list[str]]
-  ignored: int
+  beside: captions.Beside
+  origin: dict[str, Any]
 
 
 def select(
@@ -180,7 +213,13 @@ def select(
   if strict and skipped:
     raise BadDataError(skipped[0][1])
   if not candidates and not skipped:
-    also = f" ({listing.ignored} other files)" if listing.ignored else ""
+    count = sum(listing.ignored.values())
+    also = f" ({count} other files: {_counted(listing.ignored)})" if count else ""
+    if listing.left_out:
+      raise MissingDataError(
+        f"{folder}: no images in it but in {len(listing.left_out)} folders that udp_jax wrote "
+        f"({listing.left_out[0]}); give one of them itself"
+      )
     raise MissingDataError(f"{folder}: no images in it{also}; put PNG or JPEG files there")
 
   order = np.arange(len(candidates))
@@ -188,6 +227,7 @@ def select(
     # Bad files are replaced by the next of the same permutation, so a limit is kept if it can be.
     order = np.random.default_rng(seed).permutation(len(candidates))
   good: dict[int, Any] = {}
+  notes: dict[int, tuple[str, ...]] = {}
   for index in order.tolist():
     if len(good) == limit:
       break
@@ -200,22 +240,51 @@ def select(
     except UserError as error:
       if strict:
         raise
-      skipped.append((file.relative, str(error)))
+      skipped.append((file.relative, naming.printable(str(error))))
       continue
-    good[index] = keep(picture)
+    if naming.readable(os.fspath(file.path.name)) != file.path.name:
+      picture = picture._replace(notes=(naming.NOT_UTF8, *picture.notes))
+    good[index], notes[index] = keep(picture), picture.notes
   for _, reason in skipped:
     _log.warning("skipped %s", reason)
   if skipped:
     _log.warning("%s: skipped %d unusable files", folder, len(skipped))
   if not good:
     raise BadDataError(f"{folder}: none of {len(skipped)} image files is usable; {skipped[0][1]}")
+  if listing.ignored:
+    _log.info("%s: ignored: %s", naming.printable(str(folder)), _counted(listing.ignored))
+  counts = collections.Counter(note for index in sorted(notes) for note in notes[index])
+  for note, count in counts.items():
+    _log.info("%d picture%s: %s", count, "s" if count > 1 else "", note)
+  files = [candidates[index] for index in sorted(good)]
   return Selection(
-    files=[candidates[index] for index in sorted(good)],
+    files=files,
     kept=[good[index] for index in sorted(good)],
+    notes=[notes[index] for index in sorted(good)],
     class_names=class_names,
-    skipped=[list(entry) for entry in skipped],
-    ignored=listing.ignored,
+    beside=captions.beside(folder, files),
+    origin={
+      "skipped": [list(entry) for entry in skipped],
+      "ignored": sum(listing.ignored.values()),
+      "ignored_kinds": listing.ignored,
+      "notes": dict(counts),
+      **_ours(folder, listing),
+    },
   )
+
+
+def _counted(kinds: dict[str, int]) -> str:
+  """ "2 .txt, 1 .mp4"."""
+  return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def _ours(folder: Path, listing: Scan) -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  if (what := output.describe(folder)) is not None:
+    found["input_is"] = f"input is {what}"
+  if listing.left_out:
+    found["left_out"] = list(listing.left_out)
+  return found
 
 
 def _class_names(files: Sequence[ImageFile]) -> list[str]:
@@ -237,6 +306,15 @@ def _check_sizes(
         f"{folder}: images of different sizes ({files[0].relative} is {w0}x{h0}, {file.relative} "
         f"is {w1}x{h1}); set image_size to crop and resize them to one"
       )
+
+
+def _is_special(path: Path) -> bool:
+  """Whether a file is a pipe, a socket or a device."""
+  try:
+    mode = path.stat().st_mode
+  except OSError:
+    return False  # A link to nothing is a missing file.
+  return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _looks_like_image(path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from udp_jax.data.captions import NONE_BESIDE, Beside
 from udp_jax.errors import ConfigError
 
 
@@ -18,15 +19,19 @@ class Metadata(NamedTuple):
 
   Attributes:
     file: the path below the source folder.
-    icc_profile: RGB colour profile of the pixels, or None for sRGB.
+    icc_profile: RGB or grey colour profile of the pixels, or None for sRGB.
     exif: EXIF block without orientation, or None.
-    notes: what reading changed.
+    notes: what reading changed, converted or left out.
+    chunks: PNG chunks (type, data) to be saved beside the pixels.
+    grey: the file has one colour channel, and so has the one that is saved.
   """
 
   file: str
   icc_profile: bytes | None = None
   exif: bytes | None = None
   notes: tuple[str, ...] = ()
+  chunks: tuple[tuple[bytes, bytes], ...] = ()
+  grey: bool = False
 
 
 class ImageSet(NamedTuple):
@@ -41,6 +46,7 @@ class ImageSet(NamedTuple):
     groups: int32 (N,) or None. Images of one group may share pixels, so `split` never divides it.
     origin: the source in words and numbers: "source", "count", "sha256" (of the pixel bytes),
       "classes" (names, or None), "skipped" (list of [file, reason]) and more by kind.
+    beside: captions that stand beside the images, to be written beside those made of them.
   """
 
   images: np.ndarray
@@ -50,6 +56,7 @@ class ImageSet(NamedTuple):
   metadata: tuple[Metadata, ...] | None = None
   groups: np.ndarray | None = None
   origin: dict[str, Any] = {}
+  beside: Beside = NONE_BESIDE
 
 
 def pixels_sha256(images: np.ndarray) -> str:
@@ -69,6 +76,7 @@ def finish(
   metadata: Sequence[Metadata] | None = None,
   groups: np.ndarray | None = None,
   classes: Sequence[str] | None = None,
+  beside: Beside = NONE_BESIDE,
   **origin: Any,
 ) -> ImageSet:
   """An `ImageSet` with its `origin` filled in: every source ends here."""
@@ -87,6 +95,7 @@ def finish(
       "skipped": [],
       **origin,
     },
+    beside=beside,
   )
 
 
@@ -104,6 +113,7 @@ def take(image_set: ImageSet, indices: Sequence[int] | np.ndarray) -> ImageSet:
     metadata=None if metadata is None else tuple(metadata[i] for i in picked),
     groups=None if image_set.groups is None else image_set.groups[indices],
     origin={**image_set.origin, "count": len(images), "sha256": pixels_sha256(images)},
+    beside=image_set.beside,
   )
 
 

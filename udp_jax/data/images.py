@@ -1,7 +1,8 @@
 """Image files in and out: eight-bit colour plus everything needed to save it looking the same.
 
 Pixels are uint8 (H, W, 3). Nothing here changes colours except where a file has none of its own
-in RGB (grey, palette, CMYK, more than 8 bits), and then a note says so.
+in RGB or grey (palette, CMYK, more than 8 bits), and then a note says so. What a file carries
+besides pixels is the business of `metadata.TABLE`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
-from udp_jax.data import files
+from udp_jax.data import containers, files, metadata
+from udp_jax.data.containers import Chunk
 from udp_jax.errors import BadDataError, MissingDataError
 
 MAX_PIXELS = 100_000_000
@@ -37,6 +40,19 @@ SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffi
 _DECODERS = tuple(kind for kind in FORMATS if kind != "MPO")
 
 _ORIENTATION = 0x0112
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+# Where a PNG file's own chunks end and others may begin: its signature and header.
+_PNG_HEADER = 33
+# PNG readers commonly refuse larger profiles.
+_MAX_PROFILE = 1 << 20
 _BITS_PER_SAMPLE = 258  # TIFF tag
 
 # What Pillow's decoders are known to raise on damaged files, beside OSError.
@@ -63,9 +79,11 @@ class Picture(NamedTuple):
     pixels: uint8 (H, W, 3), upright (the EXIF orientation is applied), in the space of
       `icc_profile` (sRGB when None).
     alpha: uint8 (H, W) or None; colours are not premultiplied.
-    icc_profile: the RGB profile to save beside the pixels, or None.
-    exif: the EXIF block without its orientation tag, or None.
-    notes: what was changed on reading, in words.
+    icc_profile: the RGB or grey profile to save beside the pixels, or None.
+    exif: the EXIF block that is saved, without orientation, previews and position, or None.
+    notes: what was changed, converted or left out on reading, in words.
+    chunks: PNG chunks (type, data) saved beside the pixels: colour, resolution, XMP, texts.
+    grey: the file has one colour channel, and is saved with one; the three of `pixels` are equal.
   """
 
   pixels: np.ndarray
@@ -73,6 +91,8 @@ class Picture(NamedTuple):
   icc_profile: bytes | None = None
   exif: bytes | None = None
   notes: tuple[str, ...] = ()
+  chunks: tuple[Chunk, ...] = ()
+  grey: bool = False
 
 
 def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -90,7 +110,9 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pict
   path = Path(path)
   notes: list[str] = []
   try:
-    with Image.open(path, formats=_DECODERS) as image:
+    found = containers.read(path)
+    source = path if found.stream is None else io.BytesIO(found.stream)
+    with Image.open(source, formats=_DECODERS) as image:
       kind = image.format or ""
       if image.width * image.height > max_pixels:
         raise BadDataError(
@@ -105,8 +127,10 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pict
       image.load()
       if _has_16_bits(image, path):
         notes.append("16-bit reduced to 8")
-      upright, exif = _apply_exif(image, notes)
-      pixels, alpha, icc_profile = _to_rgb(upright, path, notes)
+      # Pillow has turned TIFF pictures when they are loaded.
+      turned = image.getexif().get(_ORIENTATION, 1) if kind == "TIFF" else found.orientation
+      upright = image.transpose(_TURNS[turned]) if turned in _TURNS else image
+      pixels, alpha, icc_profile, grey = _to_rgb(upright, kind, found.icc_profile, path, notes)
   except FileNotFoundError as error:
     raise MissingDataError(f"{path}: no such file") from error
   except PermissionError as error:
@@ -122,12 +146,25 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pict
   except _DECODER_ERRORS as error:
     reason = " ".join(str(error).split()) or type(error).__name__
     raise BadDataError(f"{path}: damaged or truncated ({reason}); replace it") from error
-  return Picture(pixels, alpha, icc_profile, exif, tuple(notes))
+  notes += found.notes
+  return Picture(pixels, alpha, icc_profile, found.exif, tuple(notes), found.chunks, grey)
 
 
 def read_pixels(path: str | os.PathLike) -> np.ndarray:
   """The uint8 (H, W, 3) pixels of an image file; errors as in `read_image`."""
   return read_image(path).pixels
+
+
+def is_grey(pixels: np.ndarray) -> np.ndarray:
+  """Whether the three channels are equal everywhere: (...,) bool of uint8 (..., H, W, 3)."""
+  same = (pixels[..., 0] == pixels[..., 1]) & (pixels[..., 1] == pixels[..., 2])
+  return same.all(axis=(-2, -1))
+
+
+def as_grey(pixels: np.ndarray) -> np.ndarray:
+  """The mean of the channels in all three, rounded: uint8 (..., 3)."""
+  mean = np.rint(pixels.astype(np.float32).mean(axis=-1, keepdims=True)).astype(np.uint8)
+  return np.broadcast_to(mean, pixels.shape).copy()
 
 
 def resize_picture(picture: Picture, size: int) -> Picture:
@@ -161,22 +198,48 @@ def encode_png(
   alpha: np.ndarray | None = None,
   icc_profile: bytes | None = None,
   exif: bytes | None = None,
+  chunks: Sequence[Chunk] = (),
+  grey: bool = False,
 ) -> bytes:
-  """PNG bytes of uint8 (H, W, 3) pixels; the same input gives the same bytes."""
+  """PNG bytes of uint8 (H, W, 3) pixels; the same input gives the same bytes.
+
+  Args:
+    pixels: uint8 (H, W, 3).
+    alpha: uint8 (H, W), or None.
+    icc_profile: of RGB, or of grey with `grey`.
+    exif: a block, with its "Exif" prefix or without.
+    chunks: further PNG chunks (type, data), in this order.
+    grey: save one colour channel.
+
+  Raises:
+    ValueError: arrays of other shapes, or channels that differ with `grey`.
+  """
   if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
     raise ValueError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
+  if grey:
+    if not is_grey(pixels):
+      raise ValueError("the channels of a grey picture differ")
+    pixels = pixels[..., :1]
   if alpha is not None:
     if alpha.dtype != np.uint8 or alpha.shape != pixels.shape[:2]:
       raise ValueError(f"alpha must be uint8 {pixels.shape[:2]}, got {alpha.dtype} {alpha.shape}")
     pixels = np.concatenate([pixels, alpha[..., None]], axis=-1)
-  options: dict[str, bytes] = {}
+  if pixels.shape[-1] == 1:
+    pixels = pixels[..., 0]
+  beside: list[Chunk] = list(chunks)
   if icc_profile is not None:
-    options["icc_profile"] = icc_profile
+    beside.insert(0, (b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc_profile)))
   if exif is not None:
-    options["exif"] = exif
+    beside.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
   buffer = io.BytesIO()
-  Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", **options)
-  return buffer.getvalue()
+  Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+  whole = buffer.getvalue()
+  return whole[:_PNG_HEADER] + b"".join(map(_chunk, beside)) + whole[_PNG_HEADER:]
+
+
+def _chunk(chunk: Chunk) -> bytes:
+  kind, data = chunk
+  return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def write_png(
@@ -186,13 +249,17 @@ def write_png(
   alpha: np.ndarray | None = None,
   icc_profile: bytes | None = None,
   exif: bytes | None = None,
+  chunks: Sequence[Chunk] = (),
+  grey: bool = False,
 ) -> None:
-  """Writes a PNG file atomically, creating its folders.
+  """Writes a PNG file atomically, creating its folders; arguments as in `encode_png`.
 
   Raises:
     OutputError: the place cannot be written; no part of the file is left behind.
   """
-  content = encode_png(pixels, alpha=alpha, icc_profile=icc_profile, exif=exif)
+  content = encode_png(
+    pixels, alpha=alpha, icc_profile=icc_profile, exif=exif, chunks=chunks, grey=grey
+  )
   files.write_bytes(path, content)
 
 
@@ -208,57 +275,42 @@ def is_lossy(path: str | os.PathLike) -> bool:
     return head[12:16] == b"VP8 " or (head[12:16] == b"VP8X" and b"VP8L" not in file.read())
 
 
-def _apply_exif(image: Image.Image, notes: list[str]) -> tuple[Image.Image, bytes | None]:
-  """The upright image and its EXIF block without orientation."""
-  try:
-    tags = image.getexif()
-    turned = tags.get(_ORIENTATION, 1) != 1
-    upright = ImageOps.exif_transpose(image) if turned else image
-    # Without a block of its own (TIFF) the tags describe the file's layout: wrong in another file.
-    if "exif" not in image.info:
-      return upright, None
-    if _ORIENTATION not in tags:
-      return upright, image.info["exif"]
-    tags = upright.getexif()
-    tags.pop(_ORIENTATION, None)
-    return upright, tags.tobytes() if len(tags) else None
-  except (SyntaxError, ValueError, KeyError, TypeError, EOFError, struct.error) as error:
-    notes.append(f"unreadable EXIF left out ({' '.join(str(error).split())})")
-    return image, None
-
-
 def _to_rgb(
-  image: Image.Image, path: Path, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray | None, bytes | None]:
-  """Pixels, alpha and the profile that the pixels are in, from any mode that Pillow decodes."""
-  profile = image.info.get("icc_profile") or None
+  image: Image.Image, kind: str, profile: bytes | None, path: Path, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray | None, bytes | None, bool]:
+  """Pixels, alpha, the profile that the pixels are in, whether they are grey; from any mode."""
   space = profile[16:20] if profile else b""
   transparent = image.info.get("transparency")
   alpha: np.ndarray | None = None
   mode = image.mode
-  if image.mode in ("F", "I") and not (image.mode == "I" and image.format == "PNG"):
+  if mode in ("F", "I") and not (mode == "I" and kind == "PNG"):
     raise BadDataError(f"{path}: 32-bit samples are not supported; save it with 8 or 16 bits")
-  if image.mode.startswith("I"):
+  grey = mode[:1] in ("1", "L", "I") and mode != "LAB"
+  if mode == "1":
+    notes.append("1 bit a pixel saved as 8-bit grey")
+  if mode.startswith("I"):
     levels = np.asarray(image).astype(np.uint32)
     if transparent is not None:
       alpha = np.where(levels == transparent, 0, 255).astype(np.uint8)
     # 65535 = 257 * 255: the nearest of the 256 levels, so that 8-bit values stored as v * 257
     # come back exactly.
     image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-  elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None:
-    if image.mode == "La":
+  elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None:
+    if mode == "La":
       image = image.convert("LA")
     image = image.convert("RGBA")
     alpha = np.asarray(image.getchannel("A"))
+  if mode in ("P", "PA") and kind != "GIF":
+    notes.append("palette saved as RGB")
   if mode in ("CMYK", "LAB"):
     image, profile = _convert_by_profile(image, profile, notes), None
-  elif space == b"GRAY" and mode[:1] in ("1", "L", "I"):
-    # A grey profile does not fit the RGB file that is written.
-    image, profile = _convert_by_profile(image.convert("L"), profile, notes), None
-  elif profile and space != b"RGB ":
-    notes.append("ICC profile of another colour space left out")
+  elif profile and space != (b"GRAY" if grey else b"RGB "):
+    notes.append(metadata.note("icc_unfit"))
     profile = None
-  return np.array(image.convert("RGB")), alpha, profile
+  elif profile and len(profile) > _MAX_PROFILE:
+    image = _convert_by_profile(image.convert("L" if grey else "RGB"), profile, notes)
+    profile, grey = None, False
+  return np.array(image.convert("RGB")), alpha, profile, grey
 
 
 def _convert_by_profile(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:

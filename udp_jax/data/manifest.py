@@ -28,6 +28,7 @@ from tqdm import tqdm
 from udp_jax import processes
 from udp_jax.data import files, image_set, images, output
 from udp_jax.data import folder as folders
+from udp_jax.data.captions import NONE_BESIDE, Beside
 from udp_jax.data.image_set import ImageSet, Metadata
 from udp_jax.data.output import (
   FORMAT,
@@ -42,8 +43,10 @@ from udp_jax.errors import BadDataError, OutputError
 __all__ = [
   "INCOMPLETE",
   "MANIFEST",
+  "check_limit",
   "check_output",
   "code_sha256",
+  "count_over",
   "describe",
   "file_sha256",
   "is_complete",
@@ -55,7 +58,17 @@ __all__ = [
 
 _VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy", "pillow", "udp_jax")
 _OWN_KEYS = frozenset(
-  {"format", "complete", "versions", "code_sha256", "source_sha256", "created", "worst", "images"}
+  {
+    "format",
+    "complete",
+    "versions",
+    "code_sha256",
+    "source_sha256",
+    "created",
+    "worst",
+    "images",
+    "captions",
+  }
 )
 
 
@@ -66,8 +79,10 @@ def write_folder(
   *,
   rows: np.ndarray | None = None,
   clean: np.ndarray | None = None,
+  limit: np.ndarray | None = None,
   alphas: Sequence[np.ndarray | None] | None = None,
   metadata: Sequence[Metadata] | None = None,
+  beside: Beside = NONE_BESIDE,
   record: Mapping[str, Any] | None = None,
   overwrite: bool = False,
   progress: bool = False,
@@ -85,8 +100,12 @@ def write_folder(
     names: N unique relative posix names without extension.
     rows: which of the N images these are, sorted; every image is one process's. None for all.
     clean: uint8 (N, H, W, 3) references to measure against, or None to measure nothing.
+    limit: uint8 (N, H, W, 1), the largest change of every pixel in levels, where that is less than
+      the budget; every file must keep it.
     alphas: N entries, uint8 (H, W) or None, saved as the files' transparency.
-    metadata: N entries whose ICC profiles and EXIF blocks are saved in the files.
+    metadata: N entries whose profiles, EXIF blocks and further chunks are saved in the files, and
+      whose notes are in the manifest; grey ones are saved with one channel.
+    beside: captions, of which those of the images are written too.
     record: what made the images, merged into the manifest: "method", "config", "seed", "origin",
       ... If it has "radius_255", every file must keep that budget.
     overwrite: replace a finished folder of ours. Files of other origin are never removed.
@@ -108,10 +127,11 @@ def write_folder(
   clean = None if clean is None else np.asarray(clean)
   _check_arguments(images_uint8, names, rows, clean, alphas, metadata, record)
   relatives = [f"{name}.png" for name in names]
+  texts = list(beside.render(names))
   parts = [f"manifest.part-{i}.json" for i in range(processes.count())]
   parts = parts if len(parts) > 1 else []
   created = processes.from_main(
-    lambda: [str(f) for f in output.claim(folder, [*relatives, *parts], overwrite)],
+    lambda: [str(f) for f in output.claim(folder, [*relatives, *texts, *parts], overwrite)],
     f"claim {folder.name}",
   )
 
@@ -120,15 +140,27 @@ def write_folder(
     extras = metadata[index] if metadata is not None else Metadata("")
     path = folder / relatives[index]
     alpha = alphas[index] if alphas is not None else None
-    images.write_png(path, pixels, alpha=alpha, icc_profile=extras.icc_profile, exif=extras.exif)
+    images.write_png(
+      path,
+      pixels,
+      alpha=alpha,
+      icc_profile=extras.icc_profile,
+      exif=extras.exif,
+      chunks=extras.chunks,
+      grey=extras.grey,
+    )
     saved = images.read_image(path)
     if not np.array_equal(saved.pixels, pixels) or (
       alpha is not None and (saved.alpha is None or not np.array_equal(saved.alpha, alpha))
     ):
       raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
     entry: dict[str, Any] = {"file": relatives[index], "sha256": file_sha256(path)}
+    if extras.notes:
+      entry["notes"] = list(extras.notes)
     if clean is not None:
       entry["max_abs_255"] = max_abs_255(saved.pixels, clean[index])
+      if limit is not None:
+        check_limit(path, saved.pixels, clean[index], limit[index])
     return entry
 
   def write_own() -> list[dict[str, Any]]:
@@ -144,6 +176,7 @@ def write_folder(
     entries = _merge(folder, relatives, parts) if parts else own
     manifest = describe(record)
     manifest["source_sha256"] = None if clean is None else image_set.pixels_sha256(clean)
+    manifest |= write_captions(folder, relatives, beside)
     manifest["images"] = entries
     if clean is not None:
       worst = max(entries, key=lambda entry: entry["max_abs_255"])
@@ -168,7 +201,7 @@ def write_folder(
     processes.from_main(lambda: merged.append(merge()), f"merge {folder.name}")
   except BaseException:
     if processes.is_main():
-      mine = [MANIFEST, *relatives, *parts, INCOMPLETE]
+      mine = [MANIFEST, *relatives, *texts, *parts, INCOMPLETE]
       output.remove(folder, mine, [Path(f) for f in created])
     raise
   return merged[0] if merged else None
@@ -235,14 +268,19 @@ def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | N
     if labelled
     else None,
     alphas=[picture.alpha for picture in pictures],
-    metadata=[
-      Metadata(relative, picture.icc_profile, picture.exif, picture.notes)
-      for relative, picture in zip(relatives, pictures)
-    ],
+    metadata=[Metadata(relative, *picture[2:]) for relative, picture in zip(relatives, pictures)],
     classes=class_names if labelled else None,
     made_from=origin.get("source"),
   )
   return read, manifest
+
+
+def write_captions(folder: Path, relatives: Sequence[str], beside: Beside) -> dict[str, Any]:
+  """Writes the captions of the files `relatives`; {"captions": their paths}, or {} for none."""
+  written = beside.render([relative.removesuffix(".png") for relative in relatives])
+  for place, content in written.items():
+    files.write_bytes(folder / place, content)
+  return {"captions": sorted(written)} if written else {}
 
 
 def describe(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,6 +298,29 @@ def describe(record: Mapping[str, Any]) -> dict[str, Any]:
 def max_abs_255(first: np.ndarray, second: np.ndarray) -> int:
   """Largest absolute difference of two uint8 images, in 8-bit levels."""
   return int(np.abs(first.astype(np.int16) - second.astype(np.int16)).max(initial=0))
+
+
+def check_limit(path: Path, saved: np.ndarray, clean: np.ndarray, limit: np.ndarray) -> None:
+  """Raises RuntimeError where a pixel of a saved file changed by more than its limit: a bug.
+
+  Args:
+    path: of the file.
+    saved: uint8 (H, W, 3), as read back from it.
+    clean: uint8 (H, W, 3).
+    limit: uint8 (H, W, 1), in 8-bit levels.
+  """
+  over = count_over(saved, clean, limit)
+  if over:
+    raise RuntimeError(f"{path}: {over} values are further from the clean ones than their limit")
+
+
+def count_over(saved: np.ndarray, clean: np.ndarray, limit: np.ndarray) -> int:
+  """How many values of uint8 (H, W, 3) differ by more than their pixel's limit (H, W, 1)."""
+  count = 0
+  for start in range(0, len(saved), 256):  # By rows, to need little memory.
+    part = slice(start, start + 256)
+    count += int((np.abs(saved[part].astype(np.int16) - clean[part]) > limit[part]).sum())
+  return count
 
 
 def code_sha256() -> str:

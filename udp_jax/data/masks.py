@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from udp_jax.data import folder as folders
-from udp_jax.data import picture_folder
+from udp_jax.data import naming, picture_folder
 from udp_jax.data.picture_folder import PictureFile
 from udp_jax.errors import BadDataError, MissingDataError
 
@@ -28,22 +28,24 @@ def find(place: str | os.PathLike, pictures: Sequence[PictureFile]) -> dict[str,
 
   Raises:
     MissingDataError: nothing is there, or no mask for one of the pictures.
-    BadDataError: a mask is unreadable, or not of its picture's size.
+    BadDataError: a mask is unreadable, not of its picture's size, or white nowhere.
   """
   place = Path(place)
   if place.is_dir():
-    masks = {file.name: file.path for file in folders.scan(place).files}
+    masks = {naming.composed(file.name): file.path for file in folders.scan(place).files}
   elif place.is_file():
-    masks = {picture.name: place for picture in pictures}
+    masks = {naming.composed(picture.name): place for picture in pictures}
   else:
     raise MissingDataError(f"{place}: no such file or folder; give a mask, or a folder of masks")
+  found = {}
   for picture in pictures:
-    if picture.name not in masks:
+    if (name := naming.composed(picture.name)) not in masks:
       raise MissingDataError(
         f"{place}: no mask for {picture.relative}; give it an all-white one to protect all of it"
       )
-    read(masks[picture.name], picture)
-  return {picture.name: masks[picture.name] for picture in pictures}
+    found[picture.name] = masks[name]
+    read(masks[name], picture)
+  return found
 
 
 def read(path: Path, picture: PictureFile) -> np.ndarray:
@@ -59,8 +61,17 @@ def read(path: Path, picture: PictureFile) -> np.ndarray:
       f"{path}: the mask is {width}x{height}, {picture.relative} is "
       f"{picture.width}x{picture.height}; save it in the picture's size"
     )
-  white = mask.pixels.mean(axis=-1) >= _WHITE
-  return white if mask.alpha is None else white & (mask.alpha >= _WHITE)
+  opaque = np.ones((height, width), bool) if mask.alpha is None else mask.alpha >= _WHITE
+  white = (mask.pixels.mean(axis=-1) >= _WHITE) & opaque
+  if not white.any():
+    painted = mask.pixels[opaque & (mask.pixels.max(axis=-1) >= _WHITE)]
+    hint = " (what is painted in this one is coloured: paint it white)" if len(painted) else ""
+    raise BadDataError(
+      f"{path}: this mask lets no pixel of {picture.relative} change, so nothing would be "
+      "protected; a mask is white and opaque where the picture is to be protected, and black or "
+      f"transparent elsewhere{hint}"
+    )
+  return white
 
 
 def sha256(masks: dict[str, Path]) -> str:

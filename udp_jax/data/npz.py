@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -15,6 +19,28 @@ from PIL import Image
 from udp_jax.data import image_set, images
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+
+# Arrays of pictures; others are a few bytes a picture, and a larger one is a bomb.
+_LARGE = ("images", "payload")
+_MOST_BYTES = 512 << 20
+_MOST_CLASSES = 100_000
+_HEADS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What zipfile, its decompressors, and NumPy with Python's parser raise on damaged files.
+_ARCHIVE_ERRORS = (
+  *(ValueError, TypeError, EOFError, OSError, KeyError, AttributeError, OverflowError, MemoryError),
+  *(
+    zipfile.BadZipFile,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zlib.error,
+    lzma.LZMAError,
+  ),
+)
 
 
 def load_npz(
@@ -91,18 +117,42 @@ def numbered_names(
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
   known = ("images", "labels", "names", "classes", "header", "payload", "offsets")
   try:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-      raise BadDataError(f"{path}: not an .npz archive; save it by numpy.savez")
-    with archive:
-      return {key: archive[key] for key in archive.files if key in known}
+    with open(path, "rb") as file:
+      if file.read(2) != b"PK":
+        raise BadDataError(f"{path}: not an .npz archive; save it by numpy.savez")
+    with zipfile.ZipFile(path) as archive:
+      members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+      return {key: _read_array(archive, members[key]) for key in known if key in members}
   except FileNotFoundError as error:
     raise MissingDataError(f"{path}: no such file; give the path of an .npz archive") from error
   except PermissionError as error:
     raise BadDataError(f"{path}: permission denied; make the file readable") from error
-  except (ValueError, EOFError, OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+  except _ARCHIVE_ERRORS as error:
     reason = " ".join(str(error).split()) or type(error).__name__
-    raise BadDataError(f"{path}: not a readable .npz archive ({reason})") from error
+    raise BadDataError(f"{path}: not a readable .npz archive ({reason[:200]})") from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+  """One array. What its head promises is compared with what is there before memory is taken.
+
+  Raises:
+    ValueError and others of `_ARCHIVE_ERRORS`: it is damaged, or too large for what it is.
+  """
+  size = archive.getinfo(name).file_size
+  if not name.startswith(_LARGE) and size > _MOST_BYTES:
+    raise ValueError(f"{name} takes {size / 2**20:.0f} MiB, which no set of pictures needs")
+  with archive.open(name) as file:
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADS:
+      raise ValueError(f"{name} is of version {version[0]}.{version[1]}")
+    shape, _, dtype = _HEADS[version](file)
+    promised = math.prod(shape) * dtype.itemsize
+    # Pickled objects have no size of their own; they are refused below.
+    fits = dtype.hasobject or file.tell() + promised == size
+    if min(shape, default=0) < 0 or not fits:
+      raise ValueError(f"{name} holds {size} bytes, its head promises {promised}")
+  with archive.open(name) as file:
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _check_plain(path: Path, arrays: dict[str, np.ndarray]) -> int:
@@ -118,14 +168,16 @@ def _check_plain(path: Path, arrays: dict[str, np.ndarray]) -> int:
 
 
 def _check_packed(path: Path, arrays: dict[str, np.ndarray]) -> int:
-  offsets = arrays["offsets"].astype(np.int64)
+  offsets = arrays["offsets"]
   sound = (
     arrays["header"].dtype == np.uint8
     and arrays["payload"].dtype == np.uint8
+    and arrays["payload"].ndim == 1
+    and offsets.dtype.kind in "iu"
     and offsets.ndim == 1
     and len(offsets) > 1
     and offsets[0] >= 0
-    and (np.diff(offsets) > 0).all()
+    and (offsets[1:] > offsets[:-1]).all()
     and offsets[-1] <= arrays["payload"].size
   )
   if not sound:
@@ -138,7 +190,7 @@ def _annotations(
 ) -> tuple[np.ndarray | None, list[str], list[str] | None]:
   """Labels, names and class names, checked against each other."""
   labels = arrays.get("labels")
-  class_names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+  class_names = _texts(path, arrays, "classes", None)
   if labels is not None:
     integral = np.issubdtype(labels.dtype, np.integer)
     if labels.shape != (count,) or not integral or labels.min(initial=0) < 0:
@@ -150,13 +202,27 @@ def _annotations(
       )
   if "names" not in arrays:
     return labels, numbered_names(range(count), labels, class_names), class_names
-  names = [str(name) for name in arrays["names"]]
-  if len(names) != count or len(set(names)) != count:
+  names = _texts(path, arrays, "names", count) or []
+  if len(set(names)) != count:
     raise BadDataError(f"{path}: 'names' must be {count} different names")
   for name in names:
     if not image_set.is_safe_name(name):
       raise BadDataError(f"{path}: name {name!r} is empty, hidden, absolute or leaves its folder")
   return labels, names, class_names
+
+
+def _texts(
+  path: Path, arrays: dict[str, np.ndarray], key: str, count: int | None
+) -> list[str] | None:
+  """The texts of an array that is a list of them: `count`, or at most `_MOST_CLASSES`."""
+  if key not in arrays:
+    return None
+  array = arrays[key]
+  fits = array.size == count if count is not None else array.size <= _MOST_CLASSES
+  if array.ndim != 1 or array.dtype.kind not in "USiu" or not fits:
+    wanted = f"{count} different names" if count is not None else "a list of names"
+    raise BadDataError(f"{path}: {key!r} must be {wanted}, got {array.dtype} {array.shape}")
+  return [str(name) for name in array]
 
 
 def _decode(path: Path, arrays: dict[str, np.ndarray], chosen: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from udp_jax.data import files, image_set, images, manifest, output
+from udp_jax.data import files, images, manifest, naming, originals, output
 from udp_jax.data import folder as folders
+from udp_jax.data.captions import NONE_BESIDE, Beside
 from udp_jax.errors import OutputError
 
 
@@ -34,6 +35,8 @@ class PictureFile(NamedTuple):
     height: upright, pixels.
     width: upright, pixels.
     sha256: of its pixels and its transparency.
+    file_sha256: of the file's bytes.
+    notes: what reading it changes, converts or leaves out.
   """
 
   name: str
@@ -42,14 +45,24 @@ class PictureFile(NamedTuple):
   height: int
   width: int
   sha256: str
+  file_sha256: str = ""
+  notes: tuple[str, ...] = ()
 
 
 class PictureFolder(NamedTuple):
-  """The usable pictures of a folder, of any sizes, and what `ImageSet.origin` says of a source."""
+  """The usable pictures of a folder, of any sizes.
+
+  Attributes:
+    folder: where they are.
+    files: the pictures, in order.
+    origin: what `ImageSet.origin` says of a source.
+    beside: captions that stand beside them.
+  """
 
   folder: Path
   files: tuple[PictureFile, ...]
   origin: dict[str, Any]
+  beside: Beside = NONE_BESIDE
 
 
 def list_pictures(
@@ -67,25 +80,25 @@ def list_pictures(
   folder = Path(folder)
 
   def measure(picture: images.Picture) -> tuple[int, int, str]:
-    digest = image_set.pixels_sha256(picture.pixels)
-    if picture.alpha is not None:
-      digest += image_set.pixels_sha256(picture.alpha)
-    return *picture.pixels.shape[:2], hashlib.sha256(digest.encode()).hexdigest()
+    height, width = picture.pixels.shape[:2]
+    return height, width, originals.picture_sha256(picture)
 
   found = folders.select(
     folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
   )
-  files = tuple(PictureFile(*file, *kept) for file, kept in zip(found.files, found.kept))
+  files = tuple(
+    PictureFile(*file, height, width, digest, originals.file_sha256(file.path), notes)
+    for file, (height, width, digest), notes in zip(found.files, found.kept, found.notes)
+  )
   identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
   origin = {
-    "source": f"folder {folder}",
+    "source": naming.readable(f"folder {folder}"),
     "count": len(files),
     "sha256": hashlib.sha256(identity.encode()).hexdigest(),
     "classes": found.class_names or None,
-    "skipped": found.skipped,
-    "ignored": found.ignored,
+    **found.origin,
   }
-  return PictureFolder(folder, files, origin)
+  return PictureFolder(folder, files, origin, found.beside)
 
 
 def read(path: Path) -> images.Picture:
@@ -108,15 +121,98 @@ def finished(folder: Path, records: Path, names: Iterable[str]) -> dict[str, dic
     record, path = _record(records, name), folder / f"{name}.png"
     if record.is_file() and path.is_file():
       entry = files.read_json(record)
-      if entry.get("sha256") == manifest.file_sha256(path):
+      if _is_record(entry, name) and entry["sha256"] == manifest.file_sha256(path):
         found[name] = entry
   return found
 
 
+class Progress(NamedTuple):
+  """What of a folder's pictures is made, and what of it holds for the sources as they are now.
+
+  Attributes:
+    entries: records of files that are whole, and are of the pictures as they are.
+    stale: names in `entries` whose source has the same pixels and other metadata.
+    changed: names of whole files whose picture, or whatever else they were made of, has changed.
+    others: records of whole files whose pictures are no longer among the sources, by name.
+  """
+
+  entries: dict[str, dict[str, Any]]
+  stale: tuple[str, ...]
+  changed: tuple[str, ...]
+  others: dict[str, dict[str, Any]]
+
+  def is_done(self, names: Iterable[str]) -> bool:
+    """Whether nothing is left to do for these pictures."""
+    return not self.stale and all(name in self.entries for name in names)
+
+
+def source_of(file: PictureFile, **more: Any) -> dict[str, Any]:
+  """For a record: which file, as it is now, a picture is made of; `more` decides the result too."""
+  return {
+    "file": file.relative,
+    "sha256": file.file_sha256,
+    "pixels_sha256": file.sha256,
+    **{name: value for name, value in more.items() if value is not None},
+  }
+
+
+def progress_of(
+  folder: Path, records: Path, sources: Mapping[str, Mapping[str, Any]], *, finished: bool = False
+) -> Progress:
+  """How far earlier runs came with the pictures of `sources`, which have `source_of` by name.
+
+  Args:
+    folder: of the pictures.
+    records: the working folder that `write` was given.
+    sources: of the pictures that are wanted.
+    finished: the folder's manifest is one of the same settings: what it lists counts as well.
+  """
+  known: dict[str, dict[str, Any]] = {}
+  if finished:
+    listed = (manifest.read_manifest(folder) or {}).get("images", [])
+    known = {entry["file"].removesuffix(".png"): entry for entry in listed}
+  for path in sorted(records.rglob("*.json")) if records.is_dir() else []:
+    entry = files.read_json(path)
+    if originals.is_record(entry):
+      known.setdefault(entry["file"].removesuffix(".png"), entry)
+  known = {
+    name: entry
+    for name, entry in known.items()
+    if (path := folder / entry["file"]).is_file() and manifest.file_sha256(path) == entry["sha256"]
+  }
+  entries, stale, changed = {}, [], []
+  for name in sources:
+    if name not in known:
+      continue
+    was, now = dict(known[name].get("source") or sources[name]), dict(sources[name])
+    if _result(was) != _result(now):
+      changed.append(name)
+      continue
+    entries[name] = known[name]
+    if was["sha256"] != now["sha256"]:
+      stale.append(name)
+  others = {name: entry for name, entry in known.items() if name not in sources}
+  return Progress(entries, tuple(stale), tuple(changed), others)
+
+
+def _result(source: Mapping[str, Any]) -> dict[str, Any]:
+  """What of a source decides the pixels that are made of it."""
+  return {k: v for k, v in source.items() if k not in ("folder", "file", "sha256")}
+
+
 def claim(
-  folder: Path, names: Sequence[str], *, keep: Iterable[str] = (), overwrite: bool = False
+  folder: Path,
+  names: Sequence[str],
+  *,
+  keep: Iterable[str] = (),
+  overwrite: bool = False,
+  extend: bool = False,
+  beside: Beside = NONE_BESIDE,
 ) -> list[Path]:
   """Marks the folder as unfinished and clears what is ours but not in `keep`; folders it created.
+
+  With `extend` a finished folder of ours is opened again, and nothing in it is cleared. Captions in
+  `beside` are announced like the pictures; `finish` writes them.
 
   Raises:
     OutputError: the folder cannot be written, or holds somebody else's files.
@@ -127,7 +223,9 @@ def claim(
     raise OutputError(
       f"{sorted(clash)[0]} would be both a file and a folder; rename one of the source's images"
     )
-  return output.claim(folder, relatives, overwrite, keep=[f"{name}.png" for name in keep])
+  announced = [*relatives, *beside.render(names)]
+  kept = [f"{name}.png" for name in keep]
+  return output.claim(folder, announced, overwrite, keep=kept, extend=extend)
 
 
 def withdraw(folder: Path, created: Sequence[Path]) -> None:
@@ -143,6 +241,9 @@ def write(
   *,
   clean: np.ndarray | None = None,
   radius_255: float | None = None,
+  limit: np.ndarray | None = None,
+  source: Mapping[str, Any] | None = None,
+  notes: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Writes one picture, reads it back, checks and measures it, and writes its record.
 
@@ -153,10 +254,14 @@ def write(
     picture: uint8 pixels and what is saved with them.
     clean: uint8 (H, W, 3) to measure against.
     radius_255: budget in 8-bit levels that the file must keep.
+    limit: uint8 (H, W, 1), the largest change of every pixel in levels, where that is less.
+    source: of `source_of`, for the record.
+    notes: on the picture, for the record.
 
   Returns:
-    The record: "file", "sha256", "width", "height" and, with `clean`, "max_abs_255" (levels) and
-    "psnr" (dB; null when identical), measured on the pixels of the file.
+    The record: "file", "sha256", "width", "height", "source" if given, "notes" where there are any
+    and, with `clean`, "max_abs_255" (levels) and "psnr" (dB; null when identical), measured on the
+    file's pixels.
 
   Raises:
     OutputError: the place is full or read-only.
@@ -170,6 +275,8 @@ def write(
     alpha=picture.alpha,
     icc_profile=picture.icc_profile,
     exif=picture.exif,
+    chunks=picture.chunks,
+    grey=picture.grey,
   )
   saved = read(path)
   same = np.array_equal(saved.pixels, picture.pixels) and (
@@ -179,6 +286,10 @@ def write(
     raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
   entry: dict[str, Any] = {"file": f"{name}.png", "sha256": manifest.file_sha256(path)}
   entry |= {"width": width, "height": height}
+  if source is not None:
+    entry["source"] = dict(source)
+  if notes:
+    entry["notes"] = list(notes)
   if clean is not None:
     entry["max_abs_255"], entry["psnr"] = _difference(saved.pixels, clean)
     if radius_255 is not None and entry["max_abs_255"] > radius_255:
@@ -186,21 +297,30 @@ def write(
         f"{path}: {entry['max_abs_255']} levels from its clean image, over the budget of "
         f"{radius_255:g}"
       )
+    if limit is not None:
+      manifest.check_limit(path, saved.pixels, clean, limit)
   files.write_json(_record(records, name), entry)
   return entry
 
 
 def finish(
-  folder: Path, entries: Sequence[Mapping[str, Any]], record: Mapping[str, Any]
+  folder: Path,
+  entries: Sequence[Mapping[str, Any]],
+  record: Mapping[str, Any],
+  *,
+  beside: Beside = NONE_BESIDE,
 ) -> dict[str, Any]:
-  """Writes manifest.json, which says that the folder is done; returns it.
+  """Writes the captions and manifest.json, which says that the folder is done; returns it.
 
   Args:
     folder: all of whose files are written.
     entries: of `write`, in the order of the manifest.
     record: what made the pictures, as in `manifest.write_folder`.
+    beside: captions, of which those of the pictures are written.
   """
-  made = manifest.describe(record) | {"images": list(entries)}
+  made = manifest.describe(record)
+  made |= manifest.write_captions(folder, [entry["file"] for entry in entries], beside)
+  made["images"] = list(entries)
   measured = [entry for entry in entries if "max_abs_255" in entry]
   if measured:
     worst = max(measured, key=lambda entry: entry["max_abs_255"])
@@ -213,6 +333,18 @@ def finish(
 
 def _record(records: Path, name: str) -> Path:
   return records / f"{name}.json"
+
+
+def _is_record(entry: Mapping[str, Any], name: str) -> bool:
+  """Whether a file's content is what `write` writes of a picture; otherwise it is made again."""
+  levels, psnr = entry.get("max_abs_255", 0), entry.get("psnr")
+  sizes = [entry.get(field, 1) for field in ("width", "height")]
+  return (
+    entry.get("file") == f"{name}.png"
+    and isinstance(entry.get("sha256"), str)
+    and all(isinstance(value, int) and value >= 0 for value in (levels, *sizes))
+    and (psnr is None or (isinstance(psnr, int | float) and math.isfinite(psnr)))
+  )
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[int, float | None]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from udp_jax.data import folder, images
+from udp_jax.data import folder, images, naming
 from udp_jax.data.manifest import INCOMPLETE, max_abs_255
 from udp_jax.errors import ConfigError, MissingDataError, UserError
 
@@ -66,8 +66,8 @@ def verify(
   if not radius_255 >= 0:
     raise ConfigError(f"radius_255 must be 0 or more levels, got {radius_255}")
   clean_scan, protected_scan = folder.scan(clean_dir), folder.scan(protected_dir)
-  clean = {file.name: file.path for file in clean_scan.files}
-  protected = {file.name: file.path for file in protected_scan.files}
+  clean = {naming.composed(file.name): file.path for file in clean_scan.files}
+  protected = {naming.composed(file.name): file.path for file in protected_scan.files}
   for place, found in ((clean_dir, clean), (protected_dir, protected)):
     if not found:
       raise MissingDataError(f"{os.fspath(place)}: no images in it, nothing to verify")

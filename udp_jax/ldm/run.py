@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from udp_jax import objectives
-from udp_jax.data import files
+from udp_jax.data import files, work_folder
 from udp_jax.errors import ConfigError
 from udp_jax.ldm import autoencoder, captioned, denoiser, figures, stages
 from udp_jax.ldm.captioned import Captioned
@@ -83,6 +83,7 @@ def _check_config(config: Any, workdir: Path) -> None:
         " --workdir, or delete that folder"
       )
   files.write_json(path, new)
+  work_folder.mark(workdir)
 
 
 def _reconstruct(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from udp_jax.matrix.plan import CONTROL, Plan
+from udp_jax.protections import CONTROLS
 from udp_jax.report.build import label
 from udp_jax.study import CLEAN, row_settings
 
-CONTROLS = ("random_noise", "matched_noise", "shuffled_delta")
 # Options of `protections.adaptive`.
 _ADAPTIVE = ("transforms", "consistency_weight")
 _METHODS = {

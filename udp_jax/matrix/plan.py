@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from udp_jax import lookup
+from udp_jax import lookup, run_config
 from udp_jax.errors import ConfigError
 from udp_jax.study import CLEAN
 
@@ -24,7 +24,6 @@ NONE = "none"
 CONTROL = "random_noise"
 
 _AT_LEAST = {
-  "radius_255": 0.5,
   "num_rounds": 1,
   "global_batch_size": 1,
   "num_samples": 4,
@@ -114,6 +113,7 @@ def make(
       value = value[part]
     if not value >= least:  # NaN is refused too.
       raise ConfigError(f"config.{field} is {value}; it must be at least {least:g}")
+  run_config.check_radius_255("config.radius_255", config.radius_255)
   if not config.seeds:
     raise ConfigError("config.seeds needs at least one entry")
   chosen_rows = _unique([CLEAN, CONTROL, *(config.rows if rows is None else rows)])

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from udp_jax import parallel, purifiers, study
-from udp_jax.data import manifest
+from udp_jax.data import images, manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.matrix import plan as plan_lib
 from udp_jax.matrix import subject as subject_lib
@@ -33,6 +33,8 @@ class PurifiedCells:
       MissingDataError: weights that it needs are not there.
     """
     self._config, self._name, self._names = config, name, pictures.names
+    from_files = pictures.metadata is not None
+    self._grey = images.is_grey(pictures.images) if from_files else None
     if name == NONE:
       return
     self._settings = plan_lib.settings(config, "purifiers", name)
@@ -75,6 +77,8 @@ class PurifiedCells:
           mesh=self._mesh,
           on_progress=lambda done: bar.update(done - bar.n),
         )
+      if self._grey is not None:
+        purified = np.where(self._grey.reshape(-1, 1, 1, 1), images.as_grey(purified), purified)
       record = {
         "method": self._settings.method,
         "row": cell.row,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from udp_jax import promises
 from udp_jax.data import files
 from udp_jax.matrix import against, cells, naming, survival
 from udp_jax.matrix import plan as plan_lib
@@ -56,7 +57,8 @@ def build(config: Any, workdir: Path, finished: Finished, *, command: str = "") 
     },
     "model": config.model.path,
     "networks": finished.networks,
-    "radius_255": config.radius_255,
+    # The largest of all rows; each has its own.
+    "radius_255": max(promises.row_radius_255(config, row) for row in plan.rows if row != CLEAN),
     "seeds": list(plan.seeds),
     "rows": [_row(config, row) for row in plan.rows],
     "purifiers": [_method(config, "purifiers", name) for name in plan.purifiers],
@@ -95,6 +97,7 @@ def _row(config: Any, row: str) -> dict[str, Any]:
     "label": naming.row_label(config, row),
     "control": naming.is_control(config, row),
     "method": method,
+    "radius_255": None if row == CLEAN else promises.row_radius_255(config, row),
     "num_rounds": rounds,
     "options": _plain(options),
   }

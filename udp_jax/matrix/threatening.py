@@ -5,7 +5,6 @@ Everything that costs a compilation is made once for a threat and shared by all 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from udp_jax import lookup, parallel, prompts, stages, study, training
-from udp_jax.data import manifest
+from udp_jax.data import manifest, work_folder
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
 from udp_jax.matrix import plan as plan_lib
@@ -218,7 +217,7 @@ class TrainCells:
 
   def forget(self, cell: Cell, workdir: Path) -> None:
     """Removes the checkpoints of a finished cell, whole models that nobody needs any more."""
-    shutil.rmtree(self.scratch(cell, workdir) / "checkpoints", ignore_errors=True)
+    work_folder.discard_checkpoints(self.scratch(cell, workdir) / "checkpoints")
 
   def _sample(self, params: Params, cell: Cell, target: Path, progress: bool) -> None:
     config = self._config

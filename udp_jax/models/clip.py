@@ -19,7 +19,7 @@ import numpy as np
 
 from udp_jax.data import files
 from udp_jax.errors import BadDataError, MissingDataError
-from udp_jax.models import weights
+from udp_jax.models import places, weights
 from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
 from udp_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
 from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
@@ -114,7 +114,7 @@ def load(folder: str | os.PathLike[str]) -> CLIP:
     BadDataError: a damaged file, another kind of model, or tensors that do not fit.
     ConfigError: an architecture that this library does not have.
   """
-  folder = Path(folder)
+  folder = places.find_folder(folder, "a CLIP model")
   if not (folder / "config.json").is_file():
     raise MissingDataError(f"no CLIP model in {folder}: config.json is missing. {_HOW_TO_GET}")
   raw, tensors = weights.load_pretrained(folder)

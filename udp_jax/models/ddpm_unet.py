@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
+from udp_jax.models import config_fields
 from udp_jax.models.layers import (
   AttentionBlock,
   Conv,
@@ -55,7 +56,10 @@ class UNet2DConfig:
   add_attention: bool = True
 
   def __post_init__(self):
+    config_fields.check(self)
     levels = len(self.block_out_channels)
+    if not (levels and self.norm_num_groups and min(self.block_out_channels)):
+      raise ConfigError("block_out_channels and norm_num_groups must be positive")
     if levels != len(self.down_block_types) or levels != len(self.up_block_types):
       raise ConfigError("block_out_channels, down_block_types and up_block_types differ in length")
     for kind in (*self.down_block_types, *self.up_block_types):

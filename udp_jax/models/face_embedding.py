@@ -27,6 +27,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import torch_zip
 from udp_jax.ops.conv import conv2d
@@ -113,6 +114,7 @@ def load(path: str | Path, *, sha256: str = "") -> FaceEmbedding:
   path = Path(path)
   if not path.is_file():
     raise MissingDataError(f"no face model {path}; {_HOW_TO_GET}")
+  files.refuse_lfs_pointer(path)
   if path.suffix == ".safetensors":
     try:
       tensors = safetensors.numpy.load_file(path)

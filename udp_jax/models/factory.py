@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
-from udp_jax.models import latent, published, weights
+from udp_jax.models import latent, places, published, weights
 from udp_jax.models import performance as performance_lib
 from udp_jax.models import pipeline as pipeline_lib
 from udp_jax.models.base import DiffusionModel, Params, pixel_diffusion
@@ -50,7 +50,8 @@ def open_model(config: Any, performance: Any) -> Opened:
   """
   if config.get("architecture") and not config.path:
     raise ConfigError(
-      "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes it"
+      "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes "
+      "it, or tiny_ldm for the small one in the package"
     )
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None
@@ -120,8 +121,14 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
     MissingDataError: the folder or a file of it is not there.
     BadDataError: tensors that do not fit.
   """
+  if places.kind_of(folder) != places.PIXEL:
+    raise ConfigError(f"{folder} holds a latent diffusion model: a model of pixels is needed here")
+  folder = places.resolve(folder)
   raw, tensors = weights.load_pretrained(folder)
-  unet_config = UNet2DConfig.from_dict(raw)
+  try:
+    unet_config = UNet2DConfig.from_dict(raw)
+  except ConfigError as error:
+    raise places.unsupported(folder, error) from error
   scheduler = weights.load_scheduler_config(folder)
   schedule = weights.schedule_from_config(scheduler) if scheduler else schedules.linear()
   model = pixel_diffusion(UNet2D(unet_config, **options), schedule)

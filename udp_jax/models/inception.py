@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 from jax import lax
 
+from udp_jax.data import files
 from udp_jax.errors import BadDataError, MissingDataError
 
 FEATURE_DIM = 2048
@@ -99,6 +100,7 @@ def load(path: str | Path | None) -> Params:
     raise MissingDataError(
       f"the Inception-v3 weights are missing: looked for {path}; {_HOW_TO_GET}"
     )
+  files.refuse_lfs_pointer(path)
   try:
     tensors = safetensors.numpy.load_file(path)
   except (safetensors.SafetensorError, OSError) as error:

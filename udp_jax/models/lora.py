@@ -8,7 +8,6 @@ lora_B.weight (O, rank[, 1, 1]) behind the component's name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -236,7 +235,7 @@ def _adapter_metadata(path: Path, metadata: dict[str, str]) -> dict[str, dict[st
   if _METADATA not in metadata:
     return {}
   try:
-    entries = json.loads(metadata[_METADATA])
+    entries = files.parse_json(metadata[_METADATA])
     settings: dict[str, dict[str, Any]] = {}
     for name, value in entries.items():
       part, _, field = name.partition(".")
@@ -269,6 +268,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
   """
   if not path.is_file():
     raise MissingDataError(f"no file {path}; only .safetensors files are read, never pickles")
+  files.refuse_lfs_pointer(path)
   try:
     with safetensors.safe_open(path, framework="numpy") as opened:
       return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}

@@ -31,6 +31,7 @@ import safetensors
 import safetensors.numpy
 from jax import lax
 
+from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import efficientnet_lite, torch_zip
 from udp_jax.ops.conv import conv2d, hold
@@ -331,6 +332,7 @@ def _lpips(network: str, weights: str | Path | None) -> PerceptualDistance:
     place = f"looked for {weights}" if weights else "none was named"
     raise MissingDataError(f"lpips_{network} needs a weight file, {place}; {how}")
   path = Path(weights)
+  files.refuse_lfs_pointer(path)
   try:
     tensors = safetensors.numpy.load_file(path)
   except (safetensors.SafetensorError, OSError) as error:

@@ -7,8 +7,8 @@ frozen_parts     those parts; with the U-Net for methods that train factors besi
 conv_method      of `ops.conv`; "" for the backend's default
 attention        of `ops.attention`; "" for the backend's default
 backend          "cpu", "gpu" or "tpu", whose defaults are meant; "" for this process's
-vae_attention    of the VAE's one attention layer; "" for "chunked" where `attention` is a fused
-                 kernel, as these do not take heads of 512 channels, else for `attention`
+vae_attention    of the VAE's one attention layer; "" for "chunked" where `attention` is "flash",
+                 whose kernel does not take heads of 512 channels, else for `attention`
 vae_slices       at most so many slices of a batch go through the VAE one after the other
 remat            make each block's activations again for the gradient
 """
@@ -27,7 +27,6 @@ from udp_jax.ops import attention, conv
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 PARTS = ("unet", "vae", "text_encoder")
-_FUSED = ("library", "flash")
 
 
 def module_options(
@@ -60,7 +59,7 @@ def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
   given = _fields(performance)
   backend = given["backend"] or jax.default_backend()
   name = given["attention"] or attention.default(backend, long=True)
-  name = given["vae_attention"] or ("chunked" if name in _FUSED else name)
+  name = given["vae_attention"] or ("chunked" if name == "flash" else name)
   return module_options(given) | {"attention": _attention(name, backend)}
 
 

@@ -20,18 +20,18 @@ import jax.numpy as jnp
 from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import performance as performance_lib
-from udp_jax.models import weights
+from udp_jax.models import places, weights
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
 from udp_jax.models.latent import TEXT, UNET, VAE, cast_parts, latent_diffusion
+from udp_jax.models.places import PACKAGED as PACKAGED
+from udp_jax.models.places import resolve as resolve
 from udp_jax.models.sd_unet import UNet2DCondition, UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
 from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
 
 # The diffusers whose layout is written; diffusers reads it and warns about versions before 0.6.
 _DIFFUSERS_VERSION = "0.39.0"
-# Models in the package, by the name that stands for their folder.
-PACKAGED = ("tiny_ldm",)
 CLASSES = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL", TEXT: "CLIPTextModel"}
 _CONFIGS: dict[str, Any] = {
   UNET: UNet2DConditionConfig,
@@ -62,17 +62,13 @@ class Pipeline(NamedTuple):
   scheduler: dict[str, Any]
 
 
-def resolve(folder: str | os.PathLike[str]) -> Path:
-  """The folder that a name of `PACKAGED` stands for; any other path as it is."""
-  if os.fspath(folder) in PACKAGED:
-    return Path(__file__).parent / os.fspath(folder)
-  return Path(folder)
-
-
 def is_pipeline(folder: str | os.PathLike[str]) -> bool:
-  """Whether a folder holds a latent diffusion model, as far as its layout tells."""
-  folder = resolve(folder)
-  return all((folder / part / "config.json").is_file() for part in (UNET, VAE))
+  """Whether a folder holds a latent diffusion model, and not one of pixels.
+
+  Raises:
+    MissingDataError, ConfigError, BadDataError: it holds neither; see `places.kind_of`.
+  """
+  return places.kind_of(folder) == places.LATENT
 
 
 def load_pipeline(
@@ -99,23 +95,21 @@ def load_pipeline(
     BadDataError: a damaged file, another class of model, tensors that do not fit: names them.
     ConfigError: an architecture or a performance setting that this library does not have.
   """
+  if not is_pipeline(folder):
+    raise ConfigError(f"{folder} holds a model of pixels, not a Stable Diffusion folder")
   folder = resolve(folder)
-  if not folder.is_dir():
-    raise MissingDataError(f"no folder {folder}. {_HOW_TO_GET}")
-  _check_index(folder)
   parts = [UNET, VAE] + ([TEXT] if (folder / TEXT).is_dir() else [])
   configs, tensors = {}, {}
   for part in parts:
     if not (folder / part / "config.json").is_file():
-      raise MissingDataError(
-        f"no {part}/config.json in {folder}: not a Stable Diffusion folder, or not all of it."
-        f" {_HOW_TO_GET}"
-      )
+      raise MissingDataError(f"no {part}/config.json in {folder}. {_HOW_TO_GET}")
     raw, tensors[part] = weights.load_pretrained(
       folder / part, class_name=CLASSES[part], variant=variant
     )
     try:
       configs[part] = _CONFIGS[part].from_dict(raw)
+    except ConfigError as error:
+      raise places.unsupported(folder / part / "config.json", error) from error
     except TypeError as error:  # A list where a number belongs, ...
       raise BadDataError(f"{folder / part / 'config.json'}: {error}") from error
   scheduler = weights.load_scheduler_config(folder)
@@ -225,17 +219,3 @@ def _index(pipeline: Pipeline, scheduler_class: str) -> dict[str, Any]:
   if pipeline.tokenizer is not None:
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
   return index
-
-
-def _check_index(folder: Path) -> None:
-  """Raises ConfigError for a pipeline of another kind, by its model_index.json, if there is one."""
-  path = folder / "model_index.json"
-  if not path.is_file():
-    return
-  index = files.read_json(path)
-  other = [n for n in ("text_encoder_2", "transformer", "prior") if index.get(n, [None])[0]]
-  if other or "XL" in str(index.get("_class_name", "")):
-    raise ConfigError(
-      f"{path} describes a {index.get('_class_name')}"
-      f"{f' with {other[0]}' if other else ''}: only Stable Diffusion 1.x and 2.x are supported"
-    )

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from udp_jax.data import files
 from udp_jax.errors import BadDataError, MissingDataError
 
 _DTYPES: dict[str, np.dtype] = {
@@ -112,6 +113,7 @@ def read_tensors(path: str | Path, *, sha256: str) -> dict[str, np.ndarray]:
       tensors, dictionaries and plain values.
   """
   path = Path(path)
+  files.refuse_lfs_pointer(path)
   try:
     content = path.read_bytes()
   except FileNotFoundError:

@@ -323,6 +323,7 @@ def _find_weights(home: Path, variant: str | None) -> Path:
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+  files.refuse_lfs_pointer(path)
   try:
     return safetensors.numpy.load_file(path)
   except (OSError, TypeError, safetensors.SafetensorError) as error:

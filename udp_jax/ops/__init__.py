@@ -18,4 +18,5 @@ from udp_jax.ops import schedules as schedules
 from udp_jax.ops import similarity as similarity
 from udp_jax.ops import tiles as tiles
 from udp_jax.ops import timesteps as timesteps
+from udp_jax.ops import visibility as visibility
 from udp_jax.ops import winograd as winograd

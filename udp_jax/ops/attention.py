@@ -5,7 +5,8 @@
                sequence's length, on any backend.
   by_head      a head of a picture at a time, in parts that stay in a cache, with a gradient of its
                own: for CPUs.
-  library      `jax.nn.dot_product_attention`; on NVIDIA GPUs in 16 bits cuDNN's fused kernel.
+  library      `jax.nn.dot_product_attention`: cuDNN's fused kernel where `cudnn_refusal` has
+               nothing against it and the kernel works, XLA's own form otherwise, in parts if long.
   flash        Pallas' kernel for TPUs (Dao et al., arXiv:2205.14135); TPUs only.
 
 All take query (B, Q, heads, D), key and value (B, K, heads, D) (positions, not a random key) and
@@ -14,9 +15,13 @@ return (B, Q, heads, D) in the dtype of the query.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import math
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +32,8 @@ _FLASH_BLOCK = 512
 
 # From this many positions on the matrix of attention weights is what costs memory.
 LONG_SEQUENCE = 1024
+
+_log = logging.getLogger(__name__)
 
 AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -86,16 +93,27 @@ def chunked_attention(
   None for all of a short sequence at once, and 256 of a long one. The program is the same on every
   backend, as `launch.aot` compiles for a TPU on a CPU.
   """
+  attend = partial(dot_product_attention, wide=False)
+  return _in_chunks(attend, chunk_size, query, key, value)
+
+
+def _in_chunks(
+  attend: AttentionFn,
+  chunk_size: int | None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+) -> jax.Array:
   b, length, heads, d = query.shape
   if chunk_size is None:
     chunk_size = length if length < LONG_SEQUENCE else 256
   if length <= chunk_size:
-    return dot_product_attention(query, key, value, wide=False)
+    return attend(query, key, value)
   chunks = _cut(query, chunk_size, axis=1).swapaxes(0, 1)
 
   @jax.checkpoint
   def one(chunk: jax.Array) -> jax.Array:
-    return dot_product_attention(chunk, key, value, wide=False)
+    return attend(chunk, key, value)
 
   out = jax.lax.map(one, chunks).swapaxes(0, 1)
   return out.reshape(b, -1, heads, d)[:, :length]
@@ -217,11 +235,139 @@ def _heads_last(x: jax.Array, like: jax.Array) -> jax.Array:
   return x[:, :length].reshape(b, heads, length, -1).swapaxes(1, 2)
 
 
+class Gpu(NamedTuple):
+  """What decides whether cuDNN's fused attention runs.
+
+  Attributes:
+    capability: NVIDIA's compute capability, (8, 0) for an A100.
+    cudnn_version: 91002 for cuDNN 9.10.2; None where there is no cuDNN.
+  """
+
+  capability: tuple[int, int]
+  cudnn_version: int | None
+
+
+def local_gpu() -> Gpu | None:
+  """The least capable NVIDIA GPU of this process; None if its default backend is another."""
+  if jax.default_backend() != "gpu":
+    return None
+  devices = jax.local_devices()
+  if any("cuda" not in device.client.platform_version for device in devices):
+    return None
+  least = min(tuple(int(n) for n in device.compute_capability.split(".")) for device in devices)
+  return Gpu((least[0], least[1]), _cudnn_version())
+
+
+def _cudnn_version() -> int | None:
+  """The version that JAX's CUDA plugin has loaded; JAX looks for the plugins in this order."""
+  for plugin in ("jax_cuda13_plugin", "jax_cuda12_plugin", "jaxlib.cuda"):
+    try:
+      versions = importlib.import_module(f"{plugin}._versions")
+    except ImportError:
+      continue
+    try:
+      return int(versions.cudnn_get_version())
+    except RuntimeError:  # The plugin is there and cuDNN is not.
+      return None
+  return None
+
+
+def cudnn_refusal(
+  gpu: Gpu | None,
+  *,
+  dtype: jnp.dtype | type,
+  head_size: int,
+  key_length: int,
+  gradient: bool = True,
+) -> str:
+  """Why cuDNN's fused attention does not take an attention without mask and bias; "" if it does.
+
+  The conditions are JAX's own (`check_layout` and `check_is_flash_attention` of
+  jax/_src/cudnn/fused_attention_stablehlo.py, the same in 0.10.2 and 0.12.0.1), and those of
+  cuDNN's support matrix that JAX lets pass. Lengths matter to JAX under a bias only, which we have
+  none of; queries may be of any length.
+
+  Args:
+    gpu: of `local_gpu`.
+    dtype: of query, key and value.
+    head_size: channels of one head.
+    key_length: positions of key and value.
+    gradient: whether it is going to be differentiated, too.
+
+  >>> cudnn_refusal(Gpu((8, 0), 91002), dtype=jnp.bfloat16, head_size=160, key_length=256)
+  'heads of 160 channels; at most 128 on compute capability 8.0'
+  >>> cudnn_refusal(Gpu((9, 0), 91002), dtype=jnp.bfloat16, head_size=160, key_length=256)
+  ''
+  """
+  if gpu is None:
+    return "not an NVIDIA GPU"
+  if gpu.cudnn_version is None:
+    return "cuDNN is not installed"
+  capability = ".".join(map(str, gpu.capability))
+  if gpu.capability < (8, 0):  # cuDNN; JAX does not ask.
+    return f"compute capability {capability}; at least 8.0"
+  if gpu.capability == (10, 3) and gpu.cudnn_version < 91100:
+    return f"cuDNN {gpu.cudnn_version}; at least 91100 on compute capability 10.3"
+  if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+    return f"{jnp.dtype(dtype).name}; only bfloat16 and float16"
+  if head_size % 8:
+    return f"heads of {head_size} channels; only multiples of 8"
+  largest = 256 if gpu.capability >= (9, 0) else 128
+  # cuDNN has the gradient of larger heads on Hopper, and on Blackwell's data centre GPUs of 256
+  # channels from 9.23 on; JAX does not ask.
+  if gradient and gpu.capability >= (10, 0):
+    whole = gpu.capability < (11, 0) and gpu.cudnn_version >= 92300 and head_size == 256
+    largest = 256 if whole else 128
+  if head_size > largest:
+    return f"heads of {head_size} channels; at most {largest} on compute capability {capability}"
+  if gradient and key_length == 1:  # A known issue of cuDNN's.
+    return "the gradient of attention to a single position"
+  return ""
+
+
 def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """`jax.nn.dot_product_attention`, which picks cuDNN's kernel where there is one."""
-  narrow = query.dtype in (jnp.bfloat16, jnp.float16)
-  fused = narrow and jax.default_backend() == "gpu"
-  return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if fused else "xla")
+  """`jax.nn.dot_product_attention` by cuDNN's fused kernel where that runs, by XLA otherwise.
+
+  `cudnn_refusal` decides by shape, dtype and GPU. What it lets pass is tried once in a process,
+  for each head size and dtype (cuDNN's attention has failed under CUDA 13: jax-ml/jax#32430); if
+  that fails, a warning says so. XLA's form has its logits and softmax in float32, and takes 256
+  queries of a long sequence at a time, made again for the gradient. To do without cuDNN altogether
+  choose another function: `--config.performance.attention=chunked`.
+  """
+  gpu = local_gpu()
+  head_size, key_length = query.shape[-1], key.shape[1]
+  refusal = cudnn_refusal(gpu, dtype=query.dtype, head_size=head_size, key_length=key_length)
+  if not refusal and _cudnn_works(jnp.dtype(query.dtype), head_size):
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+  by_xla = partial(jax.nn.dot_product_attention, implementation="xla")
+  return _in_chunks(by_xla, None, query, key, value)
+
+
+@cache
+def _cudnn_works(dtype: jnp.dtype, head_size: int) -> bool:
+  """Whether cuDNN's attention and its gradient compile and run here, for 64 positions."""
+
+  def run() -> None:
+    given = (jnp.ones((1, 64, 1, head_size), dtype),) * 3
+    loss = lambda *arrays: jnp.sum(
+      jax.nn.dot_product_attention(*arrays, implementation="cudnn").astype(jnp.float32)
+    )
+    jax.block_until_ready(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*given))
+
+  # A thread of its own: in this one JAX may be in the middle of tracing.
+  with ThreadPoolExecutor(1) as pool:
+    try:
+      pool.submit(run).result()
+    except (RuntimeError, ValueError) as error:
+      reason = (str(error).splitlines() or [type(error).__name__])[0]
+      _log.warning(
+        "cuDNN's attention fails for %s heads of %d channels (%s): XLA's is used instead",
+        dtype.name,
+        head_size,
+        reason,
+      )
+      return False
+  return True
 
 
 def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

@@ -51,7 +51,16 @@ def to_float(levels: ArrayLike) -> jax.Array:
   levels = jnp.asarray(levels)
   if levels.dtype != jnp.uint8:
     raise TypeError(f"expected uint8 levels, got {levels.dtype}")
-  return levels.astype(jnp.float32) * _LEVEL
+  return _scale_levels(levels.astype(jnp.float32))
+
+
+def _scale_levels(levels: jax.Array) -> jax.Array:
+  """Float levels in [0, 255] to [0, 1], the same numbers in every compiled program.
+
+  The minimum changes no value. It keeps the compiler from fusing the product with a sum that
+  follows, such as `1 - images`, into one rounding: whether it does depends on the program.
+  """
+  return jnp.minimum(levels * _LEVEL, 1.0)
 
 
 def quantise_within(clean: ArrayLike, delta: jax.Array, radius_255: ArrayLike) -> jax.Array:
@@ -63,7 +72,8 @@ def quantise_within(clean: ArrayLike, delta: jax.Array, radius_255: ArrayLike) -
   Args:
     clean: (B, H, W, C) uint8.
     delta: (B, H, W, C) on the [0, 1] scale.
-    radius_255: scalar or (B,), in 8-bit levels: pass 8, not 255 * (8 / 255), which may fall short.
+    radius_255: scalar, (B,) or of clean's rank, such as (B, H, W, 1) for every pixel, in 8-bit
+      levels: pass 8, not 255 * (8 / 255), which may fall short.
 
   Returns:
     uint8 with |result - clean| <= floor(radius_255).
@@ -84,7 +94,7 @@ def quantise_within(clean: ArrayLike, delta: jax.Array, radius_255: ArrayLike) -
 
 @jax.custom_jvp
 def _snap(images: jax.Array) -> jax.Array:
-  return jnp.clip(_round_half_up(255.0 * images), 0.0, 255.0) * _LEVEL
+  return _scale_levels(jnp.clip(_round_half_up(255.0 * images), 0.0, 255.0))
 
 
 @_snap.defjvp

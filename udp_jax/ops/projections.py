@@ -59,6 +59,28 @@ def masked(delta: jax.Array, mask: ArrayLike) -> jax.Array:
   return jnp.where(jnp.asarray(mask) != 0, delta, jnp.zeros((), delta.dtype))
 
 
+def grey(delta: jax.Array, is_grey: ArrayLike) -> jax.Array:
+  """Makes the channels of grey pictures equal: the nearest such delta, their mean.
+
+  The mean of values in an interval is in it, so what was in a budget and in the box stays there.
+
+  Args:
+    delta: (B, ..., C), or a gradient; pictures whose channels are equal in `images` too.
+    is_grey: (B,) boolean or 0/1.
+  """
+  chosen = jnp.asarray(is_grey).reshape((-1,) + (1,) * (delta.ndim - 1)) != 0
+  return jnp.where(chosen, jnp.mean(delta, axis=-1, keepdims=True), delta)
+
+
+def first_channel(delta: jax.Array, is_grey: ArrayLike) -> jax.Array:
+  """Gives all channels of grey pictures the first one's values.
+
+  For random draws, whose mean over channels would be weaker. Arguments as for `grey`.
+  """
+  chosen = jnp.asarray(is_grey).reshape((-1,) + (1,) * (delta.ndim - 1)) != 0
+  return jnp.where(chosen, delta[..., :1], delta)
+
+
 def box(delta: jax.Array, images: jax.Array) -> jax.Array:
   """Shrinks delta, (B, ...), so that images + delta, with images in [0, 1], stays in [0, 1]."""
   return jnp.clip(delta, -images, 1.0 - images)

@@ -10,10 +10,11 @@ from udp_jax.protections.base import (
   run,
   sign_descent,
 )
-from udp_jax.protections.lookup import available, build
+from udp_jax.protections.lookup import CONTROLS, available, build
 from udp_jax.protections.maxmin import BilevelState, bilevel, joint
 
 __all__ = [
+  "CONTROLS",
   "BilevelState",
   "Info",
   "PGDState",

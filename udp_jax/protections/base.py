@@ -107,7 +107,7 @@ def pgd(
   def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState:
     del params
     delta = constraint.init(example_keys(key, 0, batch.ids), to_float(batch.images))
-    delta = allowed(delta, batch)
+    delta = allowed(delta, batch, drawn=True)
     return PGDState(delta, tx.init(delta), jnp.zeros((), jnp.int32))
 
   def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None, phase=None):
@@ -121,6 +121,7 @@ def pgd(
       return losses.sum(), losses
 
     gradients, losses = jax.grad(total, has_aux=True)(state.delta)
+    gradients = along(gradients, batch)
     updates, opt_state = tx.update(gradients, state.opt_state, state.delta)
     delta = constraint.project(optax.apply_updates(state.delta, updates), images)
     delta = allowed(delta, batch)
@@ -129,9 +130,30 @@ def pgd(
   return Protection(init, update, needs_params=True)
 
 
-def allowed(delta: jax.Array, batch: Batch) -> jax.Array:
-  """`delta` where the batch's mask lets it be, 0 elsewhere."""
+def allowed(delta: jax.Array, batch: Batch, *, drawn: bool = False) -> jax.Array:
+  """`delta` within the batch's limit of every pixel, where its mask lets it be; grey for grey ones.
+
+  Args:
+    delta: (B, H, W, C), in the budget.
+    batch: leaves (B, ...).
+    drawn: it is a random draw, of which a grey picture keeps one channel and not their mean.
+  """
+  if batch.grey is not None:
+    make = projections.first_channel if drawn else projections.grey
+    delta = make(delta, jnp.asarray(batch.grey))
+  if batch.limit is not None:
+    bound = to_float(batch.limit)
+    delta = jnp.clip(delta, -bound, bound)
   return delta if batch.mask is None else projections.masked(delta, jnp.asarray(batch.mask))
+
+
+def along(gradients: jax.Array, batch: Batch) -> jax.Array:
+  """The part of a gradient (B, H, W, C) that a step may follow.
+
+  A grey picture moves along the mean over its channels: signs that are taken channel by channel
+  would partly cancel when the step is projected.
+  """
+  return gradients if batch.grey is None else projections.grey(gradients, jnp.asarray(batch.grey))
 
 
 def sign_descent(step_size: float | optax.Schedule) -> optax.GradientTransformation:
@@ -196,7 +218,8 @@ def fixed(draw: Callable[[jax.Array, jax.Array], jax.Array]) -> Protection:
     del params
 
     def one_batch(batch: Batch) -> jax.Array:
-      return draw(example_keys(key, 0, batch.ids), to_float(batch.images))
+      drawn = draw(example_keys(key, 0, batch.ids), to_float(batch.images))
+      return allowed(drawn, batch, drawn=True)
 
     return FixedState(jax.lax.map(one_batch, data))
 
@@ -218,7 +241,8 @@ def fixed_from_reference(
         "this control needs `reference` pictures, protected by the method it imitates"
       )
     keys = jax.vmap(lambda ids: example_keys(key, 0, ids))(data.ids)
-    return FixedState(make(keys, data, to_float(data.reference) - to_float(data.images)))
+    made = make(keys, data, to_float(data.reference) - to_float(data.images))
+    return FixedState(jax.vmap(partial(allowed, drawn=True))(made, data))
 
   return Protection(init, _stay, needs_reference=True, drawn_once=True)
 

@@ -10,6 +10,8 @@ from udp_jax.models.base import DiffusionModel
 from udp_jax.protections.base import Protection
 
 _PACKAGE = "udp_jax.protections"
+# Methods that look at no model: what the others are measured against.
+CONTROLS = ("random_noise", "matched_noise", "shuffled_delta")
 
 
 def available() -> list[str]:

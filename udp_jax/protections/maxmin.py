@@ -23,6 +23,7 @@ from udp_jax.protections.base import (
   PGDState,
   Protection,
   allowed,
+  along,
   over_batches,
 )
 from udp_jax.randomness import example_keys, stream
@@ -193,7 +194,7 @@ def joint(
 
     def start(batch: Batch) -> jax.Array:
       keys = example_keys(stream(key, "start"), 0, batch.ids)
-      return allowed(constraint.init(keys, to_float(batch.images)), batch)
+      return allowed(constraint.init(keys, to_float(batch.images)), batch, drawn=True)
 
     delta = jax.lax.map(start, data)
     steps = jnp.zeros(data.ids.shape[0], jnp.int32)
@@ -220,7 +221,7 @@ def joint(
       gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
       (loss, losses), (gradients, ascending) = gradient(surrogate.params, delta_batch)
       surrogate, loss = training.apply_gradients(tx, surrogate, gradients, loss, batch.weight)
-      moves, _ = ascent.update(-ascending, ascent.init(delta_batch), delta_batch)
+      moves, _ = ascent.update(along(-ascending, batch), ascent.init(delta_batch), delta_batch)
       moved = constraint.project(optax.apply_updates(delta_batch, moves), images)
       moved = allowed(moved, batch)
       delta, seen = training.put(delta, rows, moved), training.put(seen, rows, -losses)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from udp_jax import lookup, provenance
+from udp_jax import lookup, promises, provenance
 from udp_jax.data import manifest
 from udp_jax.metrics_writer import read_metrics
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import timesteps
+from udp_jax.report import text
 from udp_jax.study import CLEAN, row_settings
 
 _SHOWN_PICTURES = 8
@@ -50,13 +51,21 @@ def column(key: str, label: str, help_text: str, better: str | None, digits: int
 
 def naming(config: Any, row: str) -> dict[str, Any]:
   """What a report says of a row beside its numbers."""
-  return {"label": label(config, row), "control": _is_control(config, row)}
+  own = None if row == CLEAN else promises.row_radius_255(config, row)
+  return {"label": label(config, row), "control": _is_control(config, row), "radius_255": own}
 
 
 def frame(
   config: Any, summary: str, rows: list[dict[str, Any]], columns: list[dict[str, Any]]
 ) -> dict[str, Any]:
   """The part of a report that every kind of study has: what, where, when, and the table."""
+  budgets = text.radii({"rows": rows, "radius_255": config.radius_255})
+  if len(budgets) > 1:
+    columns = [*columns, column("radius_255", "Budget", "Largest change, 8-bit levels.", None, 2)]
+    rows = [
+      row | {"metrics": row["metrics"] | {"radius_255": _constant(row["radius_255"])}}
+      for row in rows
+    ]
   return {
     "title": config.title,
     "summary": summary,
@@ -68,10 +77,15 @@ def frame(
     "hardware": provenance.hardware(),
     "versions": provenance.versions(),
     "config": config.to_dict(),
-    "radius_255": config.radius_255,
+    # The largest of all rows, for what is shown of them together; each row has its own.
+    "radius_255": budgets[-1],
     "columns": columns,
     "rows": rows,
   }
+
+
+def _constant(value: float | None) -> dict[str, Any]:
+  return {"mean": value, "std": None, "values": [] if value is None else [value]}
 
 
 def columns(feature_label: str) -> list[dict[str, Any]]:
@@ -162,8 +176,9 @@ def build(
 
 def summary(config: Any, rows: list[dict[str, Any]], count: int) -> str:
   """What was done and what the table says, in plain words; nothing that the table does not say."""
-  text = (
-    f"{count} pictures were protected with at most {config.radius_255:g} of 255 levels of change. "
+  levels = text.budget({"rows": rows, "radius_255": config.radius_255})
+  said = (
+    f"{count} pictures were protected with at most {levels} of 255 levels of change. "
     "Then one diffusion model was trained from scratch on each version of them, with the same "
     "settings and seeds, and asked for new pictures. "
   )
@@ -172,8 +187,8 @@ def summary(config: Any, rows: list[dict[str, Any]], count: int) -> str:
   if known:
     order = sorted(known, key=lambda label: -known[label])
     ranked = ", ".join(f"{label} {known[label]:.0f}" for label in order)
-    text += f"Distance of those samples from real pictures, farthest first: {ranked}."
-  return text
+    said += f"Distance of those samples from real pictures, farthest first: {ranked}."
+  return said
 
 
 def _is_control(config: Any, row: str) -> bool:

@@ -69,6 +69,7 @@ def render(report: Mapping[str, Any], assets: Mapping[str, Any]) -> str:
   return environment.get_template("report.html.j2").render(
     report=report,
     notice=report.get("notice"),
+    budget=text.budget(report),
     directions=_DIRECTIONS,
     table=_table(report, series),
     pictures=_pictures(report, assets.get("clean"), protected, series),

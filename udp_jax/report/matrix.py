@@ -58,6 +58,7 @@ def render(report: Mapping[str, Any], about: Mapping[str, Any], mosaics: Mosaics
     about=about,
     series=series,
     purified=len(report["purifiers"]) > 1,
+    budget=text.budget(report),
     summary=survival.summary(report),
     findings=survival.findings(report),
     num_protections=sum(not row["control"] for row in report["rows"]),
@@ -127,7 +128,11 @@ def _visible(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> d
     for entry in table["cells"]
     if entry["purifier"] == NONE and entry["row"] != CLEAN
   ]
-  return {"metrics": table["metrics"], "lines": lines}
+  # Only where they differ: else the head of the page says it.
+  budgets = {}
+  if len(text.radii(report)) > 1:
+    budgets = {row["name"]: row["radius_255"] for row in report["rows"] if row["name"] != CLEAN}
+  return {"metrics": table["metrics"], "lines": lines, "budgets": budgets}
 
 
 def _cells(

@@ -71,7 +71,7 @@ def summary(report: Mapping[str, Any]) -> str:
   count = sum(not row["control"] for row in report["rows"])
   said = (
     f"{count} protections of {report['data']['pictures']} pictures, each within "
-    f"{report['radius_255']:g} of 255 levels, were taken through {len(report['purifiers']) - 1} "
+    f"{text.budget(report)} of 255 levels, were taken through {len(report['purifiers']) - 1} "
     f"purifiers and {len(report['threats'])} threats. "
   )
   if len(report["purifiers"]) == 1:

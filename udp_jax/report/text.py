@@ -123,3 +123,15 @@ def write_json(path: str | os.PathLike[str], report: Mapping[str, Any]) -> None:
   """
   text = json.dumps(jsonable(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
   files.write_bytes(path, f"{text}\n".encode())
+
+
+def radii(report: Mapping[str, Any]) -> list[float]:
+  """The budgets of a report's rows in 8-bit levels, smallest first; of clean rows there is none."""
+  found = {row["radius_255"] for row in report["rows"] if row.get("radius_255") is not None}
+  return sorted(found) or [report["radius_255"]]
+
+
+def budget(report: Mapping[str, Any]) -> str:
+  """The budget of a report in words: "16", or "7.65 to 16" where rows have their own."""
+  found = radii(report)
+  return " to ".join(f"{radius:g}" for radius in dict.fromkeys((found[0], found[-1])))

@@ -1,0 +1,120 @@
+"""Folders of an artist, as commands meet them: nothing is lost, nothing is protected twice.
+
+tests/data/test_places.py has the rules; here whole runs keep them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+NOISE = ("--config=demo:smoke", "--method=random_noise", "--noprogress")
+
+
+def _pictures(folder: Path, *numbers: int) -> Path:
+  folder.mkdir(exist_ok=True)
+  for number in numbers:
+    pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / f"p{number}.png")
+  return folder
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.png")}
+
+
+def _refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+  assert done.returncode == 4, done.stderr
+  assert "Traceback" not in done.stderr
+  (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+  assert all(word in line for word in words), line
+
+
+def test_folders_of_one_artist(tmp_path: Path, process_environment, entry_point) -> None:
+  source = _pictures(tmp_path / "in", 0, 1)
+  output = tmp_path / "out"
+  output.mkdir()
+
+  # Started in the output folder, which it is told of as ".".
+  command = [sys.executable, "-m", "experiments.protect", *NOISE, "--input=../in", "--output=."]
+  environment = process_environment | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    command, cwd=output, env=environment, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "out.work"]
+  first, clean = _bytes(output), _bytes(tmp_path / "out.work" / "clean")
+  assert set(first) == set(clean) == {"p0.png", "p1.png"}
+
+  # The clean reference, or what holds it, is no input of the run that would replace it.
+  words = [*NOISE, f"--output={output}", "--overwrite"]
+  for place in ("out.work/clean", "out.work", "out", "."):
+    _refused(
+      entry_point("protect", *words, f"--input={tmp_path / place}"), "--input", "choose another"
+    )
+  assert _bytes(output) == first and _bytes(tmp_path / "out.work" / "clean") == clean
+  # Nor is a folder in which the output would be.
+  inside = [*NOISE, f"--input={source}", f"--output={source / 'out'}"]
+  _refused(entry_point("protect", *inside), "lies in --input")
+  assert set(_bytes(source)) == {"p0.png", "p1.png"}
+
+  # One picture more, one file less.
+  _pictures(source, 2)
+  (output / "p1.png").unlink()
+  kept = (output / "p0.png").stat().st_mtime_ns
+  again = ["--config=demo:smoke", "--method=random_noise", "--input=../in", "--output=."]
+  done = subprocess.run(
+    [*command[:3], *again], cwd=output, env=environment, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert "1 of 3 pictures are finished" in done.stderr
+  assert {name: _bytes(output)[name] for name in first} == first
+  assert set(_bytes(output)) == {"p0.png", "p1.png", "p2.png"}
+  assert (output / "p0.png").stat().st_mtime_ns == kept
+  verified = entry_point("verify", f"--clean={source}", f"--protected={output}", "--radius_255=16")
+  assert verified.returncode == 0, verified.stdout
+
+  # A folder of ours is named where it is an input.
+  done = entry_point("purify", f"--input={output}", f"--output={tmp_path / 'p'}", "--method=jpeg")
+  assert done.returncode == 0, done.stderr
+  assert "note: input is a folder that udp_jax protected by random_noise, radius 16" in done.stderr
+  made = json.loads((tmp_path / "p" / "manifest.json").read_text())
+  assert "protected by random_noise, radius 16" in made["origin"]["input_is"]
+  # With its sources gone, what is left of them stays.
+  for path in source.iterdir():
+    path.rename(path.with_name(f"renamed_{path.name}"))
+  words = [f"--input={source}", f"--output={output}", "--overwrite", "--config.radius_255=4"]
+  _refused(entry_point("protect", *NOISE, *words), "last copy of a picture", "p0.png is gone")
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.5])
+def test_of_two_runs_on_one_output_one_runs(
+  tmp_path: Path, delay_s: float, process_environment
+) -> None:
+  source = _pictures(tmp_path / "in", 0, 1)
+  words = [*NOISE, f"--input={source}", f"--output={tmp_path / 'out'}"]
+  environment = process_environment | {"PYTHONPATH": str(ROOT)}
+  started = []
+  for _ in range(2):
+    command = [sys.executable, "-m", "experiments.protect", *words]
+    started.append(
+      subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    )
+    time.sleep(delay_s)
+  said = [process.communicate(timeout=300)[1] for process in started]
+  codes = [process.returncode for process in started]
+  assert sorted(codes) == [0, 4], said
+  loser = said[codes.index(4)]
+  assert "Traceback" not in loser
+  assert f"in use by process {started[codes.index(0)].pid}" in loser
+  assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+    "manifest.json", "p0.png", "p1.png"
+  ]  # fmt: skip

@@ -1,0 +1,217 @@
+"""What is at the path that a user gives for a model, and, if it is no model of ours, what it is.
+
+Every reader of a model asks here first, so that a wrong path has the same answer everywhere:
+
+  latent   a Stable Diffusion folder, as diffusers writes it (unet/, vae/, text_encoder/, ...)
+  pixel    a DDPM folder (unet/ or config.json of a UNet2DModel)
+
+Anything else is refused, by name: a part that is missing, a single-file checkpoint, a Git LFS
+pointer, a name on a hub, a model of another family.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from udp_jax.data import files
+from udp_jax.errors import ConfigError, MissingDataError
+
+LATENT, PIXEL = "latent", "pixel"
+# Models in the package, by the name that stands for their folder.
+PACKAGED = ("tiny_ldm",)
+# What `experiments.protect` trains when it is asked to: a model of pixels, of these pictures alone.
+FRESH = "pixel"
+
+_LATENT_UNET, _PIXEL_UNET = "UNet2DConditionModel", "UNet2DModel"
+_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+# A name on the Hugging Face Hub: OWNER/MODEL, or its address.
+_HUB = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+)(?:/.*)?")
+_ADDRESS = re.compile(r"https?://")
+# Signs of a family in model_index.json's class, its parts or their classes.
+_FAMILIES = (
+  (re.compile("XL"), "Stable Diffusion XL"),
+  (re.compile("StableDiffusion3|SD3"), "Stable Diffusion 3"),
+  (re.compile("Flux"), "Flux"),
+  (re.compile("PixArt"), "PixArt"),
+  (re.compile("Kandinsky"), "Kandinsky"),
+  (re.compile("Cascade"), "Stable Cascade"),
+)
+# Parts that Stable Diffusion 1.x and 2.x do not have.
+_OTHER_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
+_SUPPORTED = (
+  "Stable Diffusion 1.x and 2.x, and DDPMs of pixels, in diffusers' folder layout, are supported"
+)
+_CONVERT = (
+  "Convert it to a diffusers folder where PyTorch diffusers is installed: "
+  "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give FOLDER"
+)
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+  """The folder that a name of `PACKAGED` stands for; any other path as it is."""
+  if os.fspath(path) in PACKAGED:
+    return Path(__file__).parent / os.fspath(path)
+  return Path(path).expanduser()
+
+
+def kind_of(path: str | os.PathLike[str]) -> str:
+  """`LATENT` or `PIXEL`: which kind of model a folder holds, by its layout and its configs.
+
+  Weights are not opened.
+
+  Args:
+    path: of a folder, or a name of `PACKAGED`.
+
+  Raises:
+    MissingDataError: nothing is there, or a part is missing: says which, and how to get it.
+    ConfigError: something else than a model that this library has: says what.
+    BadDataError: a damaged config.
+  """
+  folder = find_folder(path, "a model")
+  _refuse_families(folder)
+  unet = _config(folder, "unet")
+  own = _config(folder, "")
+  if own is not None and unet is None:
+    return _kind_of_part(folder, own)
+  has_vae = (folder / "vae" / "config.json").is_file()
+  if unet is not None:
+    kind = _kind_of_unet(unet)
+    if kind == PIXEL and not has_vae:
+      return PIXEL
+    if kind == LATENT and has_vae:
+      return LATENT
+    if kind == LATENT:
+      raise MissingDataError(
+        f"{folder} has no vae/config.json: Stable Diffusion's pictures go through a VAE, and a "
+        f"folder needs unet/, vae/, scheduler/, text_encoder/ and tokenizer/. {_again(folder)}"
+      )
+    beside = " with a VAE beside it" if has_vae else ""
+    raise ConfigError(
+      f"{folder / 'unet' / 'config.json'} describes a {unet.get('_class_name')}{beside}: "
+      f"{_SUPPORTED}"
+    )
+  if has_vae:
+    raise MissingDataError(f"{folder} has no unet/config.json, only a VAE. {_again(folder)}")
+  for file in sorted(folder.iterdir()):
+    if file.suffix.lower() in _SINGLE_FILES and file.is_file():
+      raise _single_file(file)
+  if inside := sorted(folder.glob("*/model_index.json")) + sorted(
+    folder.glob("snapshots/*/model_index.json")
+  ):
+    raise MissingDataError(f"{folder} is no model; did you mean {inside[0].parent}?")
+  raise MissingDataError(
+    f"{folder} is no model: no unet/config.json, vae/config.json or config.json is in it. "
+    f"{_again(folder)}"
+  )
+
+
+def find_folder(path: str | os.PathLike[str], what: str) -> Path:
+  """The folder of a path that a user gave for `what`, "a model" or "a CLIP model"; never empty.
+
+  Raises:
+    MissingDataError: nothing is there, or an empty folder, or a Git LFS pointer.
+    ConfigError: a single file, or a name on a hub.
+  """
+  folder = resolve(path)
+  name = os.fspath(path)
+  if folder.is_file():
+    files.refuse_lfs_pointer(folder)
+    if folder.suffix.lower() in _SINGLE_FILES:
+      raise _single_file(folder)
+    raise ConfigError(
+      f"{name} is a file: {what} is a folder, as diffusers or transformers write it"
+    )
+  if not folder.is_dir():
+    if (found := _HUB.fullmatch(name)) and (_ADDRESS.match(name) or not folder.parent.is_dir()):
+      raise MissingDataError(
+        f"no folder {name} is here; if it is a model on the Hugging Face Hub: only folders are "
+        f"read, and nothing is downloaded. Run `hf download {found[1]} --local-dir FOLDER` on a "
+        "machine with network access and give FOLDER"
+      )
+    raise MissingDataError(f"no folder {name}: {what} is a folder; {_GET}")
+  if not any(folder.iterdir()):
+    raise MissingDataError(f"{name} is an empty folder, not {what}; {_GET}")
+  return folder
+
+
+def unsupported(file: Path, error: ConfigError) -> ConfigError:
+  """What a config.json asks for and this library does not have, with the file that asks for it."""
+  return ConfigError(f"{file}: {error}. {_SUPPORTED}")
+
+
+_GET = (
+  "on a machine with network access run `hf download OWNER/MODEL --local-dir FOLDER`, and give "
+  "FOLDER"
+)
+
+
+def _again(folder: Path) -> str:
+  return f"Download all of it again: `hf download OWNER/MODEL --local-dir {folder}`"
+
+
+def _single_file(file: Path) -> ConfigError | MissingDataError:
+  """The error for a checkpoint in one file; raises for one that is only a pointer."""
+  files.refuse_lfs_pointer(file)
+  pickled = file.suffix.lower() not in (".safetensors", ".gguf")
+  why = "; it is a pickle, which is never opened here because it can run code" if pickled else ""
+  return ConfigError(f"{file} is a single-file checkpoint: not read yet{why}. {_CONVERT}")
+
+
+def _config(folder: Path, part: str) -> dict[str, Any] | None:
+  place = folder / part / "config.json"
+  return files.read_json(place) if place.is_file() else None
+
+
+def _refuse_families(folder: Path) -> None:
+  """Raises ConfigError for a model of another family than ours."""
+  index_file = folder / "model_index.json"
+  index = files.read_json(index_file) if index_file.is_file() else {}
+  has = [n for n in _OTHER_PARTS if _listed(index, n) or (folder / n / "config.json").is_file()]
+  own = [_config(folder, part) or {} for part in ("", "transformer", "unet")]
+  classes = [str(index.get("_class_name", "")), *(str(c.get("_class_name", "")) for c in own)]
+  # Stable Diffusion XL's U-Net has the class of 1.x and 2.x.
+  if any(c.get("addition_embed_type") == "text_time" for c in own):
+    classes.append("XL")
+  named = next(
+    (family for sign, family in _FAMILIES for name in classes if sign.search(name)), None
+  )
+  if named or has:
+    named = named or "a model of another family"
+    what = f"{named} ({', '.join(filter(None, (classes[0], *has)))})"
+    raise ConfigError(f"{folder} is {what}, which is not supported yet: {_SUPPORTED}")
+
+
+def _listed(index: dict[str, Any], part: str) -> bool:
+  entry = index.get(part)
+  return bool(entry[0] if isinstance(entry, list) and entry else entry)
+
+
+def _kind_of_unet(config: dict[str, Any]) -> str | None:
+  """Of a U-Net's config.json: of its class, or, where none is named, of its blocks."""
+  name = config.get("_class_name")
+  if name is None:
+    blocks = str(config.get("down_block_types", ""))
+    return LATENT if "CrossAttn" in blocks or "cross_attention_dim" in config else PIXEL
+  return {_LATENT_UNET: LATENT, _PIXEL_UNET: PIXEL}.get(name)
+
+
+def _kind_of_part(folder: Path, config: dict[str, Any]) -> str:
+  """Of a folder with a config.json of its own: a pixel model, or a part of something."""
+  named = config.get("_class_name") or (config.get("architectures") or [None])[0]
+  kind = _kind_of_unet(config)
+  if kind == PIXEL and (named is None or named == _PIXEL_UNET):
+    return PIXEL
+  parts = {
+    _LATENT_UNET: "the U-Net",
+    "AutoencoderKL": "the VAE",
+    "CLIPTextModel": "the text encoder",
+  }
+  if named in parts or kind == LATENT:
+    raise MissingDataError(
+      f"{folder} is only {parts.get(named or '', 'the U-Net')} of Stable Diffusion: give the "
+      "folder that holds unet/, vae/, scheduler/, text_encoder/ and tokenizer/"
+    )
+  raise ConfigError(f"{folder} holds a {named}, which is no diffusion model: {_SUPPORTED}")
