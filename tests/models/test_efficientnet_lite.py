@@ -109,7 +109,7 @@ def test_depthwise_is_a_correlation_of_each_channel(stride, kernel_size, shape):
   kernel = generator.normal(size=(kernel_size, kernel_size, 3)).astype(np.float32)
   bias = generator.normal(size=3).astype(np.float32)
   conv = efficientnet_lite.Conv(jnp.asarray(kernel), jnp.asarray(bias))
-  actual = efficientnet_lite._depthwise(conv, jnp.asarray(x), stride)
+  actual = jax.jit(lambda x: efficientnet_lite._depthwise(conv, x, stride))(x)
   # Where the first window starts: TensorFlow's SAME puts the smaller half of the padding there.
   starts = []
   for size in shape:
@@ -163,7 +163,10 @@ def test_gradients_of_depthwise_convolutions(size: int, stride: int, side: int) 
     )  # fmt: skip
 
   cotangent = jax.random.normal(keys[2], grouped(x, kernel).shape)
-  for mine, theirs in zip(
-    jax.vjp(ours, x, kernel)[1](cotangent), jax.vjp(grouped, x, kernel)[1](cotangent), strict=True
-  ):
+
+  @jax.jit
+  def gradients(*values):
+    return [jax.vjp(function, *values)[1](cotangent) for function in (ours, grouped)]
+
+  for mine, theirs in zip(*gradients(x, kernel), strict=True):
     np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)

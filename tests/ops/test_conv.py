@@ -122,7 +122,7 @@ def test_single_precision_alone_and_inside_a_scan(name):
     return alone, {k: in_scan(f) for k, f in methods.items()}
 
   with jax.enable_x64(True):
-    expected = with_gradients(exact, *(jnp.asarray(v, jnp.float64) for v in values))
+    expected = jax.jit(partial(with_gradients, exact))(*(v.astype(np.float64) for v in values))
   alone, scanned = run(*values)
   for method in methods:
     for got, inside, want in zip(alone[method], scanned[method], expected, strict=True):
@@ -227,8 +227,11 @@ def test_held_filters_change_nothing_but_the_kernels_gradient(name):
   def pair(x, kernel, held):
     return conv2d(x, kernel, method="winograd", held=held)
 
-  plain = with_gradients(partial(pair, held=None), x, kernel, cotangent)
-  out, dx, dkernel = with_gradients(partial(pair, held=held), x, kernel, cotangent)
+  @jax.jit
+  def run(*values):
+    return [with_gradients(partial(pair, held=given), *values) for given in (None, held)]
+
+  plain, (out, dx, dkernel) = run(x, kernel, cotangent)
   np.testing.assert_allclose(out, plain[0], rtol=1e-6, atol=1e-6)
   np.testing.assert_allclose(dx, plain[1], rtol=1e-6, atol=1e-6)
   assert not np.any(dkernel)
@@ -259,8 +262,8 @@ def test_convolving_a_doubled_image(method):
       return reference(x.repeat(2, 1).repeat(2, 2), kernel, stride=1, padding=1) + bias
 
     cotangent = np.random.default_rng(0).normal(size=(2, 18, 16, 17))
-    got = with_gradients(doubled, x, kernel, cotangent)
-    for actual, expected in zip(got, with_gradients(plain, x, kernel, cotangent), strict=True):
+    run = jax.jit(lambda *values: [with_gradients(f, *values) for f in (doubled, plain)])
+    for actual, expected in zip(*run(x, kernel, cotangent), strict=True):
       assert relative_error(actual, expected) < 1e-12
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,9 +45,8 @@ def bilateral_loop(image, diameter, sigma_color, sigma_space):
 @pytest.mark.parametrize(("channels", "diameter", "sigma_color"), [(3, 5, 0.1), (1, 7, 0.05)])
 def test_bilateral_matches_the_loop(channels, diameter, sigma_color):
   images = picture(shape=(2, 13, 17, channels))
-  got = filters.bilateral(
-    jnp.asarray(images), diameter=diameter, sigma_color=sigma_color, sigma_space=2.0
-  )
+  options = {"diameter": diameter, "sigma_color": sigma_color, "sigma_space": 2.0}
+  got = jax.jit(partial(filters.bilateral, **options))(images)
   for image, one in zip(images, got):
     np.testing.assert_allclose(one, bilateral_loop(image, diameter, sigma_color, 2.0), atol=2e-6)
 
@@ -91,7 +92,7 @@ def guided_loop(guide, image, radius, regulariser):
 @pytest.mark.parametrize(("guides", "channels"), [(3, 3), (3, 1), (1, 3)])
 def test_guided_matches_the_loop(guides, channels):
   guide, images = picture(1, (2, 12, 11, guides)), picture(2, (2, 12, 11, channels), noise=0.1)
-  got = filters.guided(jnp.asarray(guide), jnp.asarray(images), radius=2, regulariser=4e-4)
+  got = jax.jit(partial(filters.guided, radius=2, regulariser=4e-4))(guide, images)
   for one_guide, image, one in zip(guide, images, got):
     np.testing.assert_allclose(one, guided_loop(one_guide, image, 2, 4e-4), atol=2e-5)
 
@@ -149,7 +150,7 @@ def test_gradients_are_finite_and_right(apply):
   target, direction = jnp.asarray(picture(5, (1, 9, 9, 1))), jnp.asarray(picture(6, (1, 9, 9, 1)))
   loss = jax.jit(lambda t: jnp.sum(target * apply(images + t * (direction - 0.5))))
   slope = float(jax.jit(jax.grad(loss))(0.0))
-  whole = jax.grad(lambda x: jnp.sum(target * apply(x)))(images)
+  whole = jax.jit(jax.grad(lambda x: jnp.sum(target * apply(x))))(images)
   assert np.isfinite(whole).all()
   expected = (float(loss(1e-2)) - float(loss(-1e-2))) / 2e-2
   assert slope == pytest.approx(expected, rel=0.05, abs=1e-2)
