@@ -11,7 +11,7 @@ import pytest
 
 from experiments import _cli
 from udp_jax import judging, run_config, study
-from udp_jax.data import image_set, sources
+from udp_jax.data import image_set, sources, work_folder
 from udp_jax.errors import ConfigError, MissingDataError, UserError
 from udp_jax.models import factory
 
@@ -162,7 +162,11 @@ def test_replacing_a_study_removes_what_belonged_to_it(config, pictures, tmp_pat
   assert (tmp_path / "clean").exists()
   config.seed = 1
   run_config.check(config, tmp_path, pictures, replace=True)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    work_folder.MARK,
+    "config.json",
+    "notes.txt",
+  ]
   assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
 
 

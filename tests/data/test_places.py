@@ -155,6 +155,8 @@ def _loaded(name: str) -> Iterator[tuple[Any, Any]]:
         delattr(flags.FLAGS, flag)
       for loaded in modules:
         sys.modules.pop(loaded, None)
+        # `from experiments import _study` would find the old module, whose flags are gone.
+        vars(experiments).pop(loaded.rpartition(".")[2], None)
       if parsed:
         flags.FLAGS.mark_as_parsed()
 
