@@ -162,7 +162,7 @@ def test_replacing_a_study_removes_what_belonged_to_it(config, pictures, tmp_pat
   assert (tmp_path / "clean").exists()
   config.seed = 1
   run_config.check(config, tmp_path, pictures, replace=True)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+  assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["config.json", "notes.txt"]
   assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
 
 
