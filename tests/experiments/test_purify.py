@@ -42,7 +42,8 @@ def test_a_folder_goes_through(tmp_path, entry_point):
 
 
 def test_an_error_is_one_line(tmp_path, entry_point):
-  words = [f"--input={tmp_path}", f"--output={tmp_path / 'out'}", "--method=impress"]
+  (tmp_path / "in").mkdir()
+  words = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--method=impress"]
   done = entry_point("purify", *words)
   assert done.returncode == 2 and "Traceback" not in done.stderr
   assert "error: purifier impress works with a diffusion model: give --model=FOLDER" in done.stderr
