@@ -41,7 +41,8 @@ def _commands() -> list[str]:
       places += [(found.start(), line.partition("  #")[0]) for line in found[2].splitlines()]
   prose = re.sub(r"^```.*?^```", lambda m: " " * len(m[0]), README, flags=re.MULTILINE | re.DOTALL)
   places += [(found.start(), found[1]) for found in re.finditer(r"`([^`\n]+)`", prose)]
-  words = [text.strip() for _, text in sorted(places)]
+  # Stable: lines of a block stay in their order.
+  words = [text.strip() for _, text in sorted(places, key=lambda place: place[0])]
   return list(dict.fromkeys(w for w in words if w.split(" ")[0] in PROGRAMS and " " in w))
 
 
