@@ -112,7 +112,7 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
   _BUDGET.apply(config, row=_METHOD.value)
   run_config.check_values(config)
   # Whether anything is missing in a finished output of pictures is seen once they are read.
-  extend = not resize and pictures.may_extend(config, _METHOD.value, output)
+  extend = not resize and pictures.may_extend(_METHOD.value, output)
   processes.from_main(
     lambda: manifest.check_output(output, overwrite=_OVERWRITE.value, extend=extend),
     "look at the output",

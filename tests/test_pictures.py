@@ -284,15 +284,31 @@ def test_no_preview_leaves_and_everything_else_does(config, fixed: Fixed, tmp_pa
     assert not saved.getexif().get_ifd(0x8825)
   line = json.loads((output / "metadata.jsonl").read_text())
   assert line == {"file_name": "c.jpg.png", "text": "a page"}
-  assert made["captions"] == ["c.jpg.txt", "c.txt", "metadata.jsonl"]
+  assert [entry["file"] for entry in made["captions"]] == ["c.jpg.txt", "c.txt", "metadata.jsonl"]
+  kept = (output / "c.png").stat().st_mtime_ns
   (entry,) = [entry for entry in made["images"] if entry["file"] == "c.jpg.png"]
   assert len(entry["notes"]) == 2 and "GPS position left out" in entry["notes"][1]
   assert made["origin"]["notes"] == dict.fromkeys(entry["notes"], 1)
   assert made["origin"]["ignored_kinds"] == {".doc": 1}
-  # The captions are ours: an overwriting run replaces them.
+  # Captions are those of the source as it is now.
+  (source / "metadata.jsonl").write_text('{"file_name": "c.png", "text": "a square"}\n')
+  (source / "c.txt").unlink()
+  (source / "c.caption").write_text("a square")
+  _protect(config, "random_noise", source, output, fixed)
+  assert (output / "c.png").stat().st_mtime_ns == kept
+  line = json.loads((output / "metadata.jsonl").read_text())
+  assert line == {"file_name": "c.png", "text": "a square"}
+  assert {path.name for path in output.glob("c.*")} == {
+    *("c.jpg.png", "c.jpg.caption", "c.png", "c.caption"),
+  }
   (source / "metadata.jsonl").unlink()
-  _protect(config, "random_noise", source, output, fixed, overwrite=True)
+  _protect(config, "random_noise", source, output, fixed)
   assert not (output / "metadata.jsonl").exists()
+  # Somebody's own text is not replaced, and neither is it with --overwrite.
+  (output / "c.caption").write_text("mine")
+  with pytest.raises(OutputError, match="c.caption is not the file"):
+    _protect(config, "random_noise", source, output, fixed, overwrite=True)
+  assert (output / "c.caption").read_text() == "mine"
 
 
 def test_a_name_that_is_not_utf8_is_protected(config, fixed: Fixed, tmp_path: Path) -> None:
@@ -385,8 +401,8 @@ def test_changed_and_lost_files_are_made_again(
   output = tmp_path / "out"
   first = _protect(config, "random_noise", folder, output, fixed)
   whole = _files(output)
-  with pytest.raises(OutputError, match="finished output already"):
-    _protect(config, "random_noise", folder, output, fixed)
+  again = _protect(config, "random_noise", folder, output, fixed)
+  assert again["created"] == first["created"] and _files(output) == whole
   (output / "turned.png").write_bytes(b"something else")
   (output / "dot.png").unlink()
   again = _protect(config, "random_noise", folder, output, fixed, overwrite=True)
@@ -432,8 +448,9 @@ def test_only_what_is_missing_is_made(config, folder, fixed, tmp_path: Path) -> 
   # The reference of the picture that changed is the last copy of what it was.
   (earlier,) = (tmp_path / "out.work" / "earlier").iterdir()
   np.testing.assert_array_equal(read_image(earlier).pixels, read_image(folder / "large.bmp").pixels)
-  with pytest.raises(OutputError, match="finished output already"):
-    _protect(config, "random_noise", source, output, fixed)
+  whole = _files(output)
+  _protect(config, "random_noise", source, output, fixed)
+  assert _files(output) == whole
 
 
 def test_what_is_added_does_not_need_the_work_folder(config, folder, fixed, tmp_path: Path) -> None:

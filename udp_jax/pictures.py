@@ -55,7 +55,6 @@ from udp_jax import (
   tile_batches,
 )
 from udp_jax.data import files, manifest, originals, picture_folder, work_folder
-from udp_jax.data import output as data_output
 from udp_jax.data.image_set import ImageSet
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError, OutputError
@@ -127,8 +126,9 @@ def protect(
   }
   done = picture_folder.progress_of(output, records, sources, finished=extend)
   _say_what_is_kept(row, names, done)
-  if extend and done.is_done(names):
-    raise _finished(output)
+  if extend and picture_folder.is_finished(output, names, done, pictures.beside):
+    _log.info("protect %s: nothing to do, %d pictures are finished", row, len(names))
+    return manifest.read_manifest(output) or {}
   _write_clean(pictures, workdir, progress=progress)
   job = Job(config, row, model, params, tiling, workdir / "clean", mask_files or {}, cond_of)
   entries = done.entries
@@ -227,12 +227,10 @@ def check_finished(
   return True
 
 
-def may_extend(config: Any, row: str, output: Path) -> bool:
+def may_extend(row: str, output: Path) -> bool:
   """Whether a run of a row may find something to do in a finished output of that row."""
   made = manifest.read_manifest(output)
-  if made is None or made.get("row") != row:
-    return False
-  return treats_apart(config, row) or bool(data_output.not_whole(output, made))
+  return made is not None and made.get("row") == row
 
 
 def treats_apart(config: Any, row: str) -> bool:

@@ -94,8 +94,9 @@ def purify_folder(
   _check_settings(workdir, settings | {"seed": seed}, overwrite)
   done = picture_folder.progress_of(output, records, sources, finished=extend)
   _say_what_is_kept(names, done)
-  if extend and done.is_done(names):
-    raise _finished(output)
+  if extend and picture_folder.is_finished(output, names, done, pictures.beside):
+    _log.info("purify: nothing to do, %d pictures are finished", len(names))
+    return manifest.read_manifest(output) or {}
   entries = done.entries
   created = picture_folder.claim(
     output,

@@ -139,7 +139,7 @@ def test_captions_go_along_with_the_pictures_that_are_chosen(tmp_path: Path) -> 
     tmp_path / "out", loaded.images, loaded.names, metadata=loaded.metadata, beside=loaded.beside
   )
   assert written is not None
-  assert written["captions"] == ["a.jpg.txt", "a.txt", "metadata.csv"]
+  assert [entry["file"] for entry in written["captions"]] == ["a.jpg.txt", "a.txt", "metadata.csv"]
   assert captions.read_captions(tmp_path / "out", ["a.jpg.png", "a.png", "b.png"]) == {
     "a.jpg.png": "one",
     "a.png": "both",

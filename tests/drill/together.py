@@ -73,6 +73,6 @@ def judge(both: list[Ended]) -> list[str]:
   worked = [ended for ended in both if ended.code == 0]
   if not worked:
     return ["both leave, nobody works"]
-  if len(worked) == 2:
+  if len(worked) == 2 and "nothing to do" not in both[1].err:
     return ["both work on the folder"]
   return []

@@ -117,12 +117,13 @@ def test_resizing_crops_and_keeps_transparency(resized) -> None:
 def test_finished_output_is_not_touched_unless_told(protected, entry_point) -> None:
   _, source, output = protected
   before = {path: path.read_bytes() for path in output.rglob("*.png")}
-  message = _error(entry_point("protect", *_smoke(source, output)), 4)
+  done = entry_point("protect", *_smoke(source, output))
+  assert done.returncode == 0 and "nothing to do, 16 pictures are finished" in done.stderr
+  words = _smoke(source, output, "--method=random_noise")
+  message = _error(entry_point("protect", *words), 4)
   assert str(output) in message and "finished output already" in message
-  words = _smoke(
-    source, output, "--overwrite", "--config.protections.random_noise.distribution=sign"
-  )
-  done = entry_point("protect", *words, "--method=random_noise")
+  assert {path: path.read_bytes() for path in output.rglob("*.png")} == before
+  done = entry_point("protect", *words, "--overwrite")
   assert done.returncode == 0, done.stderr
   after = {path: path.read_bytes() for path in output.rglob("*.png")}
   assert after.keys() == before.keys()

@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from udp_jax import processes
-from udp_jax.data import files, image_set, images, output
+from udp_jax.data import captions, files, image_set, images, output
 from udp_jax.data import folder as folders
 from udp_jax.data.captions import NONE_BESIDE, Beside
 from udp_jax.data.image_set import ImageSet, Metadata
@@ -276,11 +276,50 @@ def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | N
 
 
 def write_captions(folder: Path, relatives: Sequence[str], beside: Beside) -> dict[str, Any]:
-  """Writes the captions of the files `relatives`; {"captions": their paths}, or {} for none."""
-  written = beside.render([relative.removesuffix(".png") for relative in relatives])
+  """Writes the captions of the files `relatives`; {"captions": entries}, or {} for none.
+
+  Captions of pictures that `beside` does not know, as their sources are gone, stay. An entry is
+  {"file", "sha256"}, as of a picture.
+  """
+  names = [relative.removesuffix(".png") for relative in relatives]
+  written = beside.render(names)
   for place, content in written.items():
-    files.write_bytes(folder / place, content)
-  return {"captions": sorted(written)} if written else {}
+    if not _holds(folder / place, content):
+      files.write_bytes(folder / place, content)
+  for place in _outdated_captions(folder, names, beside):
+    with files.output_errors(folder / place):
+      (folder / place).unlink()
+  others = [name for name in names if name not in beside.names.values()]
+  places = {*written, *_caption_files(folder, others)}
+  entries = [{"file": place, "sha256": file_sha256(folder / place)} for place in sorted(places)]
+  return {"captions": entries} if entries else {}
+
+
+def captions_differ(folder: Path, names: Sequence[str], beside: Beside) -> bool:
+  """Whether the captions in a folder are not those of its pictures `names` as they are now."""
+  wanted = beside.render(names).items()
+  return any(not _holds(folder / place, content) for place, content in wanted) or bool(
+    _outdated_captions(folder, names, beside)
+  )
+
+
+def _outdated_captions(folder: Path, names: Sequence[str], beside: Beside) -> list[str]:
+  """Captions in a folder of pictures whose sources have none any more."""
+  known = frozenset(beside.names.values())
+  mine = [name for name in names if name in known]
+  found = _caption_files(folder, mine)
+  if mine and len(mine) == len(names):
+    found += [table for table in captions.TABLES if (folder / table).is_file()]
+  return sorted(set(found) - set(beside.render(names)))
+
+
+def _caption_files(folder: Path, names: Sequence[str]) -> list[str]:
+  places = [f"{name}{suffix}" for name in names for suffix in captions.SUFFIXES]
+  return [place for place in places if (folder / place).is_file()]
+
+
+def _holds(path: Path, content: bytes) -> bool:
+  return path.is_file() and path.read_bytes() == content
 
 
 def describe(record: Mapping[str, Any]) -> dict[str, Any]:

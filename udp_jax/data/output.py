@@ -182,7 +182,7 @@ def _ours(folder: Path, overwrite: bool, extend: bool = False) -> list[str]:
     if not (overwrite or extend):
       raise OutputError(f"cannot write {folder}: {_finished(folder, manifest)}")
     ours = {MANIFEST, *(entry["file"] for entry in manifest["images"])}
-    ours |= {name for name in manifest.get("captions", []) if image_set.is_safe_name(name)}
+    ours |= {entry["file"] for entry in _captions(manifest)}
   else:
     ours = set()
   foreign = sorted(
@@ -207,15 +207,25 @@ def _finished(folder: Path, manifest: dict[str, Any]) -> str:
 
 
 def _refuse_changed(folder: Path, manifest: dict[str, Any]) -> None:
-  """Raises OutputError for a listed file that somebody replaced by a picture of their own."""
-  for entry in manifest["images"]:
+  """Raises OutputError for a listed file that somebody replaced by a picture or text of theirs."""
+  captions = _captions(manifest)
+  for entry in [*manifest["images"], *captions]:
     path = folder / entry["file"]
     # What is no picture any more is damage, and nobody's work.
-    if path.is_file() and _differs(folder, entry) and _is_readable(path):
+    if path.is_file() and _differs(folder, entry) and (entry in captions or _is_readable(path)):
       raise OutputError(
         f"cannot write {folder}: {entry['file']} is not the file that its {MANIFEST} names; "
         "somebody may have no other copy of it: move it away first"
       )
+
+
+def _captions(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+  """The sound entries of the captions that a manifest lists."""
+  return [
+    entry
+    for entry in manifest.get("captions", [])
+    if isinstance(entry, dict) and image_set.is_safe_name(entry.get("file"))
+  ]
 
 
 def _differs(folder: Path, entry: dict[str, Any]) -> bool:

@@ -331,6 +331,18 @@ def finish(
   return made
 
 
+def is_finished(folder: Path, names: Sequence[str], done: Progress, beside: Beside) -> bool:
+  """Whether a finished folder needs nothing: pictures, metadata and captions are as they should be.
+
+  Args:
+    folder: with a manifest of the same settings.
+    names: of the pictures that are wanted.
+    done: of `progress_of`.
+    beside: captions that stand beside the sources.
+  """
+  return done.is_done(names) and not manifest.captions_differ(folder, names, beside)
+
+
 def _record(records: Path, name: str) -> Path:
   return records / f"{name}.json"
 
