@@ -68,6 +68,15 @@ def test_requirements_pin_what_the_package_asks_for(python: str) -> None:
     assert theirs[name] == pinned[name], name
 
 
+def test_lower_bounds_are_versions_that_are_tested() -> None:
+  pinned = pins("requirements.txt", PYTHONS[0])
+  extras = PROJECT["optional-dependencies"]
+  asked = [PROJECT["dependencies"], *(extras[name] for name in ("eval", "tfds", "test", "lint"))]
+  for requirement in map(Requirement, sum(asked, [])):
+    for bound in requirement.specifier:
+      assert bound.version == pinned[canonicalize_name(requirement.name)], requirement
+
+
 @pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
 def test_announcements_of_what_will_go_are_errors(category: type[Warning]) -> None:
   with pytest.raises(category):
