@@ -27,7 +27,7 @@ XLA_FLAGS = "--xla_backend_optimization_level=0"
 if jaxlib.__version__.startswith("0.10."):
   XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
-# Bytes of compiled programs on disk. A run of all tests leaves about a fifth of it.
+# Bytes of compiled programs on disk. A run of all tests leaves about a tenth of it.
 KEPT = 1 << 30
 # A worker that takes more bytes than this at the end of a module forgets what it has compiled.
 LARGE = 1 << 30
