@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _experiment(words: Sequence[str]) -> str:
   """Of --experiment=NAME, wanted before flags are parsed: --config names one of its configs."""
-  for word, following in zip(words, [*words[1:], ""], strict=True):
+  for word, following in zip(words, [*words, ""][1:], strict=True):
     flag, equals, value = word.partition("=")
     if flag in ("--experiment", "-experiment"):
       name = value if equals else following

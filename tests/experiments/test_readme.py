@@ -21,6 +21,7 @@ NOT_RUN = {
   "make demo": "minutes, and a virtual environment of its own; CI runs it",
   "make test": "it is what runs this",
   "make test_slow": "it is what runs this",
+  "python udp_jax.data.metadata": "prints a table; tests/data/test_metadata.py reads it",
   "make bench": "half an hour against PyTorch in an environment of its own",
   "make parity": "needs PyTorch in an environment of its own",
   "python launch.aot": "needs libtpu, which is no dependency; tests/launch compile with it",
