@@ -5,7 +5,7 @@ PARITY := .venv-parity/bin
 PEERS := .venv-peers/bin
 RUN := runs/demo
 
-.PHONY: demo test test_slow drill lint format parity bench clean
+.PHONY: demo test test_slow test_readme drill lint format parity bench clean
 
 demo: .venv/installed  ## protect real photographs, train on them, write a report
 	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
@@ -17,6 +17,10 @@ test: .venv/installed  ## all tests: no network, no accelerator, no other files
 
 test_slow: .venv/installed  ## whole runs of several processes, and of the benchmark
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
+
+# One test of many runs, which takes longer than others may.
+test_readme: .venv/installed  ## every command of README.md, with `:smoke` sizes
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m readme -o faulthandler_timeout=2400
 
 # FULL=1 for the published sizes, JOBS=2 for two lines of the table at a time.
 drill: .venv/installed  ## kill, race and feed damaged files to the programs; a table of what held

@@ -155,7 +155,7 @@ def _as_smoke(command: str, places: dict[str, Path], runs: Path) -> list[str]:
   return words
 
 
-@pytest.mark.slow
+@pytest.mark.readme
 def test_every_command_runs(
   load_entry_point, tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -184,7 +184,7 @@ def test_every_command_runs(
   assert {"protect", "verify", "eudp", "udp", "impress"} <= set(ran)
 
 
-@pytest.mark.slow
+@pytest.mark.readme
 def test_the_python_block_runs() -> None:
   """As printed, with a smaller model and fewer rounds, each of which must be there to replace."""
   (block,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
