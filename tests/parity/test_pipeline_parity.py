@@ -220,9 +220,7 @@ def test_inpainting(both, give_noise, kind, strength):
 def test_their_folders_in_ours(both, tmp_path, options):
   ours, theirs = both("inpainting")
   if "variant" in options:
-    theirs = type(theirs).from_pretrained(
-      _saved(theirs, tmp_path / "whole"), torch_dtype=torch.float16
-    )
+    theirs = type(theirs).from_pretrained(_saved(theirs, tmp_path / "whole"), dtype=torch.float16)
   loaded = pipeline.load_pipeline(_saved(theirs, tmp_path / "theirs", **options))
   half = "variant" in options
   jax.tree.map(
