@@ -151,8 +151,8 @@ PROMPTS = ("a photograph of a cat", "a painting of a dog by the sea", "the sea a
 def _tiny_pipeline(*, in_channels: int = 4, prediction_type: str = "epsilon", **fields):
   """A `models.pipeline.Pipeline` of Stable Diffusion's architecture, small, with random weights.
 
-  Pictures of 16x16, latents of 8x8x4, 2 levels everywhere, 2 layers of text encoder; `fields` are
-  the U-Net's.
+  Pictures of 16x16, latents of 8x8x4, 2 levels of the VAE and one of the U-Net (what costs is
+  tracing), 2 layers of text encoder; `fields` are the U-Net's.
   """
   from udp_jax.models import pipeline
   from udp_jax.models.clip_text import CLIPTextConfig
@@ -163,16 +163,18 @@ def _tiny_pipeline(*, in_channels: int = 4, prediction_type: str = "epsilon", **
   tokenizer = train_tokenizer(PROMPTS, 520)
   configs = {
     "unet": UNet2DConditionConfig(
-      sample_size=8,
-      in_channels=in_channels,
-      block_out_channels=(8, 16),
-      down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-      layers_per_block=1,
-      attention_head_dim=2,
-      cross_attention_dim=16,
-      norm_num_groups=4,
-      **fields,
+      **{
+        "sample_size": 8,
+        "in_channels": in_channels,
+        "block_out_channels": (8,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "up_block_types": ("CrossAttnUpBlock2D",),
+        "layers_per_block": 1,
+        "attention_head_dim": 2,
+        "cross_attention_dim": 16,
+        "norm_num_groups": 4,
+      }
+      | fields
     ),
     "vae": AutoencoderKLConfig(
       block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=16

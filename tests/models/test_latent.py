@@ -107,14 +107,20 @@ def test_token_ids_are_embedded_inside(tiny_pipeline, results):
   assert np.abs(other - got)[0].max() > 1e-4  # The condition matters.
 
 
-def test_held_parameters_compute_the_same(run, results, tiny_pipeline):
+def test_held_parameters_compute_the_same(run, results, tiny_pipeline, make_tiny_pipeline):
   held = jax.jit(tiny_pipeline.model.hold)(tiny_pipeline.params)
   assert isinstance(held, Held) and held is tiny_pipeline.model.hold(held)
   for got, expected in zip(run(held), results, strict=True):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
   # Filters of the U-Net and of the VAE, where `ops.conv` has any to prepare (on a CPU).
   if jax.default_backend() == "cpu":
-    assert jax.tree.leaves(held.prepared["unet"])
+    two_levels = make_tiny_pipeline(
+      block_out_channels=(8, 16),
+      down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    wide = jax.eval_shape(two_levels.model.hold, two_levels.params)
+    assert jax.tree.leaves(wide.prepared["unet"])
     assert set(held.prepared["vae"]) == {"encoder", "decoder"}
 
 

@@ -90,6 +90,18 @@ def test_frechet_with_fewer_vectors_than_dimensions():
   np.testing.assert_allclose(got, _sqrtm_distance(x, y), rtol=1e-9)
 
 
+@pytest.mark.parametrize("fall", [1.0, 0.5])
+def test_frechet_of_few_vectors_from_the_vectors_themselves(fall):
+  """Deviations / sqrt(N - 1) are a factor of the covariance; `fall` makes it ill-conditioned."""
+  x, y = (_features(n, 200, seed) * fall ** np.arange(200) for n, seed in ((30, 4), (20, 5)))
+  p, q = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
+  overlap = np.linalg.svd(p @ q.T, compute_uv=False).sum()
+  shift = ((x.mean(0) - y.mean(0)) ** 2).sum()
+  expected = shift + (p * p).sum() + (q * q).sum() - 2 * overlap
+  got = frechet.frechet_distance(_statistics(x), _statistics(y))
+  np.testing.assert_allclose(got, expected, rtol=1e-7)
+
+
 def test_frechet_of_a_set_with_itself_is_zero_even_when_singular():
   for count in (20, 500):
     statistics = _statistics(_features(count, 100, 7))

@@ -109,19 +109,43 @@ def covariance(statistics: FeatureStatistics) -> np.ndarray:
   return statistics.m2 / (statistics.count - 1)
 
 
-def _factor(matrix: np.ndarray) -> np.ndarray:
-  """L, (D, rank), with L L^T = matrix: eigenvalues at or below rounding error are left out."""
-  values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
-  tolerance = values.shape[0] * np.finfo(np.float64).eps * max(values[-1], 0.0)
-  kept = values > tolerance
+def _factor(statistics: FeatureStatistics) -> np.ndarray:
+  """L, (D, rank), with L L^T = the covariance; what is at or below rounding error is left out."""
+  matrix = covariance(statistics)
+  matrix = 0.5 * (matrix + matrix.T)
+  rank, dim = statistics.count - 1, matrix.shape[0]
+  if 2 * rank < dim:
+    return _low_rank_factor(matrix, rank)
+  values, vectors = np.linalg.eigh(matrix)
+  kept = values > dim * np.finfo(np.float64).eps * max(values[-1], 0.0)
   return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def _low_rank_factor(matrix: np.ndarray, rank: int) -> np.ndarray:
+  """As `_factor`, by Cholesky's decomposition with pivots (Higham 1990): D rank^2 operations.
+
+  An eigendecomposition takes D^3, a second for the 1,280 features of eight pictures.
+  """
+  dim = matrix.shape[0]
+  left = matrix.diagonal().copy()
+  tolerance = dim * np.finfo(np.float64).eps * left.max(initial=0.0)
+  factor = np.zeros((dim, rank))
+  for i in range(rank):
+    pivot = int(np.argmax(left))
+    if left[pivot] <= tolerance:
+      return factor[:, :i]
+    column = (matrix[:, pivot] - factor[:, :i] @ factor[pivot, :i]) / np.sqrt(left[pivot])
+    factor[:, i] = column
+    left -= column * column
+    left[pivot] = 0.0
+  return factor
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
   """Squared Frechet distance between the Gaussians fitted to two sets (Heusel et al. 2017).
 
   |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2). With factors A = P P^T and
-  B = Q Q^T from symmetric eigendecompositions, the last trace is the sum of the singular values of
+  B = Q Q^T from symmetric decompositions, the last trace is the sum of the singular values of
   P^T Q. No root is taken of a number that may be rounding noise, so singular covariances (fewer
   vectors than dimensions) lose no accuracy. Biased upwards for small sets: compare equal counts.
 
@@ -132,11 +156,11 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     raise ValueError(
       f"cannot compare features of {a.mean.shape[0]} and {b.mean.shape[0]} dimensions"
     )
-  cov_a, cov_b = covariance(a), covariance(b)
-  product = _factor(cov_a).T @ _factor(cov_b)
+  product = _factor(a).T @ _factor(b)
   overlap = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0
   shift = a.mean - b.mean
-  distance = shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2.0 * overlap
+  traces = np.trace(covariance(a)) + np.trace(covariance(b))
+  distance = shift @ shift + traces - 2.0 * overlap
   # Equal sets give rounding error around zero.
   return max(float(distance), 0.0)
 
