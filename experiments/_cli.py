@@ -83,8 +83,7 @@ def _schedule_for_memory() -> None:
 def _collect_less_often() -> None:
   """Python's garbage collector by default looks through young objects every 700 allocations.
 
-  Tracing a model makes millions, hardly any of them garbage. Looking less often takes a sixth off
-  the time that tracing a round of the CIFAR-10 model needs (WORKSPACE.md, Speed), for 10 MiB.
+  Tracing a model makes millions, hardly any of them garbage: looking less often makes it faster.
   """
   gc.set_threshold(20_000, 20, 50)
 

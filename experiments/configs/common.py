@@ -42,7 +42,7 @@ TINY = {
   "norm_num_groups": 4,
   "dropout": 0.0,
 }
-# A round of the max-min game; the ablation in WORKSPACE.md says why.
+# A round of the max-min game; experiments/results/game_settings.md says why.
 GAME = {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3}
 ROWS = ("clean", "random_noise", "udp", "eudp")
 

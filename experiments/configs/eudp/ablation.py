@@ -1,7 +1,8 @@
 """Where the effect is: variants of the game on 512 pictures at 16x16, minutes a row.
 
 python -m experiments.eudp --config=ablation --config.data.source=cifar10:PATH --workdir=runs/ab
-Hardware: 2 CPU cores, about 2 minutes a row and core. Expected: the table in WORKSPACE.md.
+Hardware: 2 CPU cores, about 2 minutes a row and core. Expected:
+experiments/results/game_settings.md.
 """
 
 from experiments.configs import common

@@ -2,7 +2,8 @@
 
 python -m experiments.eudp --config=cifar10_16px --config.data.source=cifar10:PATH \\
   --workdir=runs/16px
-Hardware: about an hour and a half of one CPU core. Expected numbers: WORKSPACE.md's evidence.
+Hardware: about an hour and a half of one CPU core. Expected numbers:
+experiments/results/training_sets.md.
 """
 
 from experiments.configs import common

@@ -2,7 +2,7 @@
 
 python -m experiments.eudp --config=cifar10_small --config.data.source=cifar10:PATH \\
   --workdir=runs/small
-Expected numbers: the evidence table in WORKSPACE.md, made by this config.
+Expected numbers: experiments/results/training_sets.md, made by this config.
 """
 
 from experiments.configs import common

@@ -13,7 +13,7 @@ def get_config(variant=None):
   config = common.study("EUDP on real photographs: a demonstration")
   config.notice = (
     "A demonstration, not evidence: a small model trained for a short time with one seed, on crops "
-    "of nine photographs. WORKSPACE.md has the measured evidence and its limits."
+    "of nine photographs. experiments/results has the measured evidence and its limits."
   )
   config.data.source, config.data.limit, config.data.image_size = "builtin", 1024, 16
   config.model.unet.update(common.DDPM_16PX)

@@ -3,7 +3,7 @@
 python -m experiments.impress --config=finetuning --config.data.source=folder:WINDOWS \
   --workdir=runs/finetuning
 WINDOWS: pictures of 64x64 that the model does not know. Hardware: 2 CPU cores. Time: about half an
-hour. Expected: the table of fine-tuning in WORKSPACE.md.
+hour. Expected: experiments/results/fine_tuning.md.
 """
 
 from experiments.configs import matrix as m
