@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from udp_jax.data import images, metadata, photoshop
+from udp_jax.data import containers, images, metadata, photoshop
 
 SECRET = Image.new("RGB", (16, 12), (200, 30, 60))  # What a preview would show.
 XMP = b"""<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -156,13 +157,13 @@ def test_exif_goes_along_without_previews_and_private_things(
 
 def test_previews_of_every_kind_stay_behind(tmp_path: Path) -> None:
   preview = _jpeg()
-  base64 = b"/9j/4AAQSkZJRg=="
+  start = b"/9j/4AAQSkZJRg=="
   thumbnails = (
     b'<xmp:Thumbnails xmlns:xmp="http://ns.adobe.com/xap/1.0/"><rdf:Alt><rdf:li'
-    b' xmlns:g="http://ns.adobe.com/xap/1.0/g/img/"><g:image>' + base64 + b"</g:image></rdf:li>"
+    b' xmlns:g="http://ns.adobe.com/xap/1.0/g/img/"><g:image>' + start + b"</g:image></rdf:li>"
     b"</rdf:Alt></xmp:Thumbnails>"
   )
-  other = b'<a:b xmlns:a="urn:any"><a:c>' + base64 + b'</a:c><a:d a:e="' + base64 + b'"/></a:b>'
+  other = b'<a:b xmlns:a="urn:any"><a:c>' + start + b'</a:c><a:d a:e="' + start + b'"/></a:b>'
   resources = photoshop.resource(0x040C, b"\0" * 28 + preview)
   resources += photoshop.resource(0x03F3, b"\0" * 9)
   resources += photoshop.resource(
@@ -228,6 +229,134 @@ def test_private_properties_of_xmp_are_cut_out_and_the_rest_stays(tmp_path: Path
   assert picture.pixels.shape == (16, 12, 3)
   found = _xmp_of(_saved_chunks(tmp_path, picture))
   assert found.split() == (XMP % (spaces, b"")).replace(spaces, spaces + b"   ").split()
+
+
+PRIVATE = {
+  "http://www.dji.com/drone-dji/1.0/": ("GpsLatitude", "GpsLongtitude", "DroneSerialNumber"),
+  "http://ns.microsoft.com/photo/1.0/": ("CameraSerialNumber",),
+  "http://ns.adobe.com/exif/1.0/": ("GPSImgDirection",),
+  "http://ns.adobe.com/exif/1.0/aux/": ("OwnerName", "LensSerialNumber", "SerialNumber"),
+  "urn:any": ("Place_latitude", "destLongitude", "cameraownername", "hdrMakerNote"),
+}
+PUBLIC = {
+  "http://ns.useplus.org/ldf/xmp/1.0/": ("CopyrightOwnerName", "ImageCreatorName"),
+  "http://ns.adobe.com/xap/1.0/rights/": ("Owner", "WebStatement"),
+  "http://ns.adobe.com/photoshop/1.0/": ("Credit", "AuthorsPosition"),
+}
+
+
+@pytest.mark.parametrize("form", ["attributes", "elements"])
+def test_private_names_are_known_in_every_namespace(tmp_path: Path, form: str) -> None:
+  spaces, properties = "", ""
+  for number, (space, names) in enumerate((PRIVATE | PUBLIC).items()):
+    spaces += f' xmlns:n{number}="{space}"'
+    for name in names:
+      value = "SECRET" if space in PRIVATE else f"said by {name}"
+      tag = f"n{number}:{name}"
+      properties += f' {tag}="{value}"' if form == "attributes" else f"<{tag}>{value}</{tag}>"
+  inside = (spaces + properties, "") if form == "attributes" else (spaces, properties)
+  packet = XMP % tuple(text.encode() for text in inside)
+  head = _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet)
+  picture = _read(tmp_path, _with_segments(head))
+  assert _left_out(picture) == {"position", "serial", "maker_note"}
+  found = _xmp_of(_saved_chunks(tmp_path, picture))
+  assert b"SECRET" not in found
+  for names in PUBLIC.values():
+    assert all(f"said by {name}".encode() in found for name in names)
+
+
+def test_private_texts_of_png_stay_behind_whatever_their_form(tmp_path: Path) -> None:
+  public = [
+    (b"tEXt", b"Software\0Latitude 5, drawn by hand"),
+    (b"tEXt", b"exif:ExposureTime\0" + b"1/60"),
+    (b"iTXt", b"Copyright\0\0\0\0\0Copyright owner name: An Artist"),
+  ]
+  mixed = b"made at home\nGPS Position : 52 N, 13 E\nby hand\nSerial Number=SECRET\n"
+  private = [
+    (b"tEXt", b"exif:GPSLatitude\0SECRET"),
+    (b"zTXt", b"exif:GPSLongitude\0\0" + zlib.compress(b"SECRET")),
+    (b"tEXt", b"exif:BodySerialNumber\0SECRET"),
+    (b"tEXt", b"exif:MakerNote\x0078, 105, 107"),
+    (b"tEXt", b"Thumb::URI\0file:///home/SECRET/a.png"),
+    (b"tEXt", b"Thumb::Image::Width\x0064"),
+    (b"tEXt", b"svg:base-uri\0file:///home/SECRET/a.svg"),
+    (b"tEXt", b"Description\0" + mixed),
+    (b"zTXt", b"Long\0\0" + zlib.compress(mixed)),
+    (b"iTXt", b"Comment\0\0\0de\0Notiz\0" + mixed),
+    (b"iTXt", b"Other\0\1\0\0\0" + zlib.compress(mixed)),
+    (b"tEXt", b'params\0{"lens": 1, "gpsLatitude": 52.5}'),
+  ]
+  picture = _read(tmp_path, _png(*public, *private), "a.png")
+  assert _left_out(picture) == {"position", "serial", "maker_note", "file_place"}
+  kept = b"made at home\nby hand\n"
+  assert list(picture.chunks[:3]) == public
+  assert [containers.text_of(*chunk) for chunk in picture.chunks[3:]] == [
+    (b"Description", kept), (b"Long", kept), (b"Comment", kept), (b"Other", kept),
+  ]  # fmt: skip
+  assert picture.chunks[5][1].startswith(b"Comment\0\0\0de\0Notiz\0")
+  _saved_chunks(tmp_path, picture)
+
+
+def test_comments_lose_private_lines_only(tmp_path: Path) -> None:
+  comments = (b"GPSLatitude=52.5\nby An Artist", b"GPSLongitude=13.4")
+  jpeg = _with_segments(*(_segment(0xFE, comment) for comment in comments))
+  picture = _read(tmp_path, jpeg)
+  assert _left_out(picture) == {"position"}
+  assert picture.chunks[-1] == containers.text_chunk(b"Comment", b"by An Artist")
+  assert not any(b"GPS" in data for _, data in picture.chunks)
+
+
+def test_xmp_is_filtered_under_any_keyword(tmp_path: Path) -> None:
+  space = b' xmlns:e="http://ns.adobe.com/exif/1.0/"'
+  packet = XMP % (space + b' e:GPSLatitude="59,54N"', b"")
+  for kind, data in (
+    (b"iTXt", b"xmp\0\0\0\0\0" + packet),
+    (b"tEXt", b"Comment\0" + packet),
+  ):
+    picture = _read(tmp_path, _png((kind, data)), "a.png")
+    assert _left_out(picture) == {"position"}
+    found = _xmp_of(_saved_chunks(tmp_path, picture))
+    assert b"PROHIBITED" in found and b"GPS" not in found
+  picture = _read(tmp_path, _with_segments(_segment(0xFE, packet)))
+  assert _left_out(picture) == {"position"}
+  # The standard keyword counts, and what another says differently is not lost in silence.
+  standard = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + PLAIN_XMP)
+  picture = _read(tmp_path, _png((kind, data), standard), "a.png")
+  assert _left_out(picture) == {"second_xmp"}
+  assert _xmp_of(_saved_chunks(tmp_path, picture)) == PLAIN_XMP
+
+
+@pytest.mark.parametrize("place", ["EXIF", "XMP", "PNG text", "IPTC"])
+def test_pictures_of_other_formats_are_previews_too(tmp_path: Path, place: str) -> None:
+  buffer = io.BytesIO()
+  SECRET.save(buffer, "WEBP")
+  preview = buffer.getvalue()
+  text = base64.b64encode(preview)
+  if place == "EXIF":
+    exif = Image.Exif()
+    exif[0x013B], exif[0xFDE8] = "An Artist", preview
+    content, expected = _with_segments(_segment(0xE1, exif.tobytes())), "embedded"
+  elif place == "XMP":
+    packet = XMP % (b"", b'<a:b xmlns:a="urn:any">' + text + b"</a:b>")
+    head = _segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet)
+    content, expected = _with_segments(head), "xmp_preview"
+  elif place == "PNG text":
+    content, expected = _png((b"tEXt", b"Author\0An Artist"), (b"tEXt", b"b\0" + text)), "embedded"
+  else:
+    # One record of many: who made it goes along.
+    records = b"\x1c\x02\x50\x00\x09An Artist"
+    records += b"\x1c\x02\xf0" + struct.pack(">H", len(preview)) + preview
+    block = b"Photoshop 3.0\0" + photoshop.resource(photoshop.IPTC, records)
+    content, expected = _with_segments(_segment(0xED, block)), "iptc_preview"
+  picture = _read(tmp_path, content, "a.png" if place == "PNG text" else "a.jpg")
+  assert _left_out(picture) == {expected}
+  chunks = _saved_chunks(tmp_path, picture)
+  values = [value for kind, found in chunks.items() if kind != b"IDAT" for value in found]
+  values += [zlib.decompress(value.partition(b"\0\0")[2]) for value in chunks.get(b"zTXt", [])]
+  marks = (preview[:40], text[:40], preview.hex()[:70].encode())
+  assert not any(mark in value for value in values for mark in marks)
+  artist = b"An Artist"
+  assert any(artist in value or artist.hex().encode() in value for value in values)
 
 
 def test_extended_xmp_is_joined_to_the_main_one(tmp_path: Path) -> None:
@@ -302,9 +431,14 @@ def test_iptc_of_png_profiles_and_tiff_tags_is_carried(tmp_path: Path) -> None:
     assert image.info["icc_profile"] == picture.icc_profile
 
 
-def test_exif_in_a_raw_profile_is_no_way_out(tmp_path: Path) -> None:
-  text = zlib.compress(photoshop.raw_profile("exif", _exif()))
-  picture = _read(tmp_path, _png((b"zTXt", b"Raw profile type exif\0\0" + text)), "a.png")
+@pytest.mark.parametrize(
+  "keyword", [b"Raw profile type exif", b"Raw Profile Type APP1", b"RAW PROFILE TYPE Exif "]
+)
+@pytest.mark.parametrize("prefix", [b"Exif\0\0", b""])
+def test_exif_in_a_raw_profile_is_no_way_out(tmp_path: Path, keyword: bytes, prefix: bytes) -> None:
+  block = prefix + _exif().removeprefix(b"Exif\0\0")
+  text = zlib.compress(photoshop.raw_profile("exif", block))
+  picture = _read(tmp_path, _png((b"zTXt", keyword + b"\0\0" + text)), "a.png")
   assert {"exif_preview", "position"} <= _left_out(picture)
   chunks = _saved_chunks(tmp_path, picture)
   _assert_no_preview(chunks)

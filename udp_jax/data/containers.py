@@ -23,7 +23,9 @@ _MAX_PIECES = 100_000
 _MAX_FILE = 1 << 30
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _IPTC_KEYWORD = b"Raw profile type iptc"
-_RAW_KEYWORD = b"Raw profile type "
+# Written with capitals here and there.
+_RAW_KEYWORD = re.compile(rb"raw\s+profile\s+type\s+(\S+)\s*\Z", re.IGNORECASE)
+_RDF = b"http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 
 _PNG_LENGTHS = {
   b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"pHYs": 9, b"tIME": 7,
@@ -102,6 +104,8 @@ class _Found:
     self.icc: bytes | None = None
     self._exif: exif.Exif | None = None
     self._xmp: xmp.Packet | None = None
+    self._packet = b""  # As it was read.
+    self._packets: list[bytes] = []  # XMP under names of other things, which counts last.
     self._photoshop = b""
     self._fixed: dict[bytes, bytes] = {}
     self._texts: list[Chunk] = []
@@ -156,7 +160,10 @@ class _Found:
   def packet(self, data: bytes, extension: bytes = b"") -> None:
     """An XMP packet, and what JPEG files put into further segments."""
     if self._xmp is not None:
+      if data != self._packet:
+        self.drop("second_xmp")
       return
+    self._packet = data
     try:
       self._xmp = xmp.filtered(data)
     except ValueError:
@@ -193,18 +200,24 @@ class _Found:
       self.drop("oversized")
       return
     try:
-      keyword, text = _decoded(kind, data)
+      keyword, text = text_of(kind, data)
     except ValueError as error:
       self.drop("oversized" if str(error) == "too large" else "damaged")
       return
     if keyword == _XMP_KEYWORD:
       self.packet(text)
-    elif keyword.startswith(_RAW_KEYWORD):
-      self._raw_profile(keyword.removeprefix(_RAW_KEYWORD).lower(), text)
-    elif metadata.holds_picture(keyword + text):
-      self.drop("embedded")
+    elif match := _RAW_KEYWORD.match(keyword):
+      self._raw_profile(match.group(1).lower(), text)
+    elif _is_packet(text):
+      self._packets.append(text)
     else:
-      self._texts.append((kind, data))
+      encoding = "utf-8" if kind == b"iTXt" else "latin-1"
+      kept, dropped = metadata.of_text(keyword.decode("latin-1"), text.decode(encoding))
+      self.drop(*dropped)
+      if not dropped:
+        self._texts.append((kind, data))
+      elif kept.strip():
+        self._texts.append(_encoded(kind, data, kept.encode(encoding)))
 
   def _raw_profile(self, kind: bytes, text: bytes) -> None:
     try:
@@ -212,7 +225,7 @@ class _Found:
     except ValueError:
       self.drop("damaged")
       return
-    if kind in (b"exif", b"app1") and data.startswith(b"Exif\0\0"):
+    if kind in (b"exif", b"app1") and data.startswith((b"Exif\0\0", b"II*\0", b"MM\0*")):
       self.block(data)
     elif kind in (b"xmp", b"app1"):
       self.packet(data.removeprefix(_JPEG_XMP))
@@ -231,15 +244,20 @@ class _Found:
       text = data.decode("utf-8")
     except UnicodeDecodeError:
       text = data.decode("latin-1")
-    if metadata.holds_picture(data):
-      self.drop("embedded")
-    elif len(data) > metadata.MAX_COMPRESSED or len(self._texts) >= metadata.MAX_TEXTS:
+    if len(data) > metadata.MAX_COMPRESSED or len(self._texts) >= metadata.MAX_TEXTS:
       self.drop("oversized")
-    elif text:
-      self._texts.append(text_chunk(b"Comment", text.replace("\0", "").encode()))
+    elif _is_packet(data):
+      self._packets.append(data)
+    else:
+      kept, dropped = metadata.of_text("Comment", text.replace("\0", ""))
+      self.drop(*dropped)
+      if kept.strip() or (kept and not dropped):
+        self._texts.append(text_chunk(b"Comment", kept.encode()))
 
   def contents(self) -> Contents:
     """All of it, in the order of a PNG file."""
+    for packet in self._packets:
+      self.packet(packet)
     found = self._exif or exif.Exif()
     orientation = found.orientation
     chunks = [(kind, self._fixed[kind]) for kind in _PNG_ORDER if kind in self._fixed]
@@ -275,7 +293,7 @@ def inflate(data: bytes, limit: int = metadata.MAX_COMPRESSED) -> bytes:
   return found
 
 
-def _decoded(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
+def text_of(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
   """Keyword and text of a PNG text chunk. Raises ValueError when it is damaged, or too large."""
   keyword, mark, rest = data.partition(b"\0")
   if not mark or not 1 <= len(keyword) <= 79:
@@ -297,6 +315,23 @@ def _decoded(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
   if len(text) > metadata.MAX_BYTES:
     raise ValueError("too large")
   return keyword, text
+
+
+def _encoded(kind: bytes, data: bytes, text: bytes) -> Chunk:
+  """A PNG text chunk with another text, all else as it was."""
+  keyword, _, rest = data.partition(b"\0")
+  if kind == b"tEXt":
+    return kind, keyword + b"\0" + text
+  if kind == b"zTXt":
+    return kind, keyword + b"\0\0" + zlib.compress(text)
+  language, translated, _ = rest[2:].split(b"\0", 2)
+  head = b"\0".join([keyword, rest[:2] + language, translated, b""])
+  return kind, head + (zlib.compress(text) if rest[0] else text)
+
+
+def _is_packet(text: bytes) -> bool:
+  """Whether a text is XMP, whatever name it has."""
+  return text.lstrip(b"\xef\xbb\xbf\0 \t\r\n").startswith(b"<") and _RDF in text
 
 
 def _png(content: bytes, found: _Found) -> None:

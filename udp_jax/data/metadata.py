@@ -13,7 +13,10 @@ along.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
+
+from udp_jax.data import picture_marks
 
 KEPT, CONVERTED, DROPPED = "kept", "converted", "dropped"
 
@@ -22,14 +25,7 @@ MAX_BYTES = 16 << 20
 MAX_COMPRESSED = 1 << 20
 MAX_TEXTS = 1000
 
-# Beginnings of pictures, as they are and in base64; what holds one is a preview.
-_PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"iVBORw0KGgo")
-_BASE64_JPEG = tuple(b"/9j/" + rest for rest in (b"2", b"4", b"7"))
-
 _TIFF = "http://ns.adobe.com/tiff/1.0/"
-_EXIF = "http://ns.adobe.com/exif/1.0/"
-_EXIF_EX = "http://cipa.jp/exif/1.0/"
-_AUX = "http://ns.adobe.com/exif/1.0/aux/"
 _XMP = "http://ns.adobe.com/xap/1.0/"
 _XMP_NOTE = "http://ns.adobe.com/xmp/note/"
 _GOOGLE = "http://ns.google.com/photos/1.0/"
@@ -45,8 +41,11 @@ class Row(NamedTuple):
     how: where it stands in the saved file, what it becomes, or why it is dropped.
     tags: EXIF and TIFF tags that are it.
     resources: numbers of Photoshop resources that are it.
-    properties: (namespace, name) of XMP properties that are it; a name "GPS*" means all that begin
-      so, "*" all of the namespace.
+    properties: (namespace, name) of XMP properties that are it; the name "*" means all of the
+      namespace.
+    names: a regular expression for names that are it wherever a name stands by a value: XMP
+      properties of any namespace, keywords of PNG texts, lines "name=value" of texts and comments.
+      It is searched in the name's small letters, digits and colons.
     chunks: types of PNG chunks that are it.
     said: whether dropping or converting it is worth a note.
   """
@@ -58,6 +57,7 @@ class Row(NamedTuple):
   tags: frozenset[int] = frozenset()
   resources: frozenset[int] = frozenset()
   properties: frozenset[tuple[str, str]] = frozenset()
+  names: str = ""
   chunks: frozenset[bytes] = frozenset()
   said: bool = True
 
@@ -163,10 +163,11 @@ TABLE: dict[str, Row] = {
   ),
   "maker_note": Row(
     "maker note",
-    "EXIF 0x927C, DNG 0xC634",
+    "EXIF 0x927C, DNG 0xC634, texts named so",
     DROPPED,
     "it may hold a preview of the clean picture and serial numbers",
     tags=_tags(0x927C, 0xC634),
+    names="makernote",
   ),
   "jfif_preview": Row("JFIF preview", "JPEG APP0", DROPPED, _CLEAN),
   "photoshop_preview": Row(
@@ -197,7 +198,13 @@ TABLE: dict[str, Row] = {
     "it may show the clean picture",
   ),
   "embedded": Row(
-    "value that holds a picture", "any text or tag", DROPPED, "it may show the clean picture"
+    "value that holds a picture",
+    "any text or tag, as it is, in base64 or hexadecimal",
+    DROPPED,
+    "it may show the clean picture",
+  ),
+  "second_xmp": Row(
+    "further XMP packet", "any", DROPPED, "a file has one, and the first in its place counts"
   ),
   "flashpix": Row("FlashPix data", "JPEG APP2", DROPPED, "it may hold a preview"),
   "application": Row(
@@ -217,26 +224,28 @@ TABLE: dict[str, Row] = {
   # Private things.
   "position": Row(
     "GPS position",
-    "EXIF 0x8825, XMP exif:GPS...",
+    "EXIF 0x8825; GPS..., latitude and longitude in XMP, PNG texts and comments",
     DROPPED,
     "it tells where the picture was made",
     tags=_tags(0x8825),
-    properties=frozenset({(_EXIF, "GPS*"), (_EXIF_EX, "GPS*")}),
+    # Longtitude: so DJI's drones write it.
+    names="(?<![a-z0-9])gps|latitude|longt?itude",
   ),
   "serial": Row(
     "owner's name or serial numbers of camera and lens",
-    "EXIF 0xA430, 0xA431, 0xA435, DNG 0xC62F, XMP aux: and exifEX:",
+    "EXIF 0xA430, 0xA431, 0xA435, DNG 0xC62F; so named in XMP, PNG texts and comments",
     DROPPED,
     "they tell whose camera it was",
     tags=_tags(0xA430, 0xA431, 0xA435, 0xC62F),
-    properties=frozenset({
-      (_AUX, "SerialNumber"),
-      (_AUX, "LensSerialNumber"),
-      (_AUX, "OwnerName"),
-      (_EXIF_EX, "BodySerialNumber"),
-      (_EXIF_EX, "LensSerialNumber"),
-      (_EXIF_EX, "CameraOwnerName"),
-    }),
+    # The owner of a copyright stays.
+    names="serialnumber$|(?<!right)(?<!rights)ownername$",
+  ),
+  "file_place": Row(
+    "address of a file on a disk",
+    "PNG texts Thumb::..., texts that are a file:// address",
+    DROPPED,
+    "it names a person's folders",
+    names="^thumb::",
   ),
   # What is true of the old file only.
   "credentials": Row(
@@ -293,17 +302,58 @@ BY_CHUNK: dict[bytes, str] = _by("chunks")
 _BY_PROPERTY: dict[tuple[str, str], str] = _by("properties")
 
 
+_NAMES = "|".join(f"(?P<{key}>{row.names})" for key, row in TABLE.items() if row.names)
+_BY_NAME = re.compile(_NAMES)
+# Finds a name anywhere in a line, so that most lines need no closer look.
+_IN_LINE = re.compile(re.sub(r"\(\?<!\[a-z0-9\]\)|\^|\$", "", _NAMES))
+_NO_NAME = re.compile("[^a-z0-9:]+")
+# Names in texts: all that stands before the mark, such as "GPS Position : 1", and single words.
+_PARTS = re.compile("[;,|{}]")
+_PART_NAME = re.compile(r"\W{0,20}([a-z][\w .\-]{0,60}?)[\"']?[ \t]*[=:]")
+_WORD_NAME = re.compile(r"(?<![\w.\-])([a-z][\w.\-]*+)[\"']?[ \t]*[=:]")
+
+
+def of_name(name: str) -> str | None:
+  """The key of the row that a name belongs to, whatever it stands in, if it has one of its own."""
+  match = _BY_NAME.search(_NO_NAME.sub("", name.lower()))
+  return match.lastgroup if match else None
+
+
 def of_property(namespace: str, name: str) -> str | None:
   """The key of the row that an XMP property belongs to, if it has one of its own."""
-  for candidate in (name, f"{name[:3]}*", "*"):
+  for candidate in (name, "*"):
     if key := _BY_PROPERTY.get((namespace, candidate)):
       return key
-  return None
+  return of_name(name)
+
+
+def of_text(name: str, text: str) -> tuple[str, tuple[str, ...]]:
+  """What is kept of a text under a name: all but its private lines; and keys of what is not."""
+  key = of_name(name) or ("file_place" if text.lstrip().lower().startswith("file://") else None)
+  if key is None and holds_picture(f"{name} {text}".encode("utf-8", "surrogatepass")):
+    key = "embedded"
+  if key is not None:
+    return "", (key,)
+  kept, dropped = [], []
+  for line in text.splitlines(keepends=True):
+    key = _of_line(line.lower())
+    if key is None:
+      kept.append(line)
+    else:
+      dropped.append(key)
+  return ("".join(kept) if dropped else text), tuple(dict.fromkeys(dropped))
+
+
+def _of_line(line: str) -> str | None:
+  if not _IN_LINE.search(_NO_NAME.sub("", line)):
+    return None
+  names = [match.group(1) for part in _PARTS.split(line) if (match := _PART_NAME.match(part))]
+  return next((key for name in names + _WORD_NAME.findall(line) if (key := of_name(name))), None)
 
 
 def holds_picture(value: bytes) -> bool:
-  """Whether the beginning of a JPEG or PNG picture is found in a value, as it is or in base64."""
-  return any(mark in value for mark in (*_PICTURES, *_BASE64_JPEG))
+  """Whether a picture begins somewhere in a value, as it is, in base64 or in hexadecimal."""
+  return picture_marks.found(value)
 
 
 def markdown() -> str:

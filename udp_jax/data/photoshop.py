@@ -89,7 +89,8 @@ def records(iptc: bytes) -> tuple[bytes, list[str]]:
       start += width
     if start + size > len(iptc):
       break
-    if (record == 2 and 200 <= number <= 202) or record in (7, 8, 9):
+    preview = (record == 2 and 200 <= number <= 202) or record in (7, 8, 9)
+    if preview or metadata.holds_picture(iptc[start : start + size]):
       lost.append("iptc_preview")
     else:
       parts.append(iptc[at : start + size])
