@@ -306,16 +306,23 @@ _NAMES = "|".join(f"(?P<{key}>{row.names})" for key, row in TABLE.items() if row
 _BY_NAME = re.compile(_NAMES)
 # Finds a name anywhere in a line, so that most lines need no closer look.
 _IN_LINE = re.compile(re.sub(r"\(\?<!\[a-z0-9\]\)|\^|\$", "", _NAMES))
-_NO_NAME = re.compile("[^a-z0-9:]+")
+_NO_NAME = bytes(set(range(256)) - set(b"abcdefghijklmnopqrstuvwxyz0123456789:"))
+# Longer texts are not taken apart: what has a private name somewhere is dropped whole.
+_MAX_LINES = 1 << 20
 # Names in texts: all that stands before the mark, such as "GPS Position : 1", and single words.
 _PARTS = re.compile("[;,|{}]")
 _PART_NAME = re.compile(r"\W{0,20}([a-z][\w .\-]{0,60}?)[\"']?[ \t]*[=:]")
 _WORD_NAME = re.compile(r"(?<![\w.\-])([a-z][\w.\-]*+)[\"']?[ \t]*[=:]")
 
 
+def _bare(text: str) -> str:
+  """Small letters, digits and colons of a text."""
+  return text.lower().encode("ascii", "ignore").translate(None, _NO_NAME).decode()
+
+
 def of_name(name: str) -> str | None:
   """The key of the row that a name belongs to, whatever it stands in, if it has one of its own."""
-  match = _BY_NAME.search(_NO_NAME.sub("", name.lower()))
+  match = _BY_NAME.search(_bare(name))
   return match.lastgroup if match else None
 
 
@@ -334,6 +341,11 @@ def of_text(name: str, text: str) -> tuple[str, tuple[str, ...]]:
     key = "embedded"
   if key is not None:
     return "", (key,)
+  somewhere = _IN_LINE.search(_bare(text))
+  if somewhere is None:
+    return text, ()
+  if len(text) > _MAX_LINES:
+    return "", (somewhere.lastgroup or "",)
   kept, dropped = [], []
   for line in text.splitlines(keepends=True):
     key = _of_line(line.lower())
@@ -345,7 +357,7 @@ def of_text(name: str, text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _of_line(line: str) -> str | None:
-  if not _IN_LINE.search(_NO_NAME.sub("", line)):
+  if not _IN_LINE.search(_bare(line)):
     return None
   names = [match.group(1) for part in _PARTS.split(line) if (match := _PART_NAME.match(part))]
   return next((key for name in names + _WORD_NAME.findall(line) if (key := of_name(name))), None)

@@ -9,24 +9,35 @@ from __future__ import annotations
 import base64
 import re
 import struct
+from collections.abc import Iterator
 
-_JPEG = re.compile(rb"\xff\xd8\xff(?=[\xc0-\xcf\xdb\xdd\xe0-\xef\xfe\xff]|\Z)")
+_JPEG_SEGMENTS = frozenset(
+  bytes([kind]) for kind in (*range(0xC0, 0xD0), 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE, 0xFF)
+)
 # What the first segment of a JPEG file says it is.
 _JPEG_NAMES = (b"JFIF", b"JFXX", b"Exif", b"http", b"Adobe", b"ICC_", b"Photo", b"Ducky", b"MPF")
-_SURE = re.compile(
-  rb"\x89PNG\r\n\x1a\n|RIFF[\s\S]{4}WEBPVP8|[\s\S]{4}ftyp(?:avi[fs]|hei[cfsx]|hev[cx]|mif1|msf1)"
-  rb"|\x00\x00\x00\x0c(?:jP  |JXL )\r\n\x87\n|\xff\x4f\xff\x51\x00|8BPS\x00[\x01\x02]\x00{6}"
-)
-_GIF = re.compile(rb"GIF8[79]a")
+# Bytes that are found fast, and what must stand around them.
+_SURE = {
+  b"\x89PNG\r\n\x1a\n": None,
+  b"WEBPVP8": re.compile(rb"RIFF[\s\S]{4}WEBPVP8"),
+  b"ftyp": re.compile(rb"ftyp(?:avi[fs]|hei[cfsx]|hev[cx]|mif1|msf1)"),
+  b"\x00\x00\x00\x0cjP  \r\n\x87\n": None,
+  b"\x00\x00\x00\x0cJXL \r\n\x87\n": None,
+  b"\xff\x4f\xff\x51\x00": None,
+  b"8BPS\x00": re.compile(rb"8BPS\0[\1\2]\0{6}"),
+}
+_GIF = re.compile(rb"GIF8[79]a[\s\S]{7}")
+# Nothing in the reserved bytes, and one of the sizes that a header has.
 _BMP = re.compile(rb"BM[\s\S]{4}\0{4}[\s\S]{2}\0\0[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0")
-_TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # What may stand between the digits of a long text: breaks, as they are and escaped, and zeros of
 # UTF-16.
-_BREAKS = re.compile(rb"\\[nrt]|&#(?:x[0-9a-f]+|[0-9]+);|[\s\0\\]+", re.IGNORECASE)
+_ESCAPES = re.compile(rb"\\[nrt]|&#(?:x[0-9a-f]{1,6}|[0-9]{1,7});", re.IGNORECASE)
+_BREAKS = b" \t\r\n\v\f\0\\"
 _URL_DIGITS = bytes.maketrans(b"-_", b"+/")
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]{12,}")
-_HEX = re.compile(rb"(?:[0-9A-Fa-f]{2}){32,}")
+_HEX = re.compile(rb"[0-9A-Fa-f]{64,}")
 _SHORTEST = 3
 
 
@@ -36,48 +47,59 @@ def found(value: bytes) -> bool:
     return False
   if _begins(value):
     return True
-  text = _BREAKS.sub(b"", value).translate(_URL_DIGITS)
+  text = _ESCAPES.sub(b"", value).translate(_URL_DIGITS, _BREAKS)
   for digits in _BASE64.findall(text):
     # A word may stand before the first digit, and count as one.
     for part in (digits[start:] for start in range(4)):
       if _begins(base64.b64decode(part + b"A" * (-len(part) % 4)), told=True):
         return True
   for digits in _HEX.findall(text):
-    for part in (digits, digits[1:-1]):
-      if _begins(bytes.fromhex(part.decode()), told=True):
+    for part in (digits, digits[1:]):
+      if _begins(bytes.fromhex(part[: len(part) // 2 * 2].decode()), told=True):
         return True
   return False
 
 
 def _begins(value: bytes, *, told: bool = False) -> bool:
   """Whether a picture begins in these bytes; `told` if chance may have made them of a text."""
+  for mark, around in _SURE.items():
+    if mark in value and (around is None or around.search(value)):
+      return True
   return (
-    _SURE.search(value) is not None
-    or any(not told or _is_jpeg(value, match.end()) for match in _JPEG.finditer(value))
-    or any(_is_gif(value, match.end()) for match in _GIF.finditer(value))
+    any(_is_jpeg(value, at, told) for at in _places(value, b"\xff\xd8\xff"))
+    or any(_is_gif(value, match.start()) for match in _GIF.finditer(value))
     or any(_is_bmp(value, match.start()) for match in _BMP.finditer(value))
-    or any(_is_tiff(value, match.start()) for match in _TIFF.finditer(value))
+    or any(_is_tiff(value, at) for mark in _TIFF for at in _places(value, mark))
   )
 
 
-def _is_jpeg(value: bytes, at: int) -> bool:
-  """Whether the first segment has a known name, or another segment follows it."""
-  if value[at + 3 :].startswith(_JPEG_NAMES):
+def _places(value: bytes, mark: bytes) -> Iterator[int]:
+  at = value.find(mark)
+  while at >= 0:
+    yield at
+    at = value.find(mark, at + 1)
+
+
+def _is_jpeg(value: bytes, at: int, told: bool) -> bool:
+  """Whether a segment follows; if told, one of a known name, or that is followed by another."""
+  kind = value[at + 3 : at + 4]
+  if kind and kind not in _JPEG_SEGMENTS:
+    return False
+  if not told or value.startswith(_JPEG_NAMES, at + 6):
     return True
-  following = at + 1 + int.from_bytes(value[at + 1 : at + 3], "big")
-  return len(value) > at + 3 and value[following : following + 1] == b"\xff"
+  following = at + 4 + int.from_bytes(value[at + 4 : at + 6], "big")
+  return len(value) > at + 6 and value[following : following + 1] == b"\xff"
 
 
 def _is_gif(value: bytes, at: int) -> bool:
   """Whether sizes, a table of colours and a block follow, and not the rest of a sentence."""
-  if len(value) < at + 7:
-    return False
-  width, height, flags = struct.unpack_from("<HHB", value, at)
-  end = at + 7 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+  width, height, flags = struct.unpack_from("<HHB", value, at + 6)
+  end = at + 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
   return 0 < width < 1 << 13 and 0 < height < 1 << 13 and value[end : end + 1] in (b"", b",", b"!")
 
 
 def _is_bmp(value: bytes, at: int) -> bool:
+  """Whether pixels begin behind the header."""
   pixels, header = struct.unpack_from("<II", value, at + 10)
   return 14 + header <= pixels < 1 << 16
 
