@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,68 @@ def test_what_is_carried_has_the_new_names_and_all_fields(tmp_path: Path) -> Non
   }
   assert list(found.render(["a.jpg"])) == ["metadata.jsonl"]
   assert found.render([]) == {}
+
+
+def test_captions_that_are_left_out_are_counted_by_kind(
+  tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+  pictures = []
+  for name in ("p0.png", "p1.png", "p2.png", "unchosen.png"):
+    (tmp_path / name).write_bytes(b"")
+    pictures.append(ImageFile(name[:2], tmp_path / name, name))
+  (tmp_path / "p0.txt").symlink_to(tmp_path / "nothing")
+  (tmp_path / "p1.txt").write_bytes(b"a" * 3_000_000)
+  (tmp_path / "p2.txt").write_text("kept")
+  rows = ("P0.PNG", "P2.png", "../secret/p0.png", "gone.png", "", "unchosen.png", "p1.png")
+  table = "".join(json.dumps({"file_name": name, "text": "a"}) + "\n" for name in rows)
+  (tmp_path / "metadata.jsonl").write_text(table)
+  found = captions.beside(tmp_path, pictures[:3])
+  assert found.render(["p0", "p1", "p2"]) == {
+    "metadata.jsonl": b'{"file_name": "p1.png", "text": "a"}\n',
+    "p2.txt": b"kept",
+  }
+  said = [record.getMessage() for record in caplog.records]
+  assert [line.removeprefix(f"{tmp_path}: left out ") for line in said] == [
+    "1 caption that is a link to nothing: p0.txt",
+    "1 caption of more than 1 MiB: p1.txt",
+    "2 captions whose table names its picture in other capitals: P0.PNG",
+    "1 caption whose table names a file outside of the folder: ../secret/p0.png",
+    "2 captions whose table names a picture that is not there: gone.png",
+  ]
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "carried"),
+  [
+    (
+      "metadata.jsonl",
+      b'{"image_file_name": "a.png", "text": "one"}\n',
+      b'{"image_file_name": "b.png", "text": "one"}\n',
+    ),
+    (
+      "metadata.jsonl",
+      b'{"text": "one", "image": "a.png"}\n',
+      b'{"text": "one", "image": "b.png"}\n',
+    ),
+    ("metadata.csv", b"image;text\na.png;one\n", b"image,text\nb.png,one\n"),
+    ("metadata.csv", b"text\timage_file_name\none\ta.png\n", b"text,image_file_name\none,b.png\n"),
+    (
+      "metadata.csv",
+      "file_name,text\r\na.png,one\r\n".encode("utf-16"),
+      b"file_name,text\nb.png,one\n",
+    ),
+    (
+      "metadata.jsonl",
+      b"\xfe\xff" + '{"file_name": "a.png", "text": "one"}\n'.encode("utf-16-be"),
+      b'{"file_name": "b.png", "text": "one"}\n',
+    ),
+    ("a.txt", "one".encode("utf-16"), "one".encode("utf-16")),
+  ],
+)
+def test_other_forms_of_captions_are_read(
+  tmp_path: Path, name: str, content: bytes, carried: bytes
+) -> None:
+  (tmp_path / name).write_bytes(content)
+  assert captions.read_captions(tmp_path, ["a.png"]) == {"a.png": "one"}
+  found = captions.beside(tmp_path, [ImageFile("b", tmp_path / "a.png", "a.png")])
+  assert found.render(["b"]) == {name.replace("a.txt", "b.txt"): carried}

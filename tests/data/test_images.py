@@ -131,6 +131,29 @@ def test_16_bit_grey_is_reduced_to_nearest_level(tmp_path: Path, suffix: str) ->
   assert "16-bit reduced to 8" in picture.notes
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_grey_with_alpha_keeps_its_two_channels(tmp_path: Path, bits: int) -> None:
+  levels = np.arange(40, dtype=np.uint16).reshape(4, 5, 2) * 6
+  rows = levels.astype(np.uint8) if bits == 8 else (levels * 257).astype(">u2")
+  data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+  header = struct.pack(">IIBBBBB", 5, 4, bits, 4, 0, 0, 0)
+  path = tmp_path / "a.png"
+  path.write_bytes(
+    b"\x89PNG\r\n\x1a\n"
+    + b"".join(
+      struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+      for kind, body in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b""))
+    )
+  )
+  picture = images.read_image(path)
+  assert picture.notes == (("16-bit reduced to 8",) if bits == 16 else ())
+  np.testing.assert_array_equal(picture.pixels, np.repeat(levels[..., :1], 3, -1))
+  np.testing.assert_array_equal(picture.alpha, levels[..., 1])
+  fields = {key: value for key, value in picture._asdict().items() if key != "notes"}
+  with Image.open(io.BytesIO(images.encode_png(**fields))) as saved:
+    assert saved.mode == "LA"
+
+
 def test_16_bit_colour_is_reduced_and_noted(tmp_path: Path) -> None:
   pixels = _pixels(4, 5)
   rows = (pixels.astype(np.uint16) * 257).astype(">u2").reshape(4, -1)

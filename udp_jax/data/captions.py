@@ -1,13 +1,18 @@
 """Captions of pictures, as the usual tools keep them, read and carried along.
 
 In order of precedence: `metadata.jsonl` and `metadata.csv` of Hugging Face's "imagefolder" (columns
-`file_name`, a path below the table's own folder, and `text`; any others are kept), then `<picture>
-.caption` and `<picture>.txt` beside a picture (kohya's sd-scripts). Where a picture has two
-captions that differ, the first of this order counts, and a warning says so.
+`file_name`, or `image_file_name` or `image`, a path below the table's own folder, and `text`; any
+others are kept), then `<picture>.caption` and `<picture>.txt` beside a picture (kohya's
+sd-scripts). Where a picture has two captions that differ, the first of this order counts, and a
+warning says so; so does one where a caption is left out. Texts are UTF-8, or UTF-16 with a
+byte-order mark; columns of a CSV file may be separated by semicolons or tabs, as spreadsheets write
+them, and are written with commas.
 """
 
 from __future__ import annotations
 
+import codecs
+import collections
 import csv
 import io
 import json
@@ -24,6 +29,9 @@ from udp_jax.errors import BadDataError
 FILE = "metadata.jsonl"
 TABLES = (FILE, "metadata.csv")
 SUFFIXES = (".caption", ".txt")
+# Columns that name the picture; the first that is there counts.
+_NAMING = ("file_name", "image_file_name", "image")
+_SEPARATORS = (",", ";", "\t")
 # A larger text file beside a picture is no caption.
 _MAX_BYTES = 1 << 20
 
@@ -31,11 +39,15 @@ _log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-  """A line of a table: its number, the picture's path below the folder, and all of its fields."""
+  """A line of a table: its number, the picture's path below the folder, and all of its fields.
+
+  `key` is the field that names the picture.
+  """
 
   line: int
   relative: str
   fields: dict[str, Any]
+  key: str = _NAMING[0]
 
 
 class Table(NamedTuple):
@@ -66,7 +78,7 @@ class Beside(NamedTuple):
     for table in self.tables:
       start = posixpath.dirname(table.place) or "."
       rows = [
-        row.fields | {"file_name": posixpath.relpath(f"{name}.png", start)}
+        row.fields | {row.key: posixpath.relpath(f"{name}.png", start)}
         for row in table.rows
         if (name := self.names.get(naming.composed(row.relative))) in wanted
       ]
@@ -80,7 +92,7 @@ NONE_BESIDE = Beside()
 
 
 def beside(folder: str | os.PathLike, pictures: Sequence[Any]) -> Beside:
-  """What stands beside pictures.
+  """What stands beside pictures; a warning of every kind counts the captions that are left out.
 
   Args:
     folder: of the pictures.
@@ -91,13 +103,57 @@ def beside(folder: str | os.PathLike, pictures: Sequence[Any]) -> Beside:
   """
   tables = read_tables(folder, [picture.relative for picture in pictures])
   texts = []
+  lost: dict[str, list[str]] = collections.defaultdict(list)
   for picture in pictures:
     for suffix in SUFFIXES:
+      if reason := _unfit(picture.path.with_suffix(suffix)):
+        lost[reason].append(picture.path.with_suffix(suffix).name)
+        continue
       content = _text_beside(picture.path, suffix)
       if content is not None:
         texts.append((picture.name, suffix, content))
   names = {naming.composed(picture.relative): picture.name for picture in pictures}
+  folded = {name.casefold() for name in names}
+  for table in tables:
+    for row in table.rows:
+      if reason := _misnamed(Path(folder), naming.composed(row.relative), names, folded):
+        lost[reason].append(str(row.fields[row.key]))
+  for reason, what in lost.items():
+    _log.warning(
+      "%s: left out %d caption%s %s: %s",
+      naming.printable(str(folder)),
+      len(what),
+      "s" if len(what) > 1 else "",
+      reason,
+      naming.printable(what[0]),
+    )
   return Beside(tables, tuple(texts), names)
+
+
+def _unfit(path: Path) -> str | None:
+  """Why a picture's text file is no caption, if there is one."""
+  if path.is_symlink() and not path.exists():
+    return "that is a link to nothing"
+  if path.is_file() and path.suffix in SUFFIXES and path.stat().st_size > _MAX_BYTES:
+    return f"of more than {_MAX_BYTES >> 20} MiB"
+  return None
+
+
+def _misnamed(
+  folder: Path, relative: str, names: Collection[str], folded: Collection[str]
+) -> str | None:
+  """Why a row of a table is of no picture; pictures that were not chosen are no reason."""
+  if relative in names:
+    return None
+  if relative.casefold() in folded:
+    return "whose table names its picture in other capitals"
+  if relative.split("/")[0] == "..":
+    return "whose table names a file outside of the folder"
+  try:
+    there = (folder / relative).is_file()
+  except (OSError, ValueError):
+    there = False
+  return None if there else "whose table names a picture that is not there"
 
 
 def read_captions(folder: str | os.PathLike, relatives: Iterable[str] = ()) -> dict[str, str]:
@@ -182,31 +238,53 @@ def _read_jsonl(path: Path, text: str, place: str) -> tuple[tuple[str, ...], lis
       continue
     try:
       fields = files.parse_json(line)
-      name = fields["file_name"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
       raise BadDataError(
         f'{path}: line {number} is not an object with "file_name" and "text"'
       ) from error
+    key = _naming_key(fields) if isinstance(fields, dict) else None
+    if key is None:
+      raise BadDataError(f'{path}: line {number} is not an object with "file_name" and "text"')
+    name = fields[key]
     if not isinstance(name, str):
       raise BadDataError(f'{path}: line {number}: "file_name" and "text" must be texts')
-    rows.append(Row(number, posixpath.normpath(f"{place}/{name}"), fields))
+    rows.append(Row(number, posixpath.normpath(f"{place}/{name}"), fields, key))
   return (), rows
 
 
+def _naming_key(fields: Collection[str]) -> str | None:
+  """The field, or column, that names the picture."""
+  return next((key for key in _NAMING if key in fields), None)
+
+
+def _separator(text: str) -> str:
+  """What separates the columns of a table: what makes one of them name the pictures."""
+  first = text.split("\n", 1)[0].rstrip("\r")
+  for separator in _SEPARATORS:
+    try:
+      columns = next(csv.reader([first], delimiter=separator), [])
+    except csv.Error:
+      continue
+    if _naming_key(columns) is not None:
+      return separator
+  return _SEPARATORS[0]
+
+
 def _read_csv(path: Path, text: str, place: str) -> tuple[tuple[str, ...], list[Row]]:
-  reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+  reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
   rows = []
   try:
     columns = tuple(reader.fieldnames or ())
-    if "file_name" not in columns:
+    key = _naming_key(columns)
+    if key is None:
       raise BadDataError(f'{path}: line 1 has no column "file_name"')
     for fields in reader:
       if None in fields or None in fields.values():
         raise BadDataError(
           f"{path}: line {reader.line_num} has another number of columns than line 1"
         )
-      relative = posixpath.normpath(f"{place}/{fields['file_name']}")
-      rows.append(Row(reader.line_num, relative, dict(fields)))
+      relative = posixpath.normpath(f"{place}/{fields[key]}")
+      rows.append(Row(reader.line_num, relative, dict(fields), key))
   except csv.Error as error:
     raise BadDataError(f"{path}: line {reader.reader.line_num}: {error}") from error
   return columns, rows
@@ -230,7 +308,7 @@ def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> bytes:
 def _text_beside(picture: Path, suffix: str) -> bytes | None:
   """The content of a picture's own text file, or None."""
   path = picture.with_suffix(suffix)
-  if path == picture or not path.is_file() or path.stat().st_size > _MAX_BYTES:
+  if path == picture or not path.is_file() or _unfit(path):
     return None
   return _content(path)
 
@@ -244,6 +322,8 @@ def _content(path: Path) -> bytes:
 
 def _decoded(path: Path, content: bytes) -> str:
   try:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+      return content.decode("utf-16")
     return content.decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise BadDataError(f"{path}: cannot be read as UTF-8 text ({error})") from error

@@ -130,6 +130,8 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pict
       # Pillow has turned TIFF pictures when they are loaded.
       turned = image.getexif().get(_ORIENTATION, 1) if kind == "TIFF" else found.orientation
       upright = image.transpose(_TURNS[turned]) if turned in _TURNS else image
+      if kind == "PNG" and image.mode == "RGBA" and _is_grey_with_alpha(path):
+        upright = upright.convert("LA")  # Exactly: the three channels are equal.
       pixels, alpha, icc_profile, grey = _to_rgb(upright, kind, found.icc_profile, path, notes)
   except FileNotFoundError as error:
     raise MissingDataError(f"{path}: no such file") from error
@@ -332,6 +334,12 @@ def _convert_by_profile(image: Image.Image, profile: bytes | None, notes: list[s
     return image.convert("RGB")
   notes.append(f"{image.mode} converted to sRGB by its ICC profile")
   return converted if converted is not None else image
+
+
+def _is_grey_with_alpha(path: Path) -> bool:
+  """Whether a PNG file has two channels (Pillow makes four of those with 16 bits)."""
+  with open(path, "rb") as file:
+    return file.read(26)[25:] == b"\x04"  # the colour type's place in the first chunk
 
 
 def _has_16_bits(image: Image.Image, path: Path) -> bool:
