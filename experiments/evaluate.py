@@ -37,7 +37,10 @@ def main(argv: Sequence[str]) -> int:
   if _CLEAN.value and radius_255 is None:
     raise ConfigError("--radius_255 is needed with --clean and --protected")
   from udp_jax.data import places
+  from udp_jax.data.verify import check_radius_255
 
+  if radius_255 is not None:
+    check_radius_255("--radius_255", radius_255)
   folders = {"--real": _REAL, "--samples": _SAMPLES, "--clean": _CLEAN, "--protected": _PROTECTED}
   with places.use(
     pictures={name: flag.value for name, flag in folders.items()},

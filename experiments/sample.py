@@ -222,18 +222,22 @@ def _read_start(size: int) -> tuple[Any, Any]:
   """--init_image (size, size, 3) in [0, 1], and --mask (size, size, 1) of 0 and 1 or None."""
   import numpy as np
 
-  from udp_jax.data import images
+  from udp_jax.data import images, masks
 
   picture = images.read_image(str(_INIT_IMAGE.value))
   start = images.resize_picture(picture, size).pixels / np.float32(255)
   if not _MASK.value:
     return start, None
-  mask = images.read_image(_MASK.value)
-  if mask.pixels.shape != picture.pixels.shape:
-    height, width = picture.pixels.shape[:2]
-    raise BadDataError(f"{_MASK.value}: the mask is not of the picture's size, {width}x{height}")
-  level = images.resize_picture(mask, size).pixels.mean(axis=-1, keepdims=True)
-  return start, (level >= 128).astype(np.float32)
+  place, name = Path(_MASK.value), str(_INIT_IMAGE.value)
+  white = masks.read_for(place, name, picture.pixels.shape[:2], done="painted anew")
+  levels = np.repeat(np.uint8(255) * white[..., None], 3, axis=-1)
+  mask = images.resize_picture(images.Picture(levels), size).pixels[..., :1] >= 128
+  if not mask.any():
+    raise BadDataError(
+      f"{place}: the centre square of {name}, in the model's {size}x{size} pixels, has nothing of "
+      "what this mask is white in, so nothing would be painted anew"
+    )
+  return start, mask.astype(np.float32)
 
 
 if __name__ == "__main__":

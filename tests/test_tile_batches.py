@@ -86,8 +86,9 @@ def test_tile_sizes_that_a_network_takes(tiny_model) -> None:
     return larger.apply(larger.hold(params), images, timesteps, None)
 
   assert jax.eval_shape(predict, tiny_model.params).shape == (1, 24, 24, 3)
-  with pytest.raises(ConfigError, match="tile_size is 0"):
-    tile_batches.for_tiles(tiny_model.model, 0)
+  for size in (0, 100_000):
+    with pytest.raises(ConfigError, match=f"tile_size is {size}: it must be 1 to 10,000 pixels"):
+      tile_batches.for_tiles(tiny_model.model, size)
 
 
 def test_latent_models_are_made_for_a_size(tiny_pipeline) -> None:

@@ -13,7 +13,7 @@ from udp_jax.errors import ConfigError
 # Modules of a package of methods that are not methods themselves.
 _SHARED = (
   *("adaptive", "base", "editing", "finetuning", "lookup"),
-  *("maxmin", "passing", "surrogates", "targets"),
+  *("maxmin", "passing", "ranges", "surrogates", "targets"),
 )
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from udp_jax import evaluation, pictures, promises, prompts, run_config
+from udp_jax import evaluation, pictures, promises, prompts, run_config, tile_batches
 from udp_jax.data import builtin, captions, files, images, manifest, picture_folder
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError
@@ -83,6 +83,7 @@ def open_job(
     ConfigError, MissingDataError, BadDataError: the model, its tiles or the pictures.
   """
   if tile_size:
+    tile_batches.check_tile_size(tile_size)
     with config.unlocked():
       config.model.image_size = tile_size
   opened = factory.open_model(config.model, config.performance)

@@ -9,6 +9,7 @@ from typing import Any
 from udp_jax import processes
 from udp_jax.data import files, work_folder
 from udp_jax.data.image_set import ImageSet
+from udp_jax.data.verify import check_radius_255
 from udp_jax.errors import ConfigError
 
 # Fields that count something, or divide by something, and the least that makes sense.
@@ -38,16 +39,6 @@ _CHANGES_RESULTS = {
   "performance.shard_batches": 0,
   "spare_flat": 0.0,
 }
-
-
-def check_radius_255(name: str, value: Any) -> None:
-  """Raises ConfigError unless `value`, of the field or flag `name`, is a budget of a saved file."""
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not (number and 1 <= value <= 255):  # NaN is refused too.
-    raise ConfigError(
-      f"{name} is {value}: it must be from 1 to 255, in levels of the saved 8-bit file, which "
-      "changes by whole levels"
-    )
 
 
 def check_values(config: Any) -> None:

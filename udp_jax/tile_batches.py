@@ -5,6 +5,7 @@ See `udp_jax.pictures` for what this is part of.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +67,16 @@ class Job(NamedTuple):
   cond_of: Callable[[PictureFile], np.ndarray] | None
 
 
+def check_tile_size(tile_size: int) -> None:
+  """Raises ConfigError for a side that no tile has: none, or more than the largest picture."""
+  largest = math.isqrt(images.MAX_PIXELS)
+  if not 1 <= tile_size <= largest:
+    raise ConfigError(
+      f"tile_size is {tile_size}: it must be 1 to {largest:,} pixels, the side of the largest "
+      "square picture that is read"
+    )
+
+
 def for_tiles(model: DiffusionModel, tile_size: int) -> DiffusionModel:
   """The model for square tiles of another size than its own, if its networks can take them.
 
@@ -74,8 +85,7 @@ def for_tiles(model: DiffusionModel, tile_size: int) -> DiffusionModel:
   Raises:
     ConfigError: it cannot.
   """
-  if tile_size < 1:
-    raise ConfigError(f"tile_size is {tile_size}: it must be at least 1 pixel")
+  check_tile_size(tile_size)
   shape = (tile_size, tile_size, model.image_shape[2])
   if model.shape == model.image_shape != shape:
     # What `hold` prepares depends on the size of the maps.

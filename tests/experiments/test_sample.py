@@ -63,6 +63,26 @@ def test_a_mask_keeps_the_rest_of_a_picture(sample, tmp_path):
   assert record["strength"] == 1.0 and json.dumps(record["mask"])
 
 
+def test_a_mask_that_is_white_nowhere_is_refused_as_by_protect(sample, tmp_path):
+  Image.new("RGB", (20, 16), (9, 99, 199)).save(tmp_path / "picture.png")
+  # Red where it is painted, and white that nobody sees elsewhere.
+  mask = Image.new("RGBA", (20, 16), (255, 255, 255, 0))
+  mask.paste((255, 0, 0, 255), (4, 4, 12, 12))
+  mask.save(tmp_path / "mask.png")
+  start = [f"--init_image={tmp_path / 'picture.png'}", f"--mask={tmp_path / 'mask.png'}"]
+  done = sample(tmp_path / "out", *start)
+  assert done.returncode == 3 and "is coloured: paint it white" in done.stderr, done.stderr
+  assert "so nothing would be painted anew" in done.stderr
+  # White, but only beside the centre square.
+  Image.new("L", (20, 16), 0).save(tmp_path / "mask.png")
+  with Image.open(tmp_path / "mask.png") as mask:
+    mask.paste(255, (0, 0, 2, 16))
+    mask.save(tmp_path / "mask.png")
+  done = sample(tmp_path / "out", *start)
+  assert done.returncode == 3 and "the centre square of" in done.stderr, done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
 def test_files_of_what_was_learned(sample, tiny_pipeline, tmp_path):
   targets = lora.UNET_TARGETS
   factors = lora.init_factors(

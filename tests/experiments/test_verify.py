@@ -47,6 +47,22 @@ def test_one_level_past_the_budget_exits_1_and_names_the_file(
   assert json.loads(printed.stdout) == report
 
 
+@pytest.mark.parametrize("program", ["verify", "evaluate"])
+@pytest.mark.parametrize("budget", ["nan", "inf", "-1", "256"])
+def test_what_is_no_budget_is_refused(
+  folders: tuple[Path, Path], budget: str, program: str, entry_point
+) -> None:
+  done = entry_point(program, *_flags(folders)[:2], f"--radius_255={budget}")
+  assert done.returncode == 2, done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1 and "to 255, in levels" in done.stderr
+
+
+def test_nothing_is_divided_by_a_budget_of_0(folders: tuple[Path, Path], entry_point) -> None:
+  done = entry_point("evaluate", *_flags(folders)[:2], "--radius_255=0")
+  assert done.returncode == 2 and "--radius_255 is 0.0: it must be from 1" in done.stderr
+  assert entry_point("verify", *_flags(folders)[:2], "--radius_255=0").returncode == 1
+
+
 def test_user_errors_are_one_line(folders: tuple[Path, Path], entry_point) -> None:
   for arguments in (
     [f"--clean={folders[0]}/nothing", f"--protected={folders[1]}", "--radius_255=8"],

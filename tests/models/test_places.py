@@ -103,6 +103,21 @@ FOLDERS = {
     ConfigError,
     r"holds a CLIPModel, which is no diffusion model",
   ),
+  "nothing of a unet": (
+    {"model_index.json": {"_class_name": "StableDiffusionPipeline"}, "unet/config.json": {}},
+    BadDataError,
+    r"unet/config.json is incomplete: .*model_index.json promises a StableDiffusionPipeline",
+  ),
+  "nothing of a unet, no index": (
+    {"unet/config.json": {}, "vae/config.json": VAE},
+    BadDataError,
+    r"unet/config.json is incomplete: it names neither a class nor blocks\. Download",
+  ),
+  "another unet than promised": (
+    {"model_index.json": {"_class_name": "StableDiffusionPipeline"}, "unet/config.json": DDPM},
+    BadDataError,
+    r"describes a UNet2DModel, and model_index.json promises a StableDiffusionPipeline",
+  ),
   "damaged": ({"unet/config.json": "{"}, BadDataError, r"not readable JSON"),
   "config is a pointer": (
     {"unet/config.json": POINTER},

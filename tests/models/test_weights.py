@@ -196,7 +196,7 @@ def test_transposed_kernel_is_mis_shaped_and_not_accepted(golden):
 
 
 def test_missing_folder_says_how_to_get_one(tmp_path):
-  with pytest.raises(MissingDataError, match="config.json.*hf download google/ddpm-cifar10-32"):
+  with pytest.raises(MissingDataError, match="config.json.*hf download OWNER/MODEL"):
     weights.load_pretrained(tmp_path / "absent")
 
 

@@ -13,7 +13,7 @@ import pytest
 from udp_jax import purifiers
 from udp_jax.errors import ConfigError
 from udp_jax.ops.image import to_float
-from udp_jax.purifiers import Purifier
+from udp_jax.purifiers import Purifier, ranges
 from udp_jax.threats.passing import argument_entry
 
 KEY = jax.random.key(31)
@@ -108,6 +108,19 @@ def test_eight_bits_in_and_out(case):
   assert out.dtype == np.uint8 and done[-1] == 4 and sorted(done) == done
   # A value within rounding of a half may fall on either side in a batch of another size.
   assert np.abs(out - 255 * np.asarray(purified)).max() <= 0.51
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_has_a_type_and_every_number_a_range(name):
+  function = constructor(name)
+  for option in list(inspect.signature(function).parameters.values())[1:]:
+    if option.annotation in ("int", "float", "int | Sequence[int]"):
+      assert option.name in ranges.RANGES, option
+      for value in (float("nan"), float("inf"), -1e30, 1e30, True, "many", None):
+        with pytest.raises(ConfigError, match=f"purifier {name}: {option.name} must be"):
+          ranges.check(function, name, {option.name: value})
+    if option.default is not option.empty:
+      ranges.check(function, name, {option.name: option.default})
 
 
 def test_unknown_and_missing(latent_model, gaussian_model):

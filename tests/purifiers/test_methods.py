@@ -125,12 +125,25 @@ def test_diffpure_with_a_network(tiny_model):
     ("gridpure", {"stride": 9}, "stride must be 0 to 8"),
     ("jpeg", {"quality": 0}, "quality must be 1 to 100"),
     ("jpeg", {"codec": "png"}, "codec 'png' is not one of"),
+    ("jpeg", {"quality": 1e9}, "quality must be a whole number, or a list of them, 1 to 100, got"),
+    ("jpeg", {"quality": (5, 101)}, r"quality must be 1 to 100, got \(5, 101\)"),
+    ("jpeg", {"quality": ()}, "quality must be a whole number, or a list"),
+    ("jpeg", {"codec": 3}, "codec must be a word, got 3"),
+    ("jpeg", {"chroma_subsampling": "yes"}, "chroma_subsampling must be true or false, got 'yes'"),
+    ("gaussian_noise", {"std": float("nan")}, "std must be a number, 0 to 10, got nan"),
+    ("gaussian_noise", {"std_255": True}, "std_255 must be a number"),
+    ("gaussian_blur", {"sigma": 0}, "sigma must be above 0 and at most 100, got 0"),
+    ("gaussian_blur", {"kernel_size": 4}, "kernel_size must be odd or 0, got 4"),
+    ("bilateral", {"diameter": 4}, "diameter must be odd, 1 to 255, got 4"),
+    ("total_variation", {"num_steps": 2.5}, "num_steps must be a whole number, 1 to 1e"),
+    ("chain", {"methods": [{"name": "bilateral", "num_passes": -1}]}, "bilateral: num_passes must"),
+    ("chain", {"methods": {"name": "jpeg"}}, "methods must be a list of objects"),
     ("resize", {"factor": 1.0}, "factor must be in"),
     ("resize", {"method": "area"}, "method 'area' is not one of"),
     ("chain", {"methods": []}, "at least one method"),
     ("chain", {"methods": [{"quality": 3}]}, "needs a name"),
     ("chain", {}, r"needs the option\(s\) methods"),
-    ("impress", {"num_steps": 0}, "must be positive"),
+    ("impress", {"num_steps": 0}, "num_steps must be 1 to"),
     ("impress", {"perceptual": "eyes"}, "unknown perceptual distance 'eyes'"),
   ],
 )
@@ -138,6 +151,20 @@ def test_bad_options(name, options, message, latent_model, gaussian_model):
   model = latent_model if name == "impress" else gaussian_model
   with pytest.raises(ConfigError, match=message):
     purifiers.build(name, model, options)
+
+
+@pytest.mark.parametrize(
+  ("name", "options"),
+  [
+    ("bilateral", {"diameter": 255}),
+    ("adverse_cleaner", {"guided_radius": 200}),
+    ("gaussian_blur", {"sigma": 50.0}),
+  ],
+)
+def test_filters_that_reach_past_a_picture_are_refused(name, options):
+  purifier = purifiers.build(name, None, options)
+  with pytest.raises(ConfigError, match=f"purifier {name}: its filter reaches .* of 30x24"):
+    purifier.apply({}, KEYS[:1], to_float(photograph(1)))
 
 
 def test_diffpure_names_the_way_out_for_other_sizes(gaussian_model):

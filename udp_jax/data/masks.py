@@ -54,12 +54,29 @@ def read(path: Path, picture: PictureFile) -> np.ndarray:
   Raises:
     MissingDataError, BadDataError: see `find`.
   """
+  return read_for(path, picture.relative, (picture.height, picture.width))
+
+
+def read_for(
+  path: Path, name: str, size: tuple[int, int], *, done: str = "protected"
+) -> np.ndarray:
+  """`read` for any picture.
+
+  Args:
+    path: of the mask.
+    name: of the picture, for errors.
+    size: its height and width.
+    done: what is done to the picture where the mask is white.
+
+  Raises:
+    MissingDataError, BadDataError: see `find`.
+  """
   mask = picture_folder.read(path)
   height, width = mask.pixels.shape[:2]
-  if (height, width) != (picture.height, picture.width):
+  if (height, width) != size:
     raise BadDataError(
-      f"{path}: the mask is {width}x{height}, {picture.relative} is "
-      f"{picture.width}x{picture.height}; save it in the picture's size"
+      f"{path}: the mask is {width}x{height}, {name} is {size[1]}x{size[0]}; save it in the "
+      "picture's size"
     )
   opaque = np.ones((height, width), bool) if mask.alpha is None else mask.alpha >= _WHITE
   white = (mask.pixels.mean(axis=-1) >= _WHITE) & opaque
@@ -67,9 +84,9 @@ def read(path: Path, picture: PictureFile) -> np.ndarray:
     painted = mask.pixels[opaque & (mask.pixels.max(axis=-1) >= _WHITE)]
     hint = " (what is painted in this one is coloured: paint it white)" if len(painted) else ""
     raise BadDataError(
-      f"{path}: this mask lets no pixel of {picture.relative} change, so nothing would be "
-      "protected; a mask is white and opaque where the picture is to be protected, and black or "
-      f"transparent elsewhere{hint}"
+      f"{path}: this mask lets no pixel of {name} change, so nothing would be {done}; a mask is "
+      f"white and opaque where the picture is to be {done}, and black or transparent "
+      f"elsewhere{hint}"
     )
   return white
 

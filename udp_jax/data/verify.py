@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from udp_jax.data import folder, images, naming
 from udp_jax.data.manifest import INCOMPLETE, max_abs_255
@@ -47,6 +47,22 @@ class VerifyReport(NamedTuple):
   radius_255: float
 
 
+def check_radius_255(name: str, value: Any, *, least: int = 1) -> None:
+  """Raises ConfigError unless `value`, of the field or flag `name`, is a budget of a saved file.
+
+  Args:
+    name: of the field or flag.
+    value: of any type.
+    least: 0 where files are only compared, and may be equal.
+  """
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  if not (number and least <= value <= 255):  # NaN is refused too.
+    raise ConfigError(
+      f"{name} is {value}: it must be from {least} to 255, in levels of the saved 8-bit file, "
+      "which changes by whole levels"
+    )
+
+
 def verify(
   clean_dir: str | os.PathLike, protected_dir: str | os.PathLike, radius_255: float
 ) -> VerifyReport:
@@ -61,10 +77,9 @@ def verify(
 
   Raises:
     MissingDataError: a folder is not there or both hold no image.
-    ConfigError: the budget is negative.
+    ConfigError: the budget is none, see `check_radius_255`.
   """
-  if not radius_255 >= 0:
-    raise ConfigError(f"radius_255 must be 0 or more levels, got {radius_255}")
+  check_radius_255("radius_255", radius_255, least=0)
   clean_scan, protected_scan = folder.scan(clean_dir), folder.scan(protected_dir)
   clean = {naming.composed(file.name): file.path for file in clean_scan.files}
   protected = {naming.composed(file.name): file.path for file in protected_scan.files}

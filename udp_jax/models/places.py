@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from udp_jax.data import files
-from udp_jax.errors import ConfigError, MissingDataError
+from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 
 LATENT, PIXEL = "latent", "pixel"
 # Models in the package, by the name that stands for their folder.
@@ -26,6 +26,8 @@ PACKAGED = ("tiny_ldm",)
 FRESH = "pixel"
 
 _LATENT_UNET, _PIXEL_UNET = "UNet2DConditionModel", "UNet2DModel"
+# What a U-Net's config says at least one of.
+_UNET_FIELDS = ("_class_name", "down_block_types", "block_out_channels", "cross_attention_dim")
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 # A name on the Hugging Face Hub: OWNER/MODEL, or its address.
 _HUB = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+)(?:/.*)?")
@@ -74,6 +76,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
   _refuse_families(folder)
   unet = _config(folder, "unet")
   own = _config(folder, "")
+  _refuse_other_unet(folder, unet)
   if own is not None and unet is None:
     return _kind_of_part(folder, own)
   has_vae = (folder / "vae" / "config.json").is_file()
@@ -163,6 +166,25 @@ def _single_file(file: Path) -> ConfigError | MissingDataError:
 def _config(folder: Path, part: str) -> dict[str, Any] | None:
   place = folder / part / "config.json"
   return files.read_json(place) if place.is_file() else None
+
+
+def _refuse_other_unet(folder: Path, unet: dict[str, Any] | None) -> None:
+  """Raises BadDataError for a U-Net's config that says nothing, or no U-Net of what is promised."""
+  if unet is None:
+    return
+  place = folder / "unet" / "config.json"
+  index = folder / "model_index.json"
+  promised = str(files.read_json(index).get("_class_name", "")) if index.is_file() else ""
+  if not any(field in unet for field in _UNET_FIELDS):
+    promise = f", though {index.name} promises a {promised}" if promised else ""
+    raise BadDataError(
+      f"{place} is incomplete: it names neither a class nor blocks{promise}. {_again(folder)}"
+    )
+  if promised.startswith("StableDiffusion") and _kind_of_unet(unet) == PIXEL:
+    raise BadDataError(
+      f"{place} describes a {_PIXEL_UNET}, and {index.name} promises a {promised}, which has a "
+      f"{_LATENT_UNET}. {_again(folder)}"
+    )
 
 
 def _refuse_families(folder: Path) -> None:

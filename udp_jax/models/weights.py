@@ -78,8 +78,8 @@ _BUFFERS = ("position_ids",)
 _STEMS = ("diffusion_pytorch_model", "model")
 _TRANSFORMERS_MODELS = ("CLIPTextModel", "CLIPModel")
 _HOW_TO_GET = (
-  "On a machine with network access run `hf download google/ddpm-cifar10-32 --local-dir"
-  " ddpm-cifar10-32` (or the model you want) and give the path of that folder"
+  "On a machine with network access run `hf download OWNER/MODEL --local-dir FOLDER` for the whole "
+  "model, and give FOLDER"
 )
 
 

@@ -20,6 +20,7 @@ from udp_jax import lookup, parallel
 from udp_jax.errors import ConfigError, DivergedError
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.ops.image import quantise, to_float
+from udp_jax.purifiers import ranges
 from udp_jax.randomness import example_keys, stream
 
 _PACKAGE = "udp_jax.purifiers"
@@ -120,12 +121,14 @@ def build(name: str, model: DiffusionModel | None, options: dict[str, Any]) -> P
   """
   function = lookup.constructor(_PACKAGE, name)
   for option, value in options.items():
-    if option.endswith("_255") and not isinstance(value, int | float):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if option.endswith("_255") and not number:
       raise ConfigError(f"purifier {name}: {option} must be a number, got {value!r}")
   scaled = {
     k.removesuffix("_255"): v / 255 if k.endswith("_255") else v for k, v in options.items()
   }
   lookup.check_options(function, f"purifier {name}", scaled)
+  ranges.check(function, name, scaled)
   return function(model, **scaled)
 
 
@@ -142,6 +145,16 @@ def need_autoencoder(model: DiffusionModel | None, name: str) -> tuple[Diffusion
   if model.reconstruct is None:
     raise ConfigError(f"purifier {name} works with an autoencoder: give a latent diffusion model")
   return model, model.image_shape[0] // model.shape[0]
+
+
+def need_room(images: jax.Array, reach: int, name: str) -> None:
+  """Raises ConfigError unless pictures (B, H, W, C) are larger than a filter's reach."""
+  height, width = images.shape[1:3]
+  if reach >= min(height, width):
+    raise ConfigError(
+      f"purifier {name}: its filter reaches {reach} pixels, too far for pictures of "
+      f"{width}x{height}; give it a smaller one"
+    )
 
 
 def mirrored_to_multiple(images: jax.Array, multiple: int) -> jax.Array:

@@ -73,15 +73,13 @@ def impress(
     perceptual_weights: its weight file, where it needs one.
 
   Raises:
-    ConfigError: the model has no autoencoder, an unknown distance, or no steps. When it is applied:
+    ConfigError: the model has no autoencoder, or an unknown distance. When it is applied:
       pictures too small for the distance.
     MissingDataError: the distance's weights are not there.
   """
   model, downscale = base.need_autoencoder(model, "impress")
   reconstruct = model.reconstruct
   assert reconstruct is not None
-  if num_steps < 1 or not learning_rate > 0.0:
-    raise ConfigError("purifier impress: num_steps and learning_rate must be positive")
   if isinstance(perceptual, str):
     perceptual = perceptual_lib.load(perceptual, weights=perceptual_weights or None)
   measure = perceptual

@@ -35,14 +35,12 @@ def jpeg(
     chroma_subsampling: 4:2:0, as nearly every JPEG file; else 4:4:4.
 
   Raises:
-    ConfigError: an unknown codec, or a quality outside 1 to 100.
+    ConfigError: an unknown codec.
   """
   del model
   qualities = (quality,) if isinstance(quality, int) else tuple(quality)
   if codec not in CODECS:
     raise ConfigError(f"purifier jpeg: codec {codec!r} is not one of {', '.join(CODECS)}")
-  if not qualities or not all(isinstance(q, int) and 1 <= q <= 100 for q in qualities):
-    raise ConfigError(f"purifier jpeg: quality must be 1 to 100, got {quality!r}")
 
   def on_host(images: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     levels = np.clip(np.floor(255.0 * np.asarray(images) + 0.5), 0, 255).astype(np.uint8)
