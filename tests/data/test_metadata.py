@@ -322,7 +322,7 @@ def test_xmp_is_filtered_under_any_keyword(tmp_path: Path) -> None:
   # The standard keyword counts, and what another says differently is not lost in silence.
   standard = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + PLAIN_XMP)
   picture = _read(tmp_path, _png((kind, data), standard), "a.png")
-  assert _left_out(picture) == {"second_xmp"}
+  assert _left_out(picture) == {"second"}
   assert _xmp_of(_saved_chunks(tmp_path, picture)) == PLAIN_XMP
 
 
@@ -443,6 +443,25 @@ def test_exif_in_a_raw_profile_is_no_way_out(tmp_path: Path, keyword: bytes, pre
   chunks = _saved_chunks(tmp_path, picture)
   _assert_no_preview(chunks)
   assert b"a title" in chunks[b"eXIf"][0]
+
+
+def test_a_second_block_is_not_dropped_in_silence(tmp_path: Path) -> None:
+  other = Image.Exif()
+  other[0x8298] = "(c) Another"
+  blocks = [_exif(), other.tobytes()]
+  jpeg = _with_segments(*(_segment(0xE1, block) for block in blocks))
+  png = _png(*((b"eXIf", block[6:]) for block in blocks))
+  for content, name in ((jpeg, "a.jpg"), (png, "a.png")):
+    assert "second" in _left_out(_read(tmp_path, content, name))
+  # The same again is no loss, as ImageMagick writes it.
+  raw = b"Raw profile type exif\0\0" + zlib.compress(photoshop.raw_profile("exif", blocks[0]))
+  twice = _read(tmp_path, _png((b"eXIf", blocks[0][6:]), (b"zTXt", raw)), "a.png")
+  assert "second" not in _left_out(twice)
+  # A block in two segments is one.
+  cut = len(blocks[0]) // 2
+  parts = (blocks[0][:cut], b"Exif\0\0" + blocks[0][cut:])
+  split = _read(tmp_path, _with_segments(*(_segment(0xE1, part) for part in parts)))
+  assert "second" not in _left_out(split) and b"a title" in (split.exif or b"")
 
 
 def _loop() -> bytes:

@@ -153,20 +153,6 @@ def test_bad_options(name, options, message, latent_model, gaussian_model):
     purifiers.build(name, model, options)
 
 
-@pytest.mark.parametrize(
-  ("name", "options"),
-  [
-    ("bilateral", {"diameter": 255}),
-    ("adverse_cleaner", {"guided_radius": 200}),
-    ("gaussian_blur", {"sigma": 50.0}),
-  ],
-)
-def test_filters_that_reach_past_a_picture_are_refused(name, options):
-  purifier = purifiers.build(name, None, options)
-  with pytest.raises(ConfigError, match=f"purifier {name}: its filter reaches .* of 30x24"):
-    purifier.apply({}, KEYS[:1], to_float(photograph(1)))
-
-
 def test_diffpure_names_the_way_out_for_other_sizes(gaussian_model):
   purifier = purifiers.build("diffpure", gaussian_model, {"timestep": 2})
   with pytest.raises(ConfigError, match="24x30 do not fit diffpure .* 8x8: .*gridpure"):

@@ -104,7 +104,7 @@ class _Found:
     self.icc: bytes | None = None
     self._exif: exif.Exif | None = None
     self._xmp: xmp.Packet | None = None
-    self._packet = b""  # As it was read.
+    self._block, self._packet = b"", b""  # As they were read.
     self._packets: list[bytes] = []  # XMP under names of other things, which counts last.
     self._photoshop = b""
     self._fixed: dict[bytes, bytes] = {}
@@ -140,8 +140,12 @@ class _Found:
 
   def block(self, data: bytes) -> None:
     """An EXIF block."""
+    data = data.removeprefix(b"Exif\0\0")
     if self._exif is None and data:
+      self._block = data
       self.directories(exif.of_block(data))
+    elif data not in (self._block, b""):
+      self.drop("second")
 
   def directories(self, found: exif.Exif) -> None:
     """EXIF, or the tags of a TIFF file."""
@@ -161,7 +165,7 @@ class _Found:
     """An XMP packet, and what JPEG files put into further segments."""
     if self._xmp is not None:
       if data != self._packet:
-        self.drop("second_xmp")
+        self.drop("second")
       return
     self._packet = data
     try:
@@ -225,7 +229,7 @@ class _Found:
     except ValueError:
       self.drop("damaged")
       return
-    if kind in (b"exif", b"app1") and data.startswith((b"Exif\0\0", b"II*\0", b"MM\0*")):
+    if kind in (b"exif", b"app1") and data.startswith((b"Exif\0\0", *exif.HEADERS)):
       self.block(data)
     elif kind in (b"xmp", b"app1"):
       self.packet(data.removeprefix(_JPEG_XMP))
@@ -450,7 +454,10 @@ def _jpeg_segment(
     found.drop("jfif_preview")
   elif kind == 0xE1 and data.startswith(b"Exif\0"):
     # Blocks over 64 KiB go on in the next segment.
-    blocks["exif"] = blocks.get("exif", b"Exif\0\0") + data[6:]
+    if "exif" in blocks and data[6:10] in exif.HEADERS:
+      found.drop("second")
+    else:
+      blocks["exif"] = blocks.get("exif", b"Exif\0\0") + data[6:]
   elif kind == 0xE1 and data.startswith(_JPEG_XMP):
     blocks.setdefault("xmp", data[len(_JPEG_XMP) :])
   elif kind == 0xE1 and data.startswith(_JPEG_XMP_EXTENSION):

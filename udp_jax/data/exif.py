@@ -16,6 +16,8 @@ from udp_jax.data import metadata
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _SIZES_BIG = {16: 8, 17: 8, 18: 8}
 _MAX_ENTRIES = 2000
+# How a block begins, behind its prefix.
+HEADERS = (b"II*\0", b"MM\0*")
 
 _EXIF_POINTER, _GPS_POINTER, _INTEROP_POINTER = 0x8769, 0x8825, 0xA005
 _ORIENTATION = 0x0112

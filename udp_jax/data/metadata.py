@@ -203,8 +203,8 @@ TABLE: dict[str, Row] = {
     DROPPED,
     "it may show the clean picture",
   ),
-  "second_xmp": Row(
-    "further XMP packet", "any", DROPPED, "a file has one, and the first in its place counts"
+  "second": Row(
+    "further EXIF or XMP", "any", DROPPED, "a file has one, and the first in its place counts"
   ),
   "flashpix": Row("FlashPix data", "JPEG APP2", DROPPED, "it may hold a preview"),
   "application": Row(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.ops import filters
-from udp_jax.purifiers.base import Purifier, need_room, no_params
+from udp_jax.purifiers.base import Purifier, no_params
 
 
 def adverse_cleaner(
@@ -42,7 +42,6 @@ def adverse_cleaner(
 
   def apply(params: Params, keys: jax.Array, images: jax.Array) -> jax.Array:
     del params, keys
-    need_room(images, max(diameter // 2, guided_radius - 1), "adverse_cleaner")
 
     def smooth(_: jax.Array, x: jax.Array) -> jax.Array:
       return filters.bilateral(

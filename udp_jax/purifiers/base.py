@@ -147,16 +147,6 @@ def need_autoencoder(model: DiffusionModel | None, name: str) -> tuple[Diffusion
   return model, model.image_shape[0] // model.shape[0]
 
 
-def need_room(images: jax.Array, reach: int, name: str) -> None:
-  """Raises ConfigError unless pictures (B, H, W, C) are larger than a filter's reach."""
-  height, width = images.shape[1:3]
-  if reach >= min(height, width):
-    raise ConfigError(
-      f"purifier {name}: its filter reaches {reach} pixels, too far for pictures of "
-      f"{width}x{height}; give it a smaller one"
-    )
-
-
 def mirrored_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
   """Extends (B, H, W, C) at the bottom and the right by mirroring, to multiples of `multiple`."""
   height, width = images.shape[1:3]

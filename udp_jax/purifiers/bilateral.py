@@ -6,7 +6,7 @@ import jax
 
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.ops import filters
-from udp_jax.purifiers.base import Purifier, need_room, no_params
+from udp_jax.purifiers.base import Purifier, no_params
 
 
 def bilateral(
@@ -30,7 +30,6 @@ def bilateral(
 
   def apply(params: Params, keys: jax.Array, images: jax.Array) -> jax.Array:
     del params, keys
-    need_room(images, diameter // 2, "bilateral")
 
     def once(_: jax.Array, images: jax.Array) -> jax.Array:
       return filters.bilateral(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.ops import image
-from udp_jax.purifiers.base import Purifier, need_room, no_params
+from udp_jax.purifiers.base import Purifier, no_params
 
 
 def gaussian_blur(
@@ -31,11 +29,9 @@ def gaussian_blur(
   del model
   if kernel_size and kernel_size % 2 == 0:
     raise ConfigError(f"purifier gaussian_blur: kernel_size must be odd or 0, got {kernel_size}")
-  reach = kernel_size // 2 if kernel_size else math.ceil(3 * sigma)
 
   def apply(params: Params, keys: jax.Array, images: jax.Array) -> jax.Array:
     del params, keys
-    need_room(images, reach, "gaussian_blur")
     return image.gaussian_blur(images, sigma, kernel_size=kernel_size or None)
 
   return Purifier(no_params, apply)
