@@ -18,6 +18,7 @@ from PIL import Image
 
 from udp_jax import constraints, protections
 from udp_jax.data.images import read_image
+from udp_jax.data.verify import verify
 from udp_jax.errors import DivergedError
 from udp_jax.metrics_writer import read_metrics
 from udp_jax.models import factory
@@ -64,11 +65,11 @@ def _error(done, code: int) -> str:
 
 @pytest.fixture(scope="module")
 def protected(pictures: Path, tmp_path_factory: pytest.TempPathFactory, entry_point):
-  """A folder with one broken file among eight good ones, protected: (done, output)."""
+  """A folder with one broken file among eight good ones, protected by noise: (done, output)."""
   folder = tmp_path_factory.mktemp("protect")
   source = _make_pictures(folder / "source")
   (source / "a" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not much of a picture")
-  done = entry_point("protect", *_smoke(source, folder / "out"))
+  done = entry_point("protect", *_smoke(source, folder / "out", "--method=sign_noise"))
   return done, source, folder / "out"
 
 
@@ -95,6 +96,20 @@ def test_pictures_keep_their_sizes(protected) -> None:
     saved = read_image(output / place / f"{i:02d}.png").pixels
     assert saved.shape == original.shape == (17 + 3 * i, 41 - i, 3)
     assert (saved != original).mean() > 0.5
+
+
+@pytest.mark.slow
+def test_by_default_pictures_are_protected_by_eudp(
+  pictures: Path, tmp_path: Path, entry_point
+) -> None:
+  """Of any size; tests/test_pictures.py has the same without a network."""
+  done = entry_point("protect", *_smoke(pictures, tmp_path / "out"))
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f"8 pictures protected in {tmp_path / 'out'} (at most ")
+  manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+  assert manifest["method"] == "eudp" and 0 < manifest["worst"]["max_abs_255"] <= 16
+  report = verify(pictures, tmp_path / "out", 16)
+  assert report.ok and report.checked == 8
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +140,7 @@ def test_resizing_crops_and_keeps_transparency(resized) -> None:
 def test_finished_output_is_not_touched_unless_told(protected, entry_point) -> None:
   _, source, output = protected
   before = {path: path.read_bytes() for path in output.rglob("*.png")}
-  done = entry_point("protect", *_smoke(source, output))
+  done = entry_point("protect", *_smoke(source, output, "--method=sign_noise"))
   assert done.returncode == 0 and "nothing to do, 8 pictures are finished" in done.stderr
   words = _smoke(source, output, "--method=random_noise")
   message = _error(entry_point("protect", *words), 4)
