@@ -27,7 +27,7 @@ def tiny() -> pipeline_lib.Pipeline:
 
 @pytest.fixture(scope="module")
 def photographs() -> np.ndarray:
-  return sources.load("builtin", image_size=64, limit=12, seed=3).images
+  return sources.load("builtin", image_size=64, limit=4, seed=3).images
 
 
 def test_fits_into_the_package(tiny) -> None:
@@ -70,6 +70,7 @@ def test_predicts_noise(tiny, photographs) -> None:
   assert float(losses.mean()) < 0.6
 
 
+@pytest.mark.slow
 def test_draws_what_is_asked_for(tiny) -> None:
   ids = tiny.tokenizer(["a photo of a car", "a painting by vincent van gogh", ""])
   drawn = denoiser.sample(
