@@ -5,6 +5,7 @@ The same comparisons run live in tests/parity/test_sd_parity.py.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def unet_and_params(sd_models, version):
   return unet, params_of(sd_models, unet, *call), inputs
 
 
+@functools.cache
 def vae_and_params(sd_models):
   vae = AutoencoderKL(AutoencoderKLConfig.from_dict(sd_models.VAE))
   size = sd_models.VAE["sample_size"]

@@ -143,10 +143,11 @@ def test_glaze_towards_the_picture_in_another_style(latent_model):
   state = jax.jit(protection.init)(KEY, DATA, PARAMS)
   assert state.style.shape == DATA.images.shape and state.style.dtype == jnp.uint8
   edit = img2img(latent_model, strength=0.4, sample_steps=10, scheduler=targets.SCHEDULER)
+  apply = jax.jit(edit.apply)
   cond = np.ones((1, 2), np.int32)
   for number, ids in enumerate(DATA.ids):
     keys = example_keys(stream(KEY, "style"), 0, ids)
-    edited = edit.apply(keys, PARAMS, to_float(DATA.images[number]), cond, cond)
+    edited = apply(keys, PARAMS, to_float(DATA.images[number]), cond, cond)
     np.testing.assert_allclose(state.style[number], 255 * np.asarray(edited), atol=0.51)
   # Nearer to what the model knows, which is grey.
   clean, styled = (np.abs(p.astype(float) - 127.5).mean() for p in (DATA.images, state.style))
