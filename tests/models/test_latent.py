@@ -114,20 +114,25 @@ def test_held_parameters_compute_the_same(run, results, tiny_pipeline):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_held(tiny_pipeline, make_tiny_pipeline):
+def test_what_is_held(tiny_pipeline):
   """Shapes only: nothing is compiled."""
   held = jax.eval_shape(tiny_pipeline.model.hold, tiny_pipeline.params)
   assert isinstance(held, Held) and held is tiny_pipeline.model.hold(held)
-  # Filters of the U-Net and of the VAE, where `ops.conv` has any to prepare (on a CPU).
+  # Filters of the VAE, where `ops.conv` has any to prepare (on a CPU).
   if jax.default_backend() == "cpu":
-    two_levels = make_tiny_pipeline(
-      block_out_channels=(8, 16),
-      down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    wide = jax.eval_shape(two_levels.model.hold, two_levels.params)
-    assert jax.tree.leaves(wide.prepared["unet"])
     assert set(held.prepared["vae"]) == {"encoder", "decoder"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="filters are prepared on CPUs")
+def test_filters_of_a_deeper_unet_are_held(make_tiny_pipeline):
+  two_levels = make_tiny_pipeline(
+    block_out_channels=(8, 16),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+  )
+  wide = jax.eval_shape(two_levels.model.hold, two_levels.params)
+  assert jax.tree.leaves(wide.prepared["unet"])
 
 
 def test_held_parameters_are_in_the_dtype_of_the_computation(tiny_pipeline):

@@ -57,14 +57,14 @@ def module_and_inputs(name: str, fields):
   return CLIPText(text), (jax.ShapeDtypeStruct((1, 77), jnp.int32),)
 
 
-# 1.4's, but for the channels of its input.
-LIKE_ANOTHER = "sd15_inpainting_unet"
+# Larger ones of the same layout, or of one more channel.
+LIKE_OTHERS = ("sd15_inpainting_unet", "sd21_unet", "openclip_h_text")
 
 
 @pytest.mark.parametrize(
   "name",
   [
-    pytest.param(name, marks=pytest.mark.slow if name == LIKE_ANOTHER else ())
+    pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ())
     for name in sorted(TOTALS)
   ],
 )
