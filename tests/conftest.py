@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +143,52 @@ def random_params(shapes, seed: int = 0):
     return values.astype(leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@pytest.fixture(scope="module")
+def built_once() -> Iterator[None]:
+  """A method of the same model and options is one object in all tests of a module.
+
+  Jax traces, lowers and compiles a function once for as long as it is the same one; a method that
+  is built again has new functions. Options are compared by their text.
+  """
+  from udp_jax import protections, threats
+
+  made: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+
+  def share(build: Callable[..., Any]) -> Callable[..., Any]:
+    def shared(name: str, model: Any, options: dict[str, Any]) -> Any:
+      key = (build, name, id(model), repr(sorted(options.items())))
+      if key not in made:
+        # With the model: an identity is its own for as long as it lives.
+        made[key] = build(name, model, options), model
+      return made[key][0]
+
+    return shared
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(protections, "build", share(protections.build))
+    patch.setattr(threats, "build", share(threats.build))
+    yield
+
+
+@pytest.fixture(scope="module")
+def photographs_once() -> Iterator[None]:
+  """The built-in photographs are cut into crops once for all tests of a module."""
+  from udp_jax.data import builtin
+
+  cut = builtin._photograph_crops
+  made: dict[tuple[Any, ...], list[tuple[int, np.ndarray]]] = {}
+
+  def crops(photograph: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
+    key = (hash(photograph.tobytes()), photograph.shape, size)
+    if key not in made:
+      made[key] = cut(photograph, size)
+    return [*made[key]]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(builtin, "_photograph_crops", crops)
+    yield
 
 
 PROMPTS = ("a photograph of a cat", "a painting of a dog by the sea", "the sea at night")

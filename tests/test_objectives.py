@@ -154,7 +154,9 @@ def test_the_identity_alone_changes_nothing(images):
   plain = objectives.denoising(linear_model(), PROBS)
   expected = objectives.over_transforms(plain, [lambda keys, images: images])
   for got, wanted in zip(
-    expected(PARAMS, images, None, KEYS), plain(PARAMS, images, None, KEYS), strict=True
+    jax.jit(expected)(PARAMS, images, None, KEYS),
+    jax.jit(plain)(PARAMS, images, None, KEYS),
+    strict=True,
   ):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
@@ -164,18 +166,19 @@ def test_every_picture_gets_a_transform_by_its_own_key(images):
   keys = example_keys(jax.random.key(1), 0, np.arange(300))
   many = np.repeat(images[:1], 300, axis=0)
   objective = objectives.over_transforms(brightness, [black, darker, white])
-  losses = np.asarray(jax.jit(objective)(None, many, None, keys)[0])
+  run = jax.jit(objective)
+  losses = np.asarray(run(None, many, None, keys)[0])
   counts = [(losses == 0).sum(), ((losses > 0) & (losses < 1)).sum(), (losses == 1).sum()]
   assert sum(counts) == 300 and np.abs(np.array(counts) - 100).max() < 5 * np.sqrt(300 * 2 / 9)
-  few = objective(None, many[:5], None, keys[:5])[0]
+  few = run(None, many[:5], None, keys[:5])[0]
   np.testing.assert_allclose(few, losses[:5], rtol=1e-6)
 
 
 def test_transforms_are_differentiated_through(images):
   objective = objectives.over_transforms(brightness, [darker])
-  found = jax.grad(lambda x: objective(None, x, None, KEYS)[0].sum())(jnp.asarray(images))
+  found = jax.jit(jax.grad(lambda x: objective(None, x, None, KEYS)[0].sum()))(images)
   # Brightness is linear: what a pixel weighs is the factor of its picture.
-  factor = objective(None, jnp.ones_like(images), None, KEYS)[0]
+  factor = jax.jit(objective)(None, np.ones_like(images), None, KEYS)[0]
   np.testing.assert_allclose(found[:, :, 0].sum((1, 2)), factor, rtol=1e-5)
   assert factor.min() > 0 and factor.std() > 0.05
 
@@ -186,7 +189,7 @@ def test_draws_are_averaged(images):
   plain = images[:, :, 0].mean((1, 2))
   # The mean of 400 uniform factors is 1/2, give or take five of its deviations.
   assert np.abs(losses / plain - 0.5).max() < 5 * np.sqrt(1 / 12 / 400)
-  one = objectives.over_transforms(brightness, [darker])(None, images, None, KEYS)[0]
+  one = jax.jit(objectives.over_transforms(brightness, [darker]))(None, images, None, KEYS)[0]
   assert np.abs(one / plain - 0.5).max() > 0.1
 
 

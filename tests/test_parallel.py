@@ -1,8 +1,9 @@
 """Meshes and placement on one device here, and on eight in a process of its own.
 
 The second part compiles real rounds for eight devices, counts the collectives in the program and
-compares what comes out with one device. It builds its network from the package's own convolutions
-(direct and Winograd), normalisation and attention; a whole U-Net would only compile longer.
+compares what comes out with one device: here for a method of each kind, in `make test_slow` for all
+the others. It builds its network from the package's own convolutions (direct and Winograd),
+normalisation and attention; a whole U-Net would only compile longer.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from udp_jax import parallel, protections
 from udp_jax.errors import ConfigError
 
 DEVICES = 8
+LEAVES = 7  # Of the network's parameters.
+METHODS_OF_EACH_KIND = ("udp", "advdm", "random_noise")
+_OTHERS = [name for name in protections.available() if name not in METHODS_OF_EACH_KIND]
 PROGRAM = '''
-import inspect, json, re
+import inspect, json, re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.experimental.pallas import tpu as pltpu
 from udp_jax import lookup, parallel, placement, protections, training
@@ -78,8 +82,9 @@ def options(function):
   return {k: v for k, v in given.items() if k.removesuffix("_255") in known}
 
 
-found = {"devices": jax.device_count(), "leaves": len(SHAPES), "methods": {}}
-for name in protections.available():
+found = {"devices": jax.device_count(), "methods": {}}
+methods, splits, flash = (words.split() for words in sys.argv[1:])
+for name in methods:
   function = lookup.constructor("udp_jax.protections", name)
   try:
     protection = protections.build(name, model, options(function))
@@ -109,7 +114,8 @@ for name in protections.available():
 # Weights split over four devices; and both gradients from one backward pass.
 found["split"] = {}
 udp = lookup.constructor("udp_jax.protections", "udp")
-for joint in (False, True):
+for variant in splits:
+  joint = variant == "joint"
   deltas, seen = [], {}
   for devices in (jax.devices(), jax.devices()[:1]):
     mesh = parallel.make_mesh(devices, fsdp=min(4, len(devices)))
@@ -136,15 +142,16 @@ for joint in (False, True):
     deltas.append(np.asarray(state.delta))
   seen["moved"] = float(np.abs(deltas[0]).mean())
   seen["different"] = float(np.mean(deltas[0] != deltas[1]))
-  found["split"]["joint" if joint else "udp"] = seen
+  found["split"][variant] = seen
 
-same = lambda params, x, *_: attention.flash_attention(x, x, x)
-mesh = parallel.make_mesh(fsdp=2)
-flash = placement.split_weights(DiffusionModel(None, same, same, same, None, None, (), ()), mesh)
-x = jax.random.normal(KEY, (jax.device_count(), 128, 1, 8))
-with pltpu.force_tpu_interpret_mode():
-  out = jax.jit(flash.apply)({}, parallel.place_batches(x[None], mesh)[0], None)
-found["flash"] = float(np.abs(out - attention.dot_product_attention(x, x, x)).max())
+if flash:
+  same = lambda params, x, *_: attention.flash_attention(x, x, x)
+  mesh = parallel.make_mesh(fsdp=2)
+  split = placement.split_weights(DiffusionModel(None, same, same, same, None, None, (), ()), mesh)
+  x = jax.random.normal(KEY, (jax.device_count(), 128, 1, 8))
+  with pltpu.force_tpu_interpret_mode():
+    out = jax.jit(split.apply)({}, parallel.place_batches(x[None], mesh)[0], None)
+  found["flash"] = float(np.abs(out - attention.dot_product_attention(x, x, x)).max())
 try:
   parallel.place_batches(training.make_batches(pictures, 12), parallel.make_mesh())
 except ConfigError as error:
@@ -209,15 +216,25 @@ def test_fsdp_must_divide_the_devices():
     parallel.make_mesh(jax.devices()[:1], fsdp=2)
 
 
-@pytest.fixture(scope="module")
-def eight(eight_devices):
+def _run(environment, methods, splits, flash=""):
   """What `PROGRAM` found on eight CPU devices."""
-  command = [sys.executable, "-c", PROGRAM]
-  done = subprocess.run(command, env=eight_devices, capture_output=True, text=True, timeout=570)
+  command = [sys.executable, "-c", PROGRAM, " ".join(methods), " ".join(splits), flash]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=570)
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["devices"] == DEVICES
   return found
+
+
+@pytest.fixture(scope="module")
+def eight(eight_devices):
+  return _run(eight_devices, METHODS_OF_EACH_KIND, ["udp"], "flash")
+
+
+@pytest.fixture(scope="module")
+def others(eight_devices):
+  """The same for all other methods."""
+  return _run(eight_devices, _OTHERS, ["joint"])
 
 
 def test_a_batch_that_does_not_divide(eight):
@@ -225,12 +242,31 @@ def test_a_batch_that_does_not_divide(eight):
   assert message in eight["refusal"]
 
 
-@pytest.fixture(params=protections.available())
-def method(request, eight):
+@pytest.fixture(
+  params=[
+    *(pytest.param((name, "eight"), id=name) for name in METHODS_OF_EACH_KIND),
+    *(pytest.param((name, "others"), id=name, marks=pytest.mark.slow) for name in _OTHERS),
+  ]
+)
+def method(request):
   """A method's name and what was seen of it; those for latent models alone are left out."""
-  if request.param not in eight["methods"]:
+  name, run = request.param
+  found = request.getfixturevalue(run)["methods"]
+  if name in _OTHERS and name not in found:
     pytest.skip("for latent models")
-  return request.param, eight["methods"][request.param]
+  return name, found[name]
+
+
+@pytest.fixture(
+  params=[
+    pytest.param(("udp", "eight"), id="udp"),
+    pytest.param(("joint", "others"), id="joint", marks=pytest.mark.slow),
+  ]
+)
+def split(request):
+  """What was seen of `udp` with weights that are split."""
+  variant, run = request.param
+  return request.getfixturevalue(run)["split"][variant]
 
 
 def test_pictures_are_split_over_the_devices(method):
@@ -251,32 +287,27 @@ def test_eight_devices_make_the_delta_of_one(method):
   assert seen["moved"] > 0.005
 
 
-def test_collectives_of_a_round(eight, method):
+def test_collectives_of_a_round(method):
   """None in the max step. In the min step one reduction: of gradients, loss and count together."""
   name, seen = method
   # ASPL trains twice a round; nobody asks for the loss of the copy that it throws away.
   more = {"aspl": [1, 2]}.get(name, [2] if seen["trains"] else [])
-  assert sorted(arrays for _, arrays, _ in seen["collectives"]) == [
-    eight["leaves"] + n for n in more
-  ]
+  assert sorted(arrays for _, arrays, _ in seen["collectives"]) == [LEAVES + n for n in more]
   for operation, _, kinds in seen["collectives"]:
     assert (operation, set(kinds)) == ("all-reduce", {"f32"})
 
 
-@pytest.mark.parametrize("variant", ["udp", "joint"])
-def test_split_weights_make_the_same_delta(eight, variant):
-  seen = eight["split"][variant]
+def test_split_weights_make_the_same_delta(split):
   # Weights and the optimiser's moments lie in quarters; what is small lies everywhere.
-  assert seen["weight"] == [["None", "None", "None", "fsdp"]] * 2
-  assert "fsdp" not in seen["small"]
+  assert split["weight"] == [["None", "None", "None", "fsdp"]] * 2
+  assert "fsdp" not in split["small"]
   # Sums over pictures are made in another order: see above.
-  assert seen["different"] < 0.01
-  assert seen["moved"] > 0.005
+  assert split["different"] < 0.01
+  assert split["moved"] > 0.005
 
 
-@pytest.mark.parametrize("variant", ["udp", "joint"])
-def test_split_weights_are_gathered_and_activations_stay(eight, variant):
-  kinds = {operation for operation, _, _ in eight["split"][variant]["collectives"]}
+def test_split_weights_are_gathered_and_activations_stay(split):
+  kinds = {operation for operation, _, _ in split["collectives"]}
   assert "all-gather" in kinds
   assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}
 

@@ -15,6 +15,8 @@ from udp_jax.data import image_set, manifest
 from udp_jax.errors import DivergedError, OutputError
 from udp_jax.metrics_writer import read_metrics
 
+pytestmark = pytest.mark.usefixtures("built_once")
+
 KEY = jax.random.key(3)
 
 
@@ -96,7 +98,8 @@ def test_grey_files_stay_grey(gaussian_model, clean, tmp_path: Path) -> None:
   images[::2] = images[::2, ..., :1]
   metadata = [image_set.Metadata(name, grey=i == 0) for i, name in enumerate(clean.names)]
   some = image_set.finish(images, clean.names, "a test", metadata=metadata)
-  protected = _protect(gaussian_model, some, tmp_path / "out", "udp")
+  # By noise: steps that keep grey are those of test_pictures.
+  protected = _protect(gaussian_model, some, tmp_path / "out", "random_noise")
   assert (protected[::2] == protected[::2, ..., :1]).all()
   assert not (protected[1::2] == protected[1::2, ..., :1]).all(axis=(1, 2, 3)).any()
   assert 6 <= np.abs(protected[::2].astype(int) - images[::2]).max() <= 12

@@ -20,6 +20,8 @@ from udp_jax.errors import ConfigError, DivergedError
 from udp_jax.protections.base import PERTURB, TRAIN, WHOLE
 from udp_jax.protections.udp import udp
 
+pytestmark = pytest.mark.usefixtures("built_once")
+
 KEY = jax.random.key(5)
 RADIUS, STEP = 8 / 255, 3 / 255
 METHODS = {
@@ -128,6 +130,7 @@ def test_every_method_is_covered(gaussian_model):
   assert on_pixels == {*METHODS, "udp", "eudp", "fsmg", "aspl"}
 
 
+@pytest.mark.slow
 def test_a_real_network(tiny_model, pictures, mesh):
   protection = protections.build("advdm", tiny_model.model, METHODS["advdm"])
   batches = training.make_batches(pictures, 4)
@@ -334,7 +337,7 @@ def test_two_shards_are_on_the_device(pictures, mesh, monkeypatch):
 
 DEVICES = 8
 PROGRAM = """
-import json, re
+import json, re, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from udp_jax import constraints, parallel, protections, streaming, training
 
@@ -357,9 +360,9 @@ learner = protections.bilevel(
   init_params=lambda key: {"w": jax.random.normal(key, (48 * 48,))},
 )
 found = {"devices": jax.device_count()}
-for name, protection, shard_batches in (
-  ("fixed", protections.over_batches(inner), 2), ("learner", learner, 6)
-):
+methods = {"fixed": (protections.over_batches(inner), 2), "learner": (learner, 6)}
+for name in sys.argv[1:]:
+  protection, shard_batches = methods[name]
   data = parallel.place_batches(batches, mesh)
   stream = streaming.make(KEY, protection, batches, params, mesh, shard_batches=shard_batches)
   state = jax.device_put(jax.jit(protection.init)(KEY, data, params), stream.shardings)
@@ -386,15 +389,25 @@ print(json.dumps(found))
 """
 
 
-def test_shards_are_split_over_the_devices(eight_devices):
-  command = [sys.executable, "-c", PROGRAM]
+def _on_eight(eight_devices, name):
+  """What `PROGRAM` finds of one of its methods on eight devices."""
+  command = [sys.executable, "-c", PROGRAM, name]
   done = subprocess.run(command, env=eight_devices, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["devices"] == DEVICES
-  fixed, learner = found["fixed"], found["learner"]
+  return found[name]
+
+
+def test_shards_are_split_over_the_devices(eight_devices):
+  fixed = _on_eight(eight_devices, "fixed")
   assert fixed["visits"] == 6 and fixed["shapes"] == ["(2, 1, 4, 4, 3)"]
   assert fixed["same"] and fixed["moved"] > 0.01 and fixed["collectives"] == 0
+
+
+@pytest.mark.slow
+def test_weights_are_split_over_the_devices_between_visits(eight_devices):
+  learner = _on_eight(eight_devices, "learner")
   assert learner["visits"] == 2 and learner["shapes"] == ["(6, 1, 4, 4, 3)"]
   assert learner["same"] and learner["moved"] > 0.01 and learner["collectives"] > 0
   # Weights and Adam's two moments stay split between the visits.

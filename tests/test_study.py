@@ -15,6 +15,8 @@ from udp_jax.data import image_set, sources, work_folder
 from udp_jax.errors import ConfigError, MissingDataError, UserError
 from udp_jax.models import factory
 
+pytestmark = pytest.mark.usefixtures("photographs_once")
+
 
 @pytest.fixture
 def config():
@@ -107,7 +109,7 @@ def test_holdout_is_a_fraction_or_a_number(holdout: float, held: int, config) ->
 
 
 @pytest.fixture(scope="module")
-def pictures() -> image_set.ImageSet:
+def pictures(photographs_once) -> image_set.ImageSet:
   return sources.load("builtin", image_size=16, limit=8)
 
 

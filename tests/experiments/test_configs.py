@@ -71,6 +71,7 @@ def test_everything_builds_from_the_config(experiment: str, name: str, variant: 
     assert config.data.source == "builtin" and "smoke" in config.notice
 
 
+@pytest.mark.slow
 def test_paper_setting_traces_without_allocating() -> None:
   config = _cli.get_config("eudp", "cifar10")
   model, _, _ = factory.build(config.model, config.performance)

@@ -14,6 +14,7 @@ from PIL import Image
 from udp_jax.models import factory
 
 ROWS = ("clean", "random_noise", "udp", "eudp")
+AGAINST = "protected against a small pixel DDPM trained on these pictures: "
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def test_table_and_places_are_printed(smoke) -> None:
   assert f"report: {smoke.workdir / 'report.html'}\n" in smoke.stdout
   assert f"protected pictures: {smoke.workdir / 'protected'}\n" in smoke.stdout
   assert "the numbers mean nothing" in smoke.stdout
+  assert smoke.stdout.count(AGAINST) == 1
 
 
 def test_progress_names_stages_and_rates_and_nothing_else_is_said(smoke) -> None:
@@ -154,6 +156,7 @@ def test_another_config_in_the_same_folder_is_refused(copy: Path, entry_point) -
   assert _files(copy) == before
 
 
+@pytest.mark.slow
 def test_rows_may_be_added_later(copy: Path, smoke, entry_point) -> None:
   before = _files(copy / "protected")
   done = entry_point(
@@ -177,21 +180,32 @@ def test_rows_may_be_added_later(copy: Path, smoke, entry_point) -> None:
   assert controls == {"clean": True, "eudp": False, "eudp_shuffled": True}
 
 
-def test_noevaluate_stops_after_protecting(tmp_path: Path, smoke, entry_point) -> None:
+@pytest.mark.parametrize(
+  "rows",
+  [
+    ("random_noise",),  # Attacks no network: nothing is compiled.
+    pytest.param(("random_noise", "udp"), marks=pytest.mark.slow),
+  ],
+)
+def test_noevaluate_stops_after_protecting(
+  rows: tuple[str, ...], tmp_path: Path, smoke, entry_point
+) -> None:
   """And `experiments.udp` has the same words and the same numbers, without EUDP."""
   done = entry_point(
     "udp",
     "--config=demo:smoke",
     f"--workdir={tmp_path / 'run'}",
     "--noevaluate",
+    # The rows of `experiments.udp` by itself.
+    *([] if "udp" in rows else [f"--config.rows={rows}"]),
   )
   assert done.returncode == 0, done.stderr
-  against, folder = done.stdout.splitlines()
-  assert against.startswith("protected against a small pixel DDPM trained on these pictures: ")
+  *against, folder = done.stdout.splitlines()
+  assert [line[: len(AGAINST)] for line in against] == [AGAINST] * ("udp" in rows)
   assert folder == f"protected pictures, a folder a row: {tmp_path / 'run' / 'protected'}"
   names = sorted(path.name for path in (tmp_path / "run").glob("[!.]*"))
   assert names == ["clean", "config.json", "holdout", "protected", "stages"]
-  assert sorted(p.name for p in (tmp_path / "run/protected").iterdir()) == ["random_noise", "udp"]
+  assert sorted(p.name for p in (tmp_path / "run/protected").iterdir()) == sorted(rows)
   for file in (tmp_path / "run/protected").rglob("*.png"):
     same = smoke.workdir / "protected" / file.relative_to(tmp_path / "run/protected")
     assert file.read_bytes() == same.read_bytes()

@@ -11,8 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from udp_jax import constraints, metrics_writer, parallel, protections, stages
+from udp_jax.data import image_set
 from udp_jax.metrics_writer import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +71,70 @@ def _results(workdir: Path) -> dict[str, bytes]:
   }
 
 
+def protect_stage(workdir: Path, pause_s: float = 0.0) -> None:
+  """A stage of 60 random steps, of a few operations each; `pause_s` after every round."""
+  images = np.random.default_rng(0).integers(60, 200, (6, 8, 8, 3), dtype=np.uint8)
+
+  def objective(params, images, cond, keys):
+    del params, cond
+    targets = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
+    return jnp.square(images - targets).mean((1, 2, 3)), {}
+
+  class Slow(metrics_writer.MetricsWriter):
+    def write(self, *args, **options):
+      super().write(*args, **options)
+      time.sleep(pause_s)
+
+  inner = protections.pgd(objective, constraints.linf(16 / 255), protections.sign_descent(1 / 255))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stages, "MetricsWriter", Slow)
+    stages.protect_stage(
+      protections.over_batches(inner),
+      image_set.finish(images, [f"p{i}" for i in range(6)], "a test"),
+      workdir / "out",
+      key=jax.random.key(0),
+      params=None,
+      mesh=parallel.make_mesh(jax.devices()[:1]),
+      radius_255=16,
+      num_rounds=60,
+      global_batch_size=6,
+      scratch_folder=workdir / "scratch",
+      checkpoint_every=10,
+      label="protect",
+      record={"method": "a test"},
+      progress=False,
+    )
+
+
+def test_a_killed_stage_ends_like_an_undisturbed_one(
+  tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+  """The whole programs are left to `make test_slow`."""
+  workdir, metrics = tmp_path / "killed", tmp_path / "killed" / "scratch" / "metrics.jsonl"
+  code = "import sys; from pathlib import Path; from tests.experiments import test_interruptions; "
+  code += "test_interruptions.protect_stage(Path(sys.argv[1]), 0.05)"
+  process = subprocess.Popen(
+    [sys.executable, "-c", code, str(workdir)], cwd=ROOT, env=process_environment
+  )
+  deadline = time.monotonic() + 300
+  while _last(metrics) < 35:
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  process.kill()
+  assert process.wait(60) == -signal.SIGKILL
+  killed = _last(metrics)
+  assert 35 <= killed < 60, "the kill came too late to show anything"
+  assert not list(workdir.rglob("*.png"))
+  names = [path.name for path in (workdir / "scratch" / "checkpoints").iterdir()]
+  # One interval was lost, and a second one if its save was still under way.
+  assert killed - 20 <= max(int(name) for name in names if name.isdigit()) <= killed
+  protect_stage(workdir)
+  protect_stage(tmp_path / "undisturbed")
+  assert [r["position"] for r in read_metrics(metrics)] == list(range(1, 61))
+  first, second = _results(tmp_path / "undisturbed"), _results(workdir)
+  assert len(first) == 6 and first == second
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, entry_point) -> Path:
   workdir = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -74,6 +143,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, entry_point) -> Path:
   return workdir
 
 
+@pytest.mark.slow
 def test_interrupted_at_random_moments_the_result_is_the_same(
   undisturbed: Path, tmp_path: Path, entry_point, process_environment: dict[str, str]
 ) -> None:

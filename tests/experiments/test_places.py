@@ -95,7 +95,7 @@ def test_folders_of_one_artist(tmp_path: Path, process_environment, entry_point)
   _refused(entry_point("protect", *NOISE, *words), "last copy of a picture", "p0.png is gone")
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.5])
+@pytest.mark.parametrize("delay_s", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_of_two_runs_on_one_output_one_runs(
   tmp_path: Path, delay_s: float, process_environment
 ) -> None:

@@ -10,11 +10,16 @@ import sys
 import tarfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
+from udp_jax import constraints, protections
 from udp_jax.data.images import read_image
+from udp_jax.data.verify import verify
+from udp_jax.errors import DivergedError
 from udp_jax.metrics_writer import read_metrics
 from udp_jax.models import factory
 
@@ -26,9 +31,9 @@ def _photograph(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def _make_pictures(folder: Path) -> Path:
-  """Fifteen pictures of odd sizes in nested folders, and one with transparency: sixteen."""
+  """Seven pictures of odd sizes in nested folders, and one with transparency: eight."""
   folder.mkdir()
-  for i in range(15):
+  for i in range(7):
     place = folder / ("a" if i % 2 else "b/c")
     place.mkdir(parents=True, exist_ok=True)
     Image.fromarray(_photograph(i, 17 + 3 * i, 41 - i)).save(
@@ -60,22 +65,22 @@ def _error(done, code: int) -> str:
 
 @pytest.fixture(scope="module")
 def protected(pictures: Path, tmp_path_factory: pytest.TempPathFactory, entry_point):
-  """A folder with one broken file among sixteen good ones, protected: (done, output)."""
+  """A folder with one broken file among eight good ones, protected by noise: (done, output)."""
   folder = tmp_path_factory.mktemp("protect")
   source = _make_pictures(folder / "source")
   (source / "a" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not much of a picture")
-  done = entry_point("protect", *_smoke(source, folder / "out"))
+  done = entry_point("protect", *_smoke(source, folder / "out", "--method=sign_noise"))
   return done, source, folder / "out"
 
 
 def test_bad_file_is_skipped_and_the_others_are_protected(protected, entry_point) -> None:
   done, _, output = protected
   assert done.returncode == 0, done.stderr
-  assert f"16 pictures protected in {output} (at most" in done.stdout
+  assert f"8 pictures protected in {output} (at most" in done.stdout
   assert "of 16 levels of change), 1 skipped" in done.stdout
   assert re.search(r"^skipped: a/broken.jpg: \S+", done.stdout, re.MULTILINE)
   names = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
-  assert len(names) == 16 and {"glass.png", "a/01.png", "b/c/00.png"} <= names
+  assert len(names) == 8 and {"glass.png", "a/01.png", "b/c/00.png"} <= names
   manifest = json.loads((output / "manifest.json").read_text())
   assert [file for file, _ in manifest["origin"]["skipped"]] == ["a/broken.jpg"]
   clean = Path(f"{output}.work") / "clean"
@@ -85,7 +90,7 @@ def test_bad_file_is_skipped_and_the_others_are_protected(protected, entry_point
 
 def test_pictures_keep_their_sizes(protected) -> None:
   _, source, output = protected
-  for i in range(15):
+  for i in range(7):
     place = "a" if i % 2 else "b/c"
     original = read_image(next((source / place).glob(f"{i:02d}.*"))).pixels
     saved = read_image(output / place / f"{i:02d}.png").pixels
@@ -93,18 +98,36 @@ def test_pictures_keep_their_sizes(protected) -> None:
     assert (saved != original).mean() > 0.5
 
 
+@pytest.mark.slow
+def test_by_default_pictures_are_protected_by_eudp(
+  pictures: Path, tmp_path: Path, entry_point
+) -> None:
+  """Of any size; tests/test_pictures.py has the same without a network."""
+  done = entry_point("protect", *_smoke(pictures, tmp_path / "out"))
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f"8 pictures protected in {tmp_path / 'out'} (at most ")
+  manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+  assert manifest["method"] == "eudp" and 0 < manifest["worst"]["max_abs_255"] <= 16
+  report = verify(pictures, tmp_path / "out", 16)
+  assert report.ok and report.checked == 8
+
+
 @pytest.fixture(scope="module")
 def resized(pictures: Path, tmp_path_factory: pytest.TempPathFactory, entry_point):
-  """The pictures cropped, resized and protected: (done, output)."""
+  """The pictures cropped, resized and protected: (done, output).
+
+  By noise, which is quick; the smoke run of `experiments.eudp` protects such pictures by methods.
+  """
   output = tmp_path_factory.mktemp("resized") / "out"
-  done = entry_point("protect", *_smoke(pictures, output, "--resize"))
+  words = _smoke(pictures, output, "--resize", "--method=random_noise")
+  done = entry_point("protect", *words)
   assert done.returncode == 0, done.stderr
   return done, output
 
 
 def test_resizing_crops_and_keeps_transparency(resized) -> None:
   done, output = resized
-  assert done.stdout.startswith(f"16 pictures protected in {output} (at most")
+  assert done.stdout.startswith(f"8 pictures protected in {output} (at most")
   assert all(read_image(path).pixels.shape == (16, 16, 3) for path in output.rglob("*.png"))
   clean = np.array(Image.open(Path(f"{output}.work") / "clean" / "glass.png"))
   after = np.array(Image.open(output / "glass.png"))
@@ -117,8 +140,8 @@ def test_resizing_crops_and_keeps_transparency(resized) -> None:
 def test_finished_output_is_not_touched_unless_told(protected, entry_point) -> None:
   _, source, output = protected
   before = {path: path.read_bytes() for path in output.rglob("*.png")}
-  done = entry_point("protect", *_smoke(source, output))
-  assert done.returncode == 0 and "nothing to do, 16 pictures are finished" in done.stderr
+  done = entry_point("protect", *_smoke(source, output, "--method=sign_noise"))
+  assert done.returncode == 0 and "nothing to do, 8 pictures are finished" in done.stderr
   words = _smoke(source, output, "--method=random_noise")
   message = _error(entry_point("protect", *words), 4)
   assert str(output) in message and "finished output already" in message
@@ -178,9 +201,37 @@ def test_unknown_method_and_missing_model(pictures: Path, tmp_path: Path, entry_
   assert "unknown method or row 'nope'; known: advdm, " in message
   message = _error(entry_point("protect", *words, "--method=advdm"), 2)
   assert "advdm attacks a trained model: give --model=FOLDER" in message
+  message = _error(entry_point("protect", *words, "--method=advdm", "--model=/nope"), 2)
+  assert "/nope" in message
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("resize", [True, False])
+def test_a_delta_that_is_not_finite(
+  resize: bool, pictures: Path, tmp_path: Path, load_entry_point, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """In this process, with a method of a few operations in place of one that trains a network."""
+  nan = optax.scale_by_schedule(lambda step: jnp.where(step < 2, 0.01, jnp.nan))
+  inner = protections.pgd(_to_grey, constraints.linf(16 / 255), nan)
+  made = protections.over_batches(inner)._replace(needs_params=False)
+  program = load_entry_point("experiments.protect")
+  monkeypatch.setattr(protections, "build", lambda name, model, options: made)
+  rest = program.parse(*_smoke(pictures, tmp_path / "out", *["--resize"] * resize, "--noprogress"))
+  with pytest.raises(
+    DivergedError, match="^protect eudp: delta_rms_255 is nan at round 3 of 6"
+  ) as e:
+    program.main(rest)
+  assert e.value.exit_code == 5
+  assert not (tmp_path / "out").exists()
+
+
+def _to_grey(params, images, cond, keys):
+  """An objective: pulls every pixel to medium grey."""
+  del params, cond, keys
+  return jnp.square(images - 0.5).mean((1, 2, 3)), {}
+
+
+@pytest.mark.slow
 def test_loss_that_is_not_finite(pictures: Path, tmp_path: Path, entry_point) -> None:
   words = _smoke(pictures, tmp_path / "out", "--config.protections.eudp.learning_rate=1e30")
   message = _error(entry_point("protect", *words), 5)
@@ -227,7 +278,7 @@ def test_no_room_for_files(
   # With room again, the same command goes on.
   done = entry_point("protect", *words)
   assert done.returncode == 0, done.stderr
-  assert len(list((tmp_path / "out").rglob("*.png"))) == 16
+  assert len(list((tmp_path / "out").rglob("*.png"))) == 8
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
@@ -245,7 +296,7 @@ def model(pictures: Path, tmp_path_factory: pytest.TempPathFactory, entry_point)
   for _ in range(2):
     done = entry_point("train", *words)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"model: {workdir / 'model'} (6 steps, 16 pictures)\n"
+    assert done.stdout == f"model: {workdir / 'model'} (6 steps, 8 pictures)\n"
   assert "train:" not in done.stderr  # The second call had nothing to do.
   return workdir / "model"
 
@@ -289,17 +340,16 @@ def test_sample_then_evaluate(model: Path, resized, tmp_path: Path, entry_point)
       assert re.search(rf"^  {name} +{re.escape(f'{value:.6g}')}$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_advdm_attacks_a_given_model(
   model: Path, pictures: Path, tmp_path: Path, entry_point
 ) -> None:
   done = entry_point(
-    "protect", *_smoke(pictures, tmp_path / "out", "--method=advdm", f"--model={model}")
+    "protect",
+    *_smoke(pictures, tmp_path / "out", "--method=advdm", f"--model={model}"),
+    "--config.protections.advdm.num_rounds=2",
   )
   assert done.returncode == 0, done.stderr
   manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
   assert manifest["method"] == "advdm" and manifest["worst"]["max_abs_255"] > 0
   assert manifest["config"]["model"]["path"] == str(model)
-  message = _error(
-    entry_point("protect", *_smoke(pictures, tmp_path / "b", "--method=advdm", "--model=/nope")), 2
-  )
-  assert "/nope" in message

@@ -27,11 +27,20 @@ def sample(entry_point, tiny_pipeline_folder):
   return run
 
 
-def test_prompts_take_turns(sample, tmp_path):
+def test_prompts_take_turns_with_files_of_what_was_learned(sample, tiny_pipeline, tmp_path):
+  """One run for both: compiling is what takes its time."""
+  targets = lora.UNET_TARGETS
+  factors = lora.init_factors(
+    jax.random.key(0), tiny_pipeline.params["unet"], rank=2, targets=targets
+  )
+  low_rank = lora.save_lora(tmp_path, {"unet": factors})
+  width = trainable.token_table(tiny_pipeline.params).shape[1]
+  embedding = save_learned_token(tmp_path, "<mine>", np.ones((2, width), np.float32))
   (tmp_path / "prompts.txt").write_text("a dog by the sea\n\n")
   done = sample(
     tmp_path / "out",
-    "--prompt=a cat",
+    "--prompt=a picture of <mine>",
+    *(f"--lora={low_rank}", "--lora_scale=0.5", f"--embedding={embedding}"),
     f"--prompt_file={tmp_path / 'prompts.txt'}",
     "--negative_prompt=blurry",
     "--sampler=dpm_solver_pp_2m",
@@ -41,9 +50,15 @@ def test_prompts_take_turns(sample, tmp_path):
   read, record = manifest.read_folder(tmp_path / "out")
   assert read.images.shape == (3, 16, 16, 3)
   assert np.std(read.images[0].astype(float) - read.images[2]) > 1  # Not one picture thrice.
-  assert record["prompts"] == ["a cat", "a dog by the sea"]
+  assert record["prompts"] == ["a picture of <mine>", "a dog by the sea"]
   assert record["negative_prompt"] == "blurry" and record["guidance_scale"] == 7.5
   assert record["sampler"] == "dpm_solver_pp_2m" and record["sample_steps"] == 3
+  assert record["loras"] == [str(low_rank)] and record["lora_scale"] == 0.5
+  assert record["embeddings"] == [str(embedding)]
+  # The files in each other's places.
+  done = sample(tmp_path / "other", f"--lora={embedding}")
+  assert done.returncode == 3 and "belongs to no module of this model" in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "other").exists()
 
 
 def test_a_mask_keeps_the_rest_of_a_picture(sample, tmp_path):
@@ -81,26 +96,6 @@ def test_a_mask_that_is_white_nowhere_is_refused_as_by_protect(sample, tmp_path)
   done = sample(tmp_path / "out", *start)
   assert done.returncode == 3 and "the centre square of" in done.stderr, done.stderr
   assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
-
-
-def test_files_of_what_was_learned(sample, tiny_pipeline, tmp_path):
-  targets = lora.UNET_TARGETS
-  factors = lora.init_factors(
-    jax.random.key(0), tiny_pipeline.params["unet"], rank=2, targets=targets
-  )
-  low_rank = lora.save_lora(tmp_path, {"unet": factors})
-  width = trainable.token_table(tiny_pipeline.params).shape[1]
-  embedding = save_learned_token(tmp_path, "<mine>", np.ones((2, width), np.float32))
-  words = [f"--lora={low_rank}", "--lora_scale=0.5", f"--embedding={embedding}"]
-  done = sample(tmp_path / "out", "--prompt=a picture of <mine>", *words)
-  assert done.returncode == 0, done.stderr
-  _, record = manifest.read_folder(tmp_path / "out")
-  assert record["loras"] == [str(low_rank)] and record["lora_scale"] == 0.5
-  assert record["embeddings"] == [str(embedding)]
-  # The files in each other's places.
-  done = sample(tmp_path / "other", f"--lora={embedding}")
-  assert done.returncode == 3 and "belongs to no module of this model" in done.stderr
-  assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

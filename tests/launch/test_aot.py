@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of the production programs.
 
 The programs are compiled for eight CPU devices in a process of their own, and for a TPU slice where
-libtpu is installed.
+libtpu is installed: both in `make test_slow`. What they are made of is tested without compiling.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from experiments import _cli
+from launch import programs
+from udp_jax.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = 8
@@ -64,6 +69,52 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
+def one():
+  """A config, and the setting of a row of it on this process's device."""
+  config = _cli.get_config("eudp", "demo:smoke")
+  mesh = programs.make_mesh(jax.devices()[:1], config)
+
+  def setting(row="eudp", images=40, size=16):
+    return programs.setting(config, row, mesh, "cpu", images, size)
+
+  return config, setting
+
+
+def test_parts_of_a_round_on_one_device(one):
+  """demo:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
+  config, setting = one
+  found = setting()
+  assert found.num_batches == 3
+  assert programs.parts(found) == [("min", 1, 3), ("max", 2, 3)]
+  assert programs.parts(setting("advdm")) == [("step", None, 3)]
+  with config.unlocked():
+    config.protections.eudp.joint_gradients = True
+  assert programs.parts(setting()) == [("joint", None, 3)]
+  with config.unlocked():
+    config.protections.eudp.joint_gradients = False
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"images": 8}, "8 pictures are less than one global batch of 16"),
+    ({"row": "random_noise"}, "random_noise takes no steps"),
+    ({"row": "eudp_shuffled"}, "eudp_shuffled takes no steps"),
+  ],
+)
+def test_what_one_device_cannot_compile_is_refused(given, message, one):
+  with pytest.raises(ConfigError, match=message):
+    one[1](**given)
+
+
+def test_a_target_decides_and_the_config_stays():
+  cifar = _cli.get_config("eudp", "cifar10")
+  assert programs.num_images(cifar) == 45_000
+  assert programs.decide(cifar, "cuda").performance.backend == "gpu"
+  assert cifar.performance.backend == ""
+
+
+@pytest.fixture(scope="module")
 def eight(eight_devices):
   """What `PROGRAM` found on eight CPU devices."""
   command = [sys.executable, "-c", PROGRAM]
@@ -74,6 +125,7 @@ def eight(eight_devices):
   return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_parts_of_a_round(eight):
   """demo:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
   assert eight["num_batches"] == 3
@@ -82,16 +134,19 @@ def test_parts_of_a_round(eight):
   assert eight["advdm"] == [["step", None, 3]]
 
 
+@pytest.mark.slow
 def test_the_max_step_has_no_collectives(eight):
   assert eight["max"]["collectives"] == []
 
 
+@pytest.mark.slow
 def test_the_min_step_reduces_its_gradients_once(eight):
   found = eight["min"]["collectives"]
   assert {one["kind"] for one in found} == {"all-reduce"} and {one["runs"] for one in found} == {1}
   assert len(found) == 1 and found[0]["arrays"] > 1
 
 
+@pytest.mark.slow
 def test_the_round_runs_the_parts_as_often_as_they_say(eight):
   """The collectives of the min step, three times: its loop is found and multiplied."""
   kinds = [(one["kind"], one["arrays"], one["bytes"]) for one in eight["min"]["collectives"]]
@@ -103,10 +158,12 @@ def test_the_round_runs_the_parts_as_often_as_they_say(eight):
   assert len(parts) == 2 and {loop["runs"] for loop in parts} == {1}
 
 
+@pytest.mark.slow
 def test_the_state_is_donated(eight):
   assert eight["round"]["donated"] > 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_is_refused(eight):
   divide, few, drawn, shuffled = eight["errors"]
   assert "12 pictures does not divide over 8 devices" in divide
@@ -115,6 +172,7 @@ def test_what_cannot_be_compiled_is_refused(eight):
   assert "eudp_shuffled takes no steps" in shuffled
 
 
+@pytest.mark.slow
 def test_what_a_backend_decides_is_decided_for_the_target(eight):
   assert eight["num_images"] == 45_000
   assert (eight["method"], eight["unchanged"]) == ("gpu", "")
@@ -157,6 +215,7 @@ def test_without_libtpu(run_module):
   assert line.startswith("error: ") and 'pip install "jax[tpu]"' in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
   reason='the TPU compiler is not installed (pip install "jax[tpu]")',

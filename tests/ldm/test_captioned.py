@@ -16,6 +16,11 @@ ARTISTS = {"ann": (10, 20, 30, 40), "monet": (110, 120), "vangogh": (210, 220, 2
 
 
 @pytest.fixture(scope="module")
+def loaded(paintings: Path) -> captioned.Captioned:
+  return captioned.load(_data(paintings=f"folder:{paintings}"), 8, seed=0)
+
+
+@pytest.fixture(scope="module")
 def paintings(tmp_path_factory: pytest.TempPathFactory) -> Path:
   folder = tmp_path_factory.mktemp("paintings")
   for artist, levels in ARTISTS.items():
@@ -34,8 +39,8 @@ def _levels(pictures: np.ndarray) -> set[int]:
   return set(np.unique(pictures).tolist())
 
 
-def test_paintings_are_held_out_whole(paintings: Path) -> None:
-  found = captioned.load(_data(paintings=f"folder:{paintings}"), 8, seed=0)
+def test_paintings_are_held_out_whole(loaded: captioned.Captioned) -> None:
+  found = loaded
   learned, held = _levels(found.images), _levels(found.holdout)
   assert not learned & held
   assert learned | held == {level for levels in ARTISTS.values() for level in levels}
@@ -47,8 +52,8 @@ def test_paintings_are_held_out_whole(paintings: Path) -> None:
   assert len(found.record["parts"][0]["held_out"]) == len(held)
 
 
-def test_captions_name_the_artist(paintings: Path) -> None:
-  found = captioned.load(_data(paintings=f"folder:{paintings}"), 8, seed=0)
+def test_captions_name_the_artist(loaded: captioned.Captioned) -> None:
+  found = loaded
   assert [alternatives[0] for alternatives in found.captions] == [
     "a painting by ann",
     "a painting by vincent van gogh",

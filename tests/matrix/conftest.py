@@ -38,7 +38,9 @@ def _made() -> dict[Any, Any]:
 
 
 @pytest.fixture(autouse=True)
-def traced_once(_made: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def traced_once(
+  _made: dict[Any, Any], monkeypatch: pytest.MonkeyPatch, built_once: None, photographs_once: None
+) -> None:
   """One model and one set of jitted functions for all runs; each run would trace its own.
 
   What is shared knows no pictures and no run: a model, and functions of parameters and pictures.

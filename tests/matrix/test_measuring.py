@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments.configs import matrix as building
@@ -55,6 +56,7 @@ def test_defaults_are_those_of_the_metrics() -> None:
   assert given.DEFAULTS.items() <= building.matrix("a title").evaluation.to_dict().items()
 
 
+@pytest.mark.slow
 def test_what_is_given_is_in_the_report(asking: Any, tiny_clip: Any, tmp_path: Path) -> None:
   report = report_of(asking, tmp_path / "run")
   assert report["failures"] == []
@@ -90,7 +92,7 @@ def test_what_is_given_is_in_the_report(asking: Any, tiny_clip: Any, tmp_path: P
   assert likeness < 1 - 1e-6
 
 
-def test_samples(asking: Any) -> None:
+def test_samples_and_edits(asking: Any, tiny_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
   """Of a trained model: here the one that nobody trained, and samples that are the pictures."""
   found = subject.load(asking)
   clean, _ = run.load_pictures(asking, found)
@@ -102,6 +104,15 @@ def test_samples(asking: Any) -> None:
   assert len(values["identity"]) == len(clean.images) and (values["identity"] > -1).all()
   values, _ = measures.samples(clean.images, found.params, labels=None, cond=cond)
   assert NEW & values.keys() == {"identity"}
+  # The metrics that every matrix has are those of test_run.
+  none = np.zeros(len(clean.images))
+  monkeypatch.setattr(measures, "_compare", lambda *_: {"perceptual": none})
+  values = measures.edits(clean.images[::-1], clean.images, clean.images)
+  assert NEW <= values.keys()
+  assert values["clip_likeness"].mean() < 1 - 1e-6 and values["identity"].shape == none.shape
+  described = measures.describe()
+  assert described["clip"] == {"revision": tiny_clip.revision}
+  assert described["face"] == {"revision": "mean colour"}
 
 
 @pytest.mark.parametrize(

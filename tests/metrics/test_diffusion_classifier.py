@@ -65,6 +65,9 @@ def test_losses_are_those_of_the_paper(prediction, prompted_model, images):
 def test_batches_change_nothing(prediction, prompted_model, images):
   whole = build(prompted_model, per_device_batch_size=64)(PARAMS, images, CONDS)
   np.testing.assert_allclose(whole.losses, prediction.losses, rtol=1e-5)
+  # Nor does a prompt's place.
+  turned = build(prompted_model)(PARAMS, images, CONDS[::-1])
+  np.testing.assert_allclose(turned.losses[:, ::-1], prediction.losses, rtol=1e-5)
   other = build(prompted_model, seed=4)(PARAMS, images, CONDS)
   assert (np.abs(other.losses - prediction.losses) > 1e-4).any()
 
@@ -88,6 +91,7 @@ def test_timesteps_are_even_from_the_beginning():
   assert sorted(dc.spread_timesteps(50, 50)) == list(range(50))
 
 
+@pytest.mark.slow
 def test_a_latent_model_with_text(tiny_pipeline):
   model, params = tiny_pipeline.model, tiny_pipeline.params
   conds = prompts.embed(model, params, tiny_pipeline.tokenizer(["a cat", "a dog", "the sea"]))

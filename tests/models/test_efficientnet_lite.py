@@ -85,7 +85,9 @@ def _reference_features(tensors, x):
 
 
 # 75 is odd at every stride, where TensorFlow's padding is symmetric; 64 even, where it is not.
-@pytest.mark.parametrize(("size", "input_size"), [(64, 64), (40, 75)])
+@pytest.mark.parametrize(
+  ("size", "input_size"), [pytest.param(64, 64, marks=pytest.mark.slow), (40, 75)]
+)
 def test_features_agree_with_the_network_written_out(tensors, params, size, input_size):
   image = _photograph("chelsea")[:, 60 : 60 + size, 60 : 60 + size]
   features = jax.jit(efficientnet_lite.features, static_argnames="input_size")(

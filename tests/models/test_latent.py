@@ -107,21 +107,32 @@ def test_token_ids_are_embedded_inside(tiny_pipeline, results):
   assert np.abs(other - got)[0].max() > 1e-4  # The condition matters.
 
 
-def test_held_parameters_compute_the_same(run, results, tiny_pipeline, make_tiny_pipeline):
+@pytest.mark.slow  # Values of the U-Net alone: test_sd_unet.py.
+def test_held_parameters_compute_the_same(run, results, tiny_pipeline):
   held = jax.jit(tiny_pipeline.model.hold)(tiny_pipeline.params)
-  assert isinstance(held, Held) and held is tiny_pipeline.model.hold(held)
   for got, expected in zip(run(held), results, strict=True):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-  # Filters of the U-Net and of the VAE, where `ops.conv` has any to prepare (on a CPU).
+
+
+def test_what_is_held(tiny_pipeline):
+  """Shapes only: nothing is compiled."""
+  held = jax.eval_shape(tiny_pipeline.model.hold, tiny_pipeline.params)
+  assert isinstance(held, Held) and held is tiny_pipeline.model.hold(held)
+  # Filters of the VAE, where `ops.conv` has any to prepare (on a CPU).
   if jax.default_backend() == "cpu":
-    two_levels = make_tiny_pipeline(
-      block_out_channels=(8, 16),
-      down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-      up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )
-    wide = jax.eval_shape(two_levels.model.hold, two_levels.params)
-    assert jax.tree.leaves(wide.prepared["unet"])
     assert set(held.prepared["vae"]) == {"encoder", "decoder"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="filters are prepared on CPUs")
+def test_filters_of_a_deeper_unet_are_held(make_tiny_pipeline):
+  two_levels = make_tiny_pipeline(
+    block_out_channels=(8, 16),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+  )
+  wide = jax.eval_shape(two_levels.model.hold, two_levels.params)
+  assert jax.tree.leaves(wide.prepared["unet"])
 
 
 def test_held_parameters_are_in_the_dtype_of_the_computation(tiny_pipeline):
@@ -141,24 +152,36 @@ def test_frozen_parts_can_be_kept_narrow(tiny_pipeline):
       assert leaf.dtype == (jnp.bfloat16 if narrow else jnp.float32)
 
 
+def loss_of(made, slices):
+  """Sum of squares of the pictures' latents, and the latents; 0 slices for one of all."""
+  options = {"vae_slices": slices} if slices else {}
+  model = pipeline.build_model(made.configs, made.scheduler, options)
+
+  def loss(x):
+    x0 = model.encode(made.params, x, KEYS)
+    return jnp.sum(jnp.square(x0)), x0
+
+  return loss
+
+
 def test_slices_change_memory_and_not_results(tiny_pipeline, results, images):
-  def gradient(model):
-    def loss(x):
-      return jnp.sum(jnp.square(model.encode(tiny_pipeline.params, x, KEYS)))
-
-    return jax.jit(jax.value_and_grad(loss))(images), str(jax.make_jaxpr(loss)(images))
-
-  build = lambda slices: pipeline.build_model(
-    tiny_pipeline.configs, tiny_pipeline.scheduler, {"vae_slices": slices}
-  )
-  (whole, grad), program = gradient(tiny_pipeline.model)
-  assert "scan" not in program and np.isfinite(grad).all() and np.abs(grad).min(-1).max() > 0
+  x = jnp.asarray(images)
+  programs = {slices: str(jax.make_jaxpr(loss_of(tiny_pipeline, slices))(x)) for slices in (0, 2)}
   # Three pictures do not divide into two slices or four: one and three.
-  assert "scan" not in gradient(build(2))[1]
-  (sliced, sliced_grad), program = gradient(build(4))
-  assert "scan" in program
-  np.testing.assert_allclose(sliced, whole, rtol=1e-5)
-  np.testing.assert_allclose(sliced_grad, grad, rtol=1e-3, atol=1e-5 * np.abs(grad).max())
+  assert "scan" not in programs[0] and "scan" not in programs[2]
+  traced = jax.jit(loss_of(tiny_pipeline, 4)).trace(x)
+  assert "scan" in str(traced.jaxpr)
+  _, sliced = traced.lower().compile()(x)
+  np.testing.assert_allclose(sliced, results.x0, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_slices_change_no_gradients(tiny_pipeline, images):
+  (whole, sliced) = (
+    jax.jit(jax.grad(loss_of(tiny_pipeline, slices), has_aux=True))(images)[0] for slices in (0, 4)
+  )
+  assert np.isfinite(whole).all() and np.abs(whole).min(-1).max() > 0
+  np.testing.assert_allclose(sliced, whole, rtol=1e-3, atol=1e-5 * np.abs(whole).max())
 
 
 def test_inpainting_sees_the_mask_and_what_is_kept(make_tiny_pipeline, results):

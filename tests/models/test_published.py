@@ -57,7 +57,17 @@ def module_and_inputs(name: str, fields):
   return CLIPText(text), (jax.ShapeDtypeStruct((1, 77), jnp.int32),)
 
 
-@pytest.mark.parametrize("name", sorted(TOTALS))
+# Larger ones of the same layout, or of one more channel.
+LIKE_OTHERS = ("sd15_inpainting_unet", "sd21_unet", "openclip_h_text")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ())
+    for name in sorted(TOTALS)
+  ],
+)
 def test_tensors_are_the_published_ones(name):
   fields, expected = read(name)
   module, inputs = module_and_inputs(name, fields)

@@ -5,6 +5,7 @@ The same comparisons run live in tests/parity/test_sd_parity.py.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def unet_and_params(sd_models, version):
   return unet, params_of(sd_models, unet, *call), inputs
 
 
+@functools.cache
 def vae_and_params(sd_models):
   vae = AutoencoderKL(AutoencoderKLConfig.from_dict(sd_models.VAE))
   size = sd_models.VAE["sample_size"]
@@ -101,7 +103,8 @@ def test_unet_and_its_gradients(sd_models, goldens):
     check(named[key.removeprefix("gradient/")], value, 1e-4)
 
 
-@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+# Quick GELU by Flax is in test_flax_references.py.
+@pytest.mark.parametrize("act", [pytest.param("quick_gelu", marks=pytest.mark.slow), "gelu"])
 def test_text_encoder(sd_models, goldens, act):
   text = CLIPText(CLIPTextConfig.from_dict(sd_models.TEXTS[act]))
   token_ids = sd_models.token_ids(sd_models.TEXTS[act])

@@ -33,32 +33,42 @@ def pictures():
   return jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 12, 16, 3)).astype("f"))
 
 
-def test_shapes_of_any_size_that_divides(params, pictures) -> None:
+def outcome(params, pictures, **options):
+  """The reconstruction and its gradient to pixels."""
+  vae = AutoencoderKL(SMALL, **options)
+
+  def total(x):
+    made = vae.apply({"params": params}, x)
+    return jnp.sum(made**2), made
+
+  gradient, made = jax.jit(jax.grad(total, has_aux=True))(pictures)
+  return made, gradient
+
+
+@pytest.fixture(scope="module")
+def wide(params, pictures):
+  return outcome(params, pictures)
+
+
+@pytest.fixture(scope="module")
+def encode():
   vae = AutoencoderKL(SMALL)
-  apply = jax.jit(vae.apply, static_argnames="method")
-  mean, logvar = apply({"params": params}, pictures, method="encode")
+  return jax.jit(lambda params, x: vae.apply({"params": params}, x, method="encode"))
+
+
+def test_shapes_of_any_size_that_divides(params, pictures, encode, wide) -> None:
+  mean, logvar = encode(params, pictures)
   assert mean.shape == logvar.shape == (2, 6, 8, 3)
   assert mean.dtype == jnp.float32
-  made = apply({"params": params}, mean, method="decode")
+  decode = jax.jit(lambda z: AutoencoderKL(SMALL).apply({"params": params}, z, method="decode"))
+  made = decode(mean)
   assert made.shape == pictures.shape and made.dtype == jnp.float32
-  whole = apply({"params": params}, pictures)
-  np.testing.assert_allclose(whole, made, atol=1e-5)
+  np.testing.assert_allclose(wide[0], made, atol=1e-5)
 
 
-def test_remat_and_bfloat16_compute_the_same(params, pictures) -> None:
-  def outcome(**options):
-    """The reconstruction and its gradient to pixels."""
-    vae = AutoencoderKL(SMALL, **options)
-
-    def total(x):
-      made = vae.apply({"params": params}, x)
-      return jnp.sum(made**2), made
-
-    gradient, made = jax.jit(jax.grad(total, has_aux=True))(pictures)
-    return made, gradient
-
-  wide, gradient = outcome()
-  again, recomputed = outcome(remat=True)
+def test_remat_and_bfloat16_compute_the_same(params, pictures, wide) -> None:
+  wide, gradient = wide
+  again, recomputed = outcome(params, pictures, remat=True)
   assert float(jnp.abs(gradient).max()) > 0
   np.testing.assert_allclose(wide, again, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(gradient, recomputed, rtol=1e-3, atol=1e-3)
@@ -68,10 +78,10 @@ def test_remat_and_bfloat16_compute_the_same(params, pictures) -> None:
   assert 1e-6 < float(error) < 0.05
 
 
-def test_logvar_is_clipped(params, pictures) -> None:
-  loud = jax.tree.map(lambda leaf: leaf, params)
-  loud["quant_conv"]["bias"] = jnp.array([0.0, 0.0, 0.0, 1e3, -1e3, 1e3])
-  _, logvar = AutoencoderKL(SMALL).apply({"params": loud}, pictures, method="encode")
+def test_logvar_is_clipped(params, pictures, encode) -> None:
+  bias = np.array([0.0, 0.0, 0.0, 1e3, -1e3, 1e3], np.float32)
+  loud = params | {"quant_conv": params["quant_conv"] | {"bias": bias}}
+  _, logvar = encode(loud, pictures)
   assert set(np.unique(logvar)) == {-30.0, 20.0}
 
 

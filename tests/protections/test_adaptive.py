@@ -47,18 +47,25 @@ def test_transforms_stay_pictures_and_draw_by_the_pictures_key(transformed, imag
 
 def test_transforms_have_gradients(transformed, images):
   name, transform, _ = transformed
-  found = jax.grad(lambda x: jnp.sum(transform(KEYS[:4], x) ** 2))(0.2 + 0.6 * images[:4])
+  gradient = jax.jit(jax.grad(lambda x: jnp.sum(transform(KEYS[:4], x) ** 2)))
+  found = gradient(0.2 + 0.6 * images[:4])
   assert np.isfinite(found).all()
   assert (np.abs(found).max((1, 2, 3)) > 0.1).all(), name
 
 
 def test_resize_is_there_and_back(images):
-  moved = adaptive.TRANSFORMS["resize"](KEYS, images)
-  expected = []
-  for scale in adaptive.SCALES:
-    small = image.resize(images[:1], (round(16 * scale), round(12 * scale)), method="cubic")
-    expected.append(np.clip(image.resize(small, (16, 12), method="cubic")[0], 0, 1))
-  distance = np.abs(np.asarray(moved)[:, None] - np.stack(expected)).max((2, 3, 4))
+  moved = jax.jit(adaptive.TRANSFORMS["resize"])(KEYS, images)
+
+  @jax.jit
+  def by_every_scale(picture):
+    found = []
+    for scale in adaptive.SCALES:
+      small = image.resize(picture, (round(16 * scale), round(12 * scale)), method="cubic")
+      found.append(jnp.clip(image.resize(small, (16, 12), method="cubic")[0], 0, 1))
+    return jnp.stack(found)
+
+  expected = np.asarray(by_every_scale(images[:1]))
+  distance = np.abs(np.asarray(moved)[:, None] - expected).max((2, 3, 4))
   np.testing.assert_allclose(distance.min(1), 0, atol=1e-5)
   assert set(distance.argmin(1)) == set(range(len(adaptive.SCALES)))
 
@@ -66,10 +73,10 @@ def test_resize_is_there_and_back(images):
 def test_noise_and_blur_are_as_strong_as_the_table_says():
   keys = example_keys(jax.random.key(4), 0, np.arange(200))
   grey = jnp.full((200, 16, 16, 3), 0.5)
-  spread = np.asarray(adaptive.TRANSFORMS["noise"](keys, grey)).std((1, 2, 3))
+  spread = np.asarray(jax.jit(adaptive.TRANSFORMS["noise"])(keys, grey)).std((1, 2, 3))
   assert 0 < spread.min() < 0.01 and 0.09 < spread.max() < 0.11
   point = jnp.zeros((200, 16, 16, 3)).at[:, 8, 8].set(1.0)
-  centre = adaptive.TRANSFORMS["blur"](keys, point)[:, 8, 8, 0]
+  centre = np.asarray(jax.jit(adaptive.TRANSFORMS["blur"])(keys, point))[:, 8, 8, 0]
   # A narrow blur leaves the point, the widest 1 / (2 pi sigma^2) of it.
   assert centre.max() > 0.9 and 0.07 < centre.min() < 0.08
 

@@ -86,14 +86,20 @@ def test_photoguard_encoder_away_goes_on_where_it_started(latent_model):
   assert np.abs(blocks(found[2])).mean() > np.abs(start).mean()
 
 
+IN_A_BALL = {"l2_radius": 0.2, "step_size": 0.08, "num_draws": 2, "radius": 1.0}
+
+
 def test_photoguard_diffusion_in_an_l2_ball(latent_model):
-  options = {"l2_radius": 0.2, "step_size": 0.08, "num_draws": 2, "radius": 1.0}
-  found = deltas(build("photoguard_diffusion", latent_model, **options), 4)
+  found = deltas(build("photoguard_diffusion", latent_model, **IN_A_BALL), 4)
   norms = np.sqrt(np.square(found).sum((3, 4, 5)))
   np.testing.assert_allclose(norms[1], 0.08, rtol=1e-4)
   assert norms.max() <= 0.2 * (1 + 1e-6) and norms[4].min() > 0.15
-  # Both budgets hold.
-  tight = deltas(build("photoguard_diffusion", latent_model, **options | {"radius": 0.005}), 4)
+
+
+@pytest.mark.slow
+def test_both_budgets_of_photoguard_diffusion_hold(latent_model):
+  options = IN_A_BALL | {"radius": 0.005}
+  tight = deltas(build("photoguard_diffusion", latent_model, **options), 4)
   assert (
     np.abs(tight).max() <= 0.005 + 1e-7 and np.sqrt(np.square(tight).sum((3, 4, 5))).max() < 0.1
   )
@@ -143,10 +149,11 @@ def test_glaze_towards_the_picture_in_another_style(latent_model):
   state = jax.jit(protection.init)(KEY, DATA, PARAMS)
   assert state.style.shape == DATA.images.shape and state.style.dtype == jnp.uint8
   edit = img2img(latent_model, strength=0.4, sample_steps=10, scheduler=targets.SCHEDULER)
+  apply = jax.jit(edit.apply)
   cond = np.ones((1, 2), np.int32)
   for number, ids in enumerate(DATA.ids):
     keys = example_keys(stream(KEY, "style"), 0, ids)
-    edited = edit.apply(keys, PARAMS, to_float(DATA.images[number]), cond, cond)
+    edited = apply(keys, PARAMS, to_float(DATA.images[number]), cond, cond)
     np.testing.assert_allclose(state.style[number], 255 * np.asarray(edited), atol=0.51)
   # Nearer to what the model knows, which is grey.
   clean, styled = (np.abs(p.astype(float) - 127.5).mean() for p in (DATA.images, state.style))
@@ -246,6 +253,7 @@ def test_consistency_leaves_a_picture_that_the_autoencoder_gives_back(latent_mod
   assert lost(consistent[-1]) < 0.9 * lost(plain[0])
 
 
+@pytest.mark.slow  # The parts: test_adaptive.py, and `over_transforms` in tests/test_objectives.py.
 def test_what_is_expected_survives_what_is_expected(latent_model):
   """Delta that expects transforms keeps more of its effect under them than one that does not."""
   options, names = {"target": "pattern", "start": "zero"}, "blur,resize"

@@ -11,7 +11,13 @@ from udp_jax import lookup, training
 
 # One for each way to use the parts: training with its text, encoder and decoder, sampler.
 OPTIONS = {
-  "aspl": {"trains": "denoiser_and_text"},
+  "aspl": {
+    "trains": "denoiser_and_text",
+    "prior_weight": 1.0,
+    "class_ids": [1] * 77,
+    "num_class_images": 3,
+    "uncond_ids": [0] * 77,
+  },
   "glaze": {"perceptual": ""},
   "photoguard_diffusion": {"num_draws": 2, "guidance_scale": 7.5, "uncond_ids": [0] * 77},
 }
@@ -34,3 +40,5 @@ def test_a_round_with_text(name, tiny_pipeline):
   assert jax.tree.structure(after) == jax.tree.structure(state)
   assert after.delta.shape == (2, 2, *model.image_shape) and after.delta.dtype == jnp.float32
   assert info.loss.shape == (2, 2)
+  if name == "aspl":
+    assert state.class_images.shape == (2, 2, *model.image_shape)

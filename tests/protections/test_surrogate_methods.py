@@ -56,15 +56,31 @@ def assert_same(first, second):
 
 
 @pytest.fixture(scope="module")
+def surrogate(gaussian_model):
+  return surrogate_of(gaussian_model)
+
+
+@pytest.fixture(scope="module")
+def beside_class(gaussian_model):
+  """A surrogate that is trained beside the class."""
+  return surrogate_of(gaussian_model, prior=prior_of(gaussian_model))
+
+
+@pytest.fixture(scope="module")
+def class_images(beside_class):
+  """They do not depend on what the surrogate does with them, nor on the pictures."""
+  return jax.jit(beside_class.class_images)(KEY, DATA, PARAMS)
+
+
+@pytest.fixture(scope="module")
 def fsmg_run(gaussian_model):
   return run(build("fsmg", gaussian_model, warmup_rounds=2), 5)
 
 
-def test_fsmg_trains_on_clean_pictures_first_and_then_no_more(fsmg_run, gaussian_model):
+def test_fsmg_trains_on_clean_pictures_first_and_then_no_more(fsmg_run, surrogate):
   states, infos = fsmg_run
   for state in states[:3]:
     assert not np.any(state.delta)
-  surrogate = surrogate_of(gaussian_model)
   trained = surrogate.init(KEY, PARAMS)
   for _ in range(2):
     trained, _ = surrogate.steps(stream(KEY, "train"), trained, DATA, None, PARAMS)
@@ -95,13 +111,16 @@ def test_fsmg_without_a_warm_up_is_another_method(gaussian_model):
     build("fsmg", gaussian_model, warmup_rounds=0)
 
 
-@pytest.mark.parametrize("prior", [{}, PRIOR], ids=["alone", "prior"])
-def test_aspl_round_by_hand(gaussian_model, prior):
+@pytest.mark.parametrize(
+  "prior",
+  # Alone it also goes through test_contract.py.
+  [pytest.param({}, id="alone", marks=pytest.mark.slow), pytest.param(PRIOR, id="prior")],
+)
+def test_aspl_round_by_hand(gaussian_model, prior, surrogate, beside_class, class_images):
   """Copy and train on clean, perturb against the copy, train on protected; optimisers afresh."""
   states, infos = run(build("aspl", gaussian_model, perturb_steps=2, **prior), 2)
-  surrogate = surrogate_of(gaussian_model, prior=prior_of(gaussian_model) if prior else None)
-  of_class = surrogate.class_images(KEY, DATA, PARAMS)
-  assert (of_class is None) == (not prior)
+  assert surrogate.class_images(KEY, DATA, PARAMS) is None
+  surrogate, of_class = (beside_class, class_images) if prior else (surrogate, None)
   objective = objectives.negate(objectives.denoising(gaussian_model, timesteps.uniform(50)))
   inner = protections.pgd(objective, constraints.linf(6 / 255), protections.sign_descent(1 / 255))
   perturb = protections.over_batches(inner, num_steps=2)
@@ -148,24 +167,24 @@ def with_prior(gaussian_model):
   return surrogate_of(gaussian_model, **options, prior=prior_of(gaussian_model))
 
 
-def test_class_pictures_are_the_models_own(with_prior, gaussian_model):
-  images = jax.jit(with_prior.class_images)(KEY, DATA, PARAMS)
+def test_class_pictures_are_the_models_own(class_images, gaussian_model):
+  images = class_images
   assert images.shape == (2, 3, 8, 8, 3) and images.dtype == jnp.uint8
   # Grey on average; four steps leave less than all of the model's spread, exp(-1) on [-1, 1].
   assert abs(np.mean(images) - 127.5) < 10 and 15 < np.std(images) < 47
   sample = make_sample(gaussian_model, sample_steps=4, scheduler=targets.SCHEDULER)
-  second = sample(jax.random.fold_in(stream(KEY, "class pictures"), 1), PARAMS, 3)
+  key = jax.random.fold_in(stream(KEY, "class pictures"), 1)
+  second = jax.jit(sample, static_argnums=2)(key, PARAMS, 3)
   np.testing.assert_allclose(images[1], 255 * np.asarray(second), atol=0.51)
   differ = np.abs(np.diff(np.asarray(images, int).reshape(6, -1), axis=0)).mean(1)
   assert differ.min() > 10
 
 
 @pytest.mark.parametrize("count", [6, 5])
-def test_loss_is_that_of_equation_2(with_prior, gaussian_model, count):
+def test_loss_is_that_of_equation_2(with_prior, class_images, gaussian_model, count):
   """Mean over the pictures plus the weight times the mean of the class; padding has no part."""
   data = training.make_batches(PICTURES[:count], 3)
   delta = jnp.full(data.images.shape, 0.02)
-  class_images = jax.jit(with_prior.class_images)(KEY, data, PARAMS)
   state = with_prior.init(KEY, PARAMS)
   after, losses = with_prior.steps(KEY, state, data, delta, PARAMS, class_images)
 
@@ -186,53 +205,68 @@ def test_loss_is_that_of_equation_2(with_prior, gaussian_model, count):
 
   value, gradients = jax.jit(jax.value_and_grad(loss))(PARAMS)
   np.testing.assert_allclose(losses[0], value, rtol=1e-5)
-  updates, _ = with_prior.tx.update(gradients, with_prior.tx.init(PARAMS), PARAMS)
-  assert_same(after.params, optax.apply_updates(PARAMS, updates))
+
+  @jax.jit
+  def step(gradients):
+    updates, _ = with_prior.tx.update(gradients, with_prior.tx.init(PARAMS), PARAMS)
+    return optax.apply_updates(PARAMS, updates)
+
+  assert_same(after.params, step(gradients))
 
 
-def test_fsmg_trains_beside_the_class(gaussian_model):
+def test_fsmg_trains_beside_the_class(gaussian_model, beside_class, class_images):
   states, infos = run(build("fsmg", gaussian_model, **PRIOR), 1)
-  surrogate = surrogate_of(gaussian_model, prior=prior_of(gaussian_model))
-  of_class = surrogate.class_images(KEY, DATA, PARAMS)
-  np.testing.assert_array_equal(states[1].class_images, of_class)
-  start = surrogate.init(KEY, PARAMS)
-  trained, losses = surrogate.steps(stream(KEY, "train"), start, DATA, None, PARAMS, of_class)
+  np.testing.assert_array_equal(states[1].class_images, class_images)
+  start = beside_class.init(KEY, PARAMS)
+  trained, losses = beside_class.steps(
+    stream(KEY, "train"), start, DATA, None, PARAMS, class_images
+  )
   assert_same(states[1].surrogate.params, trained.params)
   np.testing.assert_allclose(infos[0].train_loss, losses, rtol=1e-5)
 
 
-def test_a_class_is_not_unlearned(gaussian_model):
+def test_a_class_is_not_unlearned(gaussian_model, class_images):
   """Pictures are bright, the class is grey: its pictures hold the surrogate back."""
   data, found = training.make_batches(np.full((6, 8, 8, 3), 220, np.uint8), 3), {}
   for weight in (0.0, 8.0):
     prior = prior_of(gaussian_model, prior_weight=weight)
     surrogate = surrogate_of(gaussian_model, train_steps=30, learning_rate=0.02, prior=prior)
-    of_class = surrogate.class_images(KEY, data, PARAMS)
     start = surrogate.init(KEY, PARAMS)
-    trained, _ = surrogate.steps(KEY, start, data, None, PARAMS, of_class)
+    trained, _ = surrogate.steps(KEY, start, data, None, PARAMS, class_images if weight else None)
     found[weight] = float(trained.params["mean"].mean())
   assert found[0.0] > 0.3 and abs(found[8.0]) < 0.5 * found[0.0]
 
 
-def test_prompts_of_the_class(tiny_pipeline):
+@pytest.fixture(scope="module")
+def texts(tiny_pipeline):
+  """Options of a prior with a prompt."""
+  class_ids, uncond_ids = tiny_pipeline.tokenizer(["a cat", ""])
+  return {"class_ids": class_ids, "uncond_ids": uncond_ids, "guidance_scale": 7.5}
+
+
+def test_prompts_of_the_class(tiny_pipeline, texts):
   """Embeddings or token ids, as the pictures' own prompts are. Nothing is compiled."""
   model, params = tiny_pipeline.model, tiny_pipeline.params
-  class_ids, uncond_ids = tiny_pipeline.tokenizer(["a cat", ""])
-  given = {"class_ids": class_ids, "uncond_ids": uncond_ids, "guidance_scale": 7.5}
+  prior = prior_of(model, **texts)
+  ids = tiny_pipeline.tokenizer(["the sea"] * 2)[None]
+  cond = np.zeros((1, 2, 77, 16), np.float32)
+  np.testing.assert_array_equal(prior.cond_like(params, ids), texts["class_ids"][None])
+  assert jax.eval_shape(prior.cond_like, params, cond).shape == (1, 77, 16)
+  with pytest.raises(ConfigError, match="told of a text, and no more"):
+    prior.cond_like(params, {"text": cond[0]})
+
+
+@pytest.mark.slow
+def test_a_round_beside_a_class_with_a_prompt(tiny_pipeline, texts):
+  """Shapes only, with embeddings; test_latent_models.py has token ids."""
+  model, params = tiny_pipeline.model, tiny_pipeline.params
   pictures, cond = np.zeros((2, *model.image_shape), np.uint8), np.zeros((2, 77, 16), np.float32)
   data = training.make_batches(pictures, 2, cond=cond)
-  protection = build("aspl", model, **PRIOR | given)
+  protection = build("aspl", model, **PRIOR | texts)
   state = jax.eval_shape(protection.init, KEY, data, params)
   after, _ = jax.eval_shape(protection.update, KEY, state, data, params)
   assert jax.tree.structure(after) == jax.tree.structure(state)
   assert state.class_images.shape == (3, 2, 16, 16, 3)
-
-  prior = prior_of(model, **given)
-  ids = tiny_pipeline.tokenizer(["the sea"] * 2)[None]
-  np.testing.assert_array_equal(prior.cond_like(params, ids), class_ids[None])
-  assert jax.eval_shape(prior.cond_like, params, cond[None]).shape == (1, 77, 16)
-  with pytest.raises(ConfigError, match="told of a text, and no more"):
-    prior.cond_like(params, {"text": cond})
 
 
 def test_priors_that_cannot_be_made(tiny_pipeline, gaussian_model):

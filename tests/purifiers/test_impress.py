@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -68,12 +67,15 @@ def test_the_loss_falls(outcome):
   assert (losses[-1] < 0.8 * losses[0]).all()
 
 
+@pytest.mark.slow  # On a model of a few operations: test_contract.py.
 def test_a_batch_of_eight_is_eight_runs_of_one(purifier, params, pictures, outcome):
   purified, losses, _ = outcome
   alone = [purifiers.run(purifier, params, KEYS[i : i + 1], pictures[i : i + 1]) for i in range(8)]
   pixels, histories = zip(*alone)
   np.testing.assert_allclose(np.concatenate(histories, 1), losses, rtol=1e-4)
-  np.testing.assert_allclose(np.concatenate(pixels), purified, atol=1e-4)
+  # Adam's step has the gradient's sign, so that a pixel without one takes up roundings: up to an
+  # eighth of a level.
+  np.testing.assert_allclose(np.concatenate(pixels), purified, atol=5e-4)
 
 
 def test_progress_comes_in_calls_of_equal_length(outcome):
@@ -200,10 +202,10 @@ print(json.dumps(found))
 """
 
 
-def test_four_devices_do_what_one_does():
+def test_four_devices_do_what_one_does(process_environment):
   """The codec on the host, draws and the scan of steps, with an uneven number of pictures."""
-  flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-  environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+  flags = process_environment["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+  environment = process_environment | {"XLA_FLAGS": flags}
   done = subprocess.run(
     [sys.executable, "-c", SEVERAL], capture_output=True, text=True, env=environment, timeout=300
   )

@@ -204,6 +204,18 @@ def apply_with(purifier, pipeline, images):
   return np.asarray(jax.jit(purifier.apply)(params, KEYS[: len(images)], images))
 
 
+def test_gridpure_passes_its_conditioning_on(gaussian_model):
+  """A network that returns the grey it is told of."""
+  model = gaussian_model._replace(
+    schedule=gaussian_model.schedule._replace(prediction_type="sample"),
+    apply=lambda p, x, t, cond=None, keys=None: jnp.broadcast_to(cond[:1, :1, None], x.shape),
+  )
+  options = {"timestep": 2, "num_iterations": 1, "mix": 0.0, "cond": jnp.full((1, 1), -0.4)}
+  got = apply(purifiers.build("gridpure", model, options), to_float(photograph(2, 12, 10)))
+  np.testing.assert_allclose(got, 0.3, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_gridpure_on_latents(tiny_pipeline):
   """Windows of a latent model with its conditioning; what it draws is the picture's own."""
   cond = tiny_pipeline.model.embed(tiny_pipeline.params, tiny_pipeline.tokenizer([""]))
