@@ -91,10 +91,16 @@ def test_tile_sizes_that_a_network_takes(tiny_model) -> None:
       tile_batches.for_tiles(tiny_model.model, size)
 
 
-def test_latent_models_are_made_for_a_size(tiny_pipeline) -> None:
+def test_latent_models_are_made_for_a_size(tiny_pipeline, make_tiny_pipeline) -> None:
   assert tile_batches.for_tiles(tiny_pipeline.model, 16) is tiny_pipeline.model
   with pytest.raises(ConfigError, match="tile_size is 24: this model is for 16"):
     tile_batches.for_tiles(tiny_pipeline.model, 24)
-  odd = pipeline.build_model(tiny_pipeline.configs, tiny_pipeline.scheduler, image_size=18)
+  # Latents of 9x9, which a U-Net of two levels cannot halve.
+  halving = make_tiny_pipeline(
+    block_out_channels=(8, 8),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+  )
+  odd = pipeline.build_model(halving.configs, halving.scheduler, image_size=18)
   with pytest.raises(ConfigError, match="tile_size is 18: the networks cannot take it"):
     tile_batches.for_tiles(odd, 18)

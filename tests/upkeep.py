@@ -34,7 +34,7 @@ if jaxlib.__version__.startswith("0.10."):
 # Bytes of compiled programs on disk. A run of all tests leaves about a tenth of it.
 KEPT = 1 << 30
 # A worker that takes more bytes than this at the end of a module forgets what it has compiled.
-LARGE = 1 << 30
+LARGE = 3 << 29
 # The files that take longest, longest first: the last file to start should be a short one.
 LONG = (
   "tests/test_parallel.py",
