@@ -13,7 +13,8 @@ checks the budget. --model is what to protect against; the manifest says what th
 config is `folder` unless told otherwise. The same command goes on where a killed one stopped, at
 the next file or in the middle of the work on a group of them. On a finished output, methods other
 than those that train a surrogate make what is missing: pictures that were added or changed, files
-that were deleted. --overwrite replaces what an earlier run wrote, and nothing else.
+that were deleted. --overwrite replaces what an earlier run wrote, and nothing else: no file whose
+bytes are not that run's, and none that may be the last copy of a picture.
 
 Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
 tiles in memory; other methods work on 8 pictures at a time. --files_at_a_time sets another number:

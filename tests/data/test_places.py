@@ -22,7 +22,7 @@ from PIL import Image
 import experiments
 from experiments import _cli
 from udp_jax.data import folder, locks, manifest, output, places, work_folder
-from udp_jax.errors import MissingDataError, OutputError
+from udp_jax.errors import ConfigError, MissingDataError, OutputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -265,6 +265,43 @@ def test_a_place_has_many_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPa
   for text in ("builtin", "tiny_ldm", "", "tfds:mnist"):
     assert places.canonical(text) == text
   assert not places.same("r", "cifar10:r") and not places.same("r", "s") and places.same(3, 3)
+
+
+def test_a_work_folder_belongs_to_a_place_and_not_to_its_spelling(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  from udp_jax import purifying, run_config
+  from udp_jax.data import image_set
+
+  for place in ("one/r", "one/m", "two/r", "elsewhere"):
+    (tmp_path / place).mkdir(parents=True)
+  config = _cli.get_config("eudp", "demo:smoke")
+  pictures = image_set.finish(np.zeros((1, 8, 8, 3), np.uint8), ["a"], "folder r")
+  work = tmp_path / "work"
+
+  def check(source: str, model: str = "m", place: Path = work) -> None:
+    config.data.source, config.model.path = source, model
+    run_config.check(config, place, pictures)
+
+  monkeypatch.chdir(tmp_path / "one")
+  for number, first in enumerate(("r", "folder:r/", str(tmp_path / "one" / "r"))):
+    place = tmp_path / f"work{number}"
+    check(first, place=place)
+    for again in ("r", "r/", "folder:./r", f"{tmp_path}/one/r/"):
+      check(again, "./m/", place)
+  check("r")
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  check(f"{tmp_path}/one/r", f"{tmp_path}/one/m")  # It was "r", said in another folder.
+  monkeypatch.chdir(tmp_path / "two")
+  for source, model in ((f"{tmp_path}/two/r", "../one/m"), ("../one/r", "m")):
+    with pytest.raises(ConfigError, match=r"another config \((data\.source|model\.path) differ\)"):
+      check(source, model)
+  monkeypatch.chdir(tmp_path / "one")
+  settings = {"method": "x", "options": {}, "model": "m", "seed": 0, "pictures": 1}
+  purifying._check_settings(tmp_path / "pure", settings, False)
+  purifying._check_settings(tmp_path / "pure", settings | {"model": f"{tmp_path}/one/m/"}, False)
+  with pytest.raises(ConfigError, match="other settings"):
+    purifying._check_settings(tmp_path / "pure", settings | {"model": "../two/m"}, False)
 
 
 def test_what_leaves_names_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_files_of_what_was_learned(sample, tiny_pipeline, tmp_path):
   done = sample(tmp_path / "out", "--prompt=a picture of <mine>", *words)
   assert done.returncode == 0, done.stderr
   _, record = manifest.read_folder(tmp_path / "out")
-  assert record["loras"] == [str(low_rank)] and record["lora_scale"] == 0.5
+  assert record["loras"] == [low_rank.name] and record["lora_scale"] == 0.5
   assert record["embeddings"] == [str(embedding)]
   # The files in each other's places.
   done = sample(tmp_path / "other", f"--lora={embedding}")
