@@ -276,3 +276,27 @@ def test_an_edited_manifest_is_refused(made, edit, words: str) -> None:
 def test_the_journal_is_gone_at_the_end(made) -> None:
   assert sorted(os.listdir(made[0])) == ["a.png", "b.png", "manifest.json"]
   assert output.is_complete(made[0])
+
+
+@pytest.mark.parametrize(
+  "edit",
+  [
+    lambda entry: entry.update(source=["a", "b"]),
+    lambda entry: entry.update(source=3),
+    lambda entry: entry["source"].pop("sha256"),
+    lambda entry: entry["source"].update(folder=None, file="\0"),
+    lambda entry: entry["source"].update(pixels_sha256=[]),
+    lambda entry: entry.update(sha256=7),
+  ],
+)
+def test_edited_records_say_nothing(made, edit) -> None:
+  place, work, sources = made
+  record = work / "records" / "a.json"
+  entry = json.loads(record.read_text())
+  edit(entry)
+  record.write_text(json.dumps(entry))
+  picture_folder.progress_of(place, work / "records", sources)
+  copies = originals.copies(place)
+  assert sources["b"]["sha256"] in copies
+  if not isinstance(entry["source"], dict) or "sha256" not in entry["source"]:
+    assert sources["a"]["sha256"] not in copies

@@ -69,11 +69,11 @@ def lost(clean: Path, records: Path) -> list[tuple[str, str]]:
     entry = files.read_json(path)
     if is_record(entry):
       entries.setdefault(entry["file"], entry)
-  sources, origin = manifest.get("sources", {}), manifest.get("origin") or {}
+  sources, origin = _fields(manifest, "sources"), _fields(manifest, "origin")
   found = []
   for file, entry in entries.items():
     if (clean / file).is_file():
-      source = entry.get("source") or sources.get(file)
+      source = _fields(entry, "source") or _fields(sources, file)
       why = _why_lost(source) if source else _why_lost_before(clean, file, entry, origin)
       if why:
         found.append((file, why))
@@ -101,9 +101,9 @@ def copies(
   known = {*sets, *(hash for source in sources.values() for hash in _hashes(source))}
   here = {os.path.realpath(_place(source)) for source in sources.values() if "folder" in source}
   manifest = output.read_manifest(folder) or {}
-  origin = manifest.get("origin") if isinstance(manifest.get("origin"), dict) else {}
+  origin = _fields(manifest, "origin")
   listed = [entry for entry in manifest.get("images", []) if is_record(entry)]
-  before = source_folder(origin or {})  # Absolute in folders of older versions only.
+  before = source_folder(origin)  # Absolute in folders of older versions only.
   for work in dict.fromkeys([folder.with_name(f"{folder.name}.work"), workdir or folder]):
     if work == folder or not work.is_dir():
       continue
@@ -113,14 +113,14 @@ def copies(
     clean = output.read_manifest(work / "clean") or {}
     kept = {e["file"] for e in clean.get("images", []) if (work / "clean" / e["file"]).is_file()}
     # Of one set of pictures, whose files do not say what they were made of.
-    if (clean.get("origin") or {}).get("sha256") == (origin or {}).get("sha256", ""):
+    if _fields(clean, "origin").get("sha256") == origin.get("sha256", ""):
       known.update(e["sha256"] for e in listed if not e.get("source") and e["file"] in kept)
-  named = str((origin or {}).get("source", "")).removeprefix(_FOLDER)
+  named = str(origin.get("source", "")).removeprefix(_FOLDER)
   if before is not None and Path(named).is_absolute():
     for entry in listed:
-      source = {"folder": before, **(entry.get("source") or {})}
+      source = {"folder": before, **_fields(entry, "source")}
       if "file" not in source:
-        gone = _why_lost_before(Path(), entry["file"], {}, origin or {})
+        gone = _why_lost_before(Path(), entry["file"], {}, origin)
         known.update(() if gone else {entry["sha256"]})
       elif _is_there(source, here):
         known.update(_hashes(source))
@@ -139,10 +139,10 @@ def _kept(work: Path) -> Iterator[tuple[Mapping[str, Any], Path | None]]:
         continue
       if is_record(entry):
         entries.append(entry)
-  sources = clean.get("sources") or {}
+  sources = _fields(clean, "sources")
   for entry in entries:
-    source = entry.get("source") or sources.get(entry.get("file"))
-    if not isinstance(source, dict) or "sha256" not in source:
+    source = _fields(entry, "source") or _fields(sources, entry["file"])
+    if not _hashes(source):
       continue
     path = work / "clean" / entry["file"]
     # A record of a protected file has another hash than the clean reference of its name.
@@ -150,22 +150,36 @@ def _kept(work: Path) -> Iterator[tuple[Mapping[str, Any], Path | None]]:
     yield source, path if whole else None
 
 
+def _fields(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """A group of fields of JSON that anyone may have edited; empty if it is none."""
+  found = content.get(name)
+  return found if isinstance(found, dict) else {}
+
+
 def _hashes(source: Mapping[str, Any]) -> set[str]:
-  return {source[name] for name in ("sha256", "pixels_sha256") if source.get(name)}
+  found = (source.get(name) for name in ("sha256", "pixels_sha256"))
+  return {hash for hash in found if isinstance(hash, str) and hash}
 
 
 def _place(source: Mapping[str, Any]) -> Path:
   return Path(source["folder"], source["file"])
 
 
+def _says_where(source: Mapping[str, Any]) -> bool:
+  given = (source.get(name) for name in ("folder", "file", "sha256"))
+  return all(isinstance(text, str) and text and "\0" not in text for text in given)
+
+
 def _is_there(source: Mapping[str, Any], here: Collection[str]) -> bool:
   """Whether a source is where it was; one that its owner changed there is the run's to replace."""
-  if not (source.get("folder") and source.get("file")):
+  if not _says_where(source):
     return False
   return os.path.realpath(_place(source)) in here or not _why_lost(source)
 
 
 def _why_lost(source: Mapping[str, Any]) -> str:
+  if not _says_where(source):
+    return "nothing says where it came from"
   path = Path(source["folder"], source["file"])
   if not path.is_file():
     return f"{path} is gone"

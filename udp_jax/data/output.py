@@ -143,7 +143,7 @@ def check_replaced(
   if (folder / INCOMPLETE).is_file():
     entries = _written(folder)
   elif manifest:
-    entries = [entry for entry in manifest["images"] if _is_sound(entry)]
+    entries = [entry for entry in manifest["images"] if is_sound(entry)]
   else:
     return
   if copies is None:
@@ -171,13 +171,13 @@ def _may_be_last(
 ) -> bool:
   source, origin = entry.get("source") or {}, manifest.get("origin") or {}
   known = {entry["sha256"], source.get("sha256"), source.get("pixels_sha256")}
-  if manifest.get("method") in _MADE_UP or not known.isdisjoint(copies):
+  if str(manifest.get("method")) in _MADE_UP or not known.isdisjoint(copies):
     return False
   if source:
     return True
   # Pictures that were resized by older versions, or of an array. Data sets can be had again.
   named = str(origin.get("source", "")).startswith(("folder ", "npz "))
-  return named and origin.get("sha256") not in copies
+  return named and str(origin.get("sha256")) not in copies
 
 
 def check_ours(folder: Path) -> None:
@@ -385,7 +385,7 @@ def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
   captions = manifest.get("captions", [])
   wrong = "its captions" if not isinstance(captions, list) else ""
   for entry in [*manifest["images"], *(captions if not wrong else [])]:
-    if not _is_sound(entry):
+    if not is_sound(entry):
       file = entry.get("file") if isinstance(entry, dict) else None
       wrong = wrong or f"what it says of {file or 'a caption'}"
   for field in ("origin", "config", "tiling"):
@@ -398,7 +398,7 @@ def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     )
 
 
-def _is_sound(entry: Any) -> bool:
+def is_sound(entry: Any) -> bool:
   """Whether an entry of a manifest or a journal says of a file which bytes it has."""
   if not isinstance(entry, dict) or not image_set.is_safe_name(entry.get("file")):
     return False
@@ -419,7 +419,8 @@ def _hash(entry: Mapping[str, Any]) -> str:
 
 
 def _captions(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-  return list(manifest.get("captions", []))
+  found = manifest.get("captions", [])
+  return found if isinstance(found, list) else []
 
 
 def _sha256(path: Path) -> str:
@@ -458,7 +459,7 @@ def _written(folder: Path) -> list[dict[str, Any]]:
       with contextlib.suppress(ValueError):  # The last one of a run that was killed.
         entries.append(files.parse_json(line.decode()))
   kept = ("file", "sha256", "source")
-  return [{k: entry[k] for k in kept if k in entry} for entry in entries if _is_sound(entry)]
+  return [{k: entry[k] for k in kept if k in entry} for entry in entries if is_sound(entry)]
 
 
 def _marker(folder: Path) -> dict[str, Any]:

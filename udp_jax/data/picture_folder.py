@@ -185,7 +185,8 @@ def progress_of(
   known = {
     name: entry
     for name, entry in known.items()
-    if (path := folder / entry["file"]).is_file()
+    if output.is_sound(entry)  # Somebody may have edited it.
+    and (path := folder / entry["file"]).is_file()
     and manifest.file_sha256(path) == entry.get("sha256")
   }
   entries, stale, changed = {}, [], []
