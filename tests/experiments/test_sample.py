@@ -76,7 +76,7 @@ def test_files_of_what_was_learned(sample, tiny_pipeline, tmp_path):
   assert done.returncode == 0, done.stderr
   _, record = manifest.read_folder(tmp_path / "out")
   assert record["loras"] == [low_rank.name] and record["lora_scale"] == 0.5
-  assert record["embeddings"] == [str(embedding)]
+  assert record["embeddings"] == [embedding.name]
   # The files in each other's places.
   done = sample(tmp_path / "other", f"--lora={embedding}")
   assert done.returncode == 3 and "belongs to no module of this model" in done.stderr

@@ -248,7 +248,7 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
     record: as `manifest.write_folder` has it; any depth of JSON.
     folder: that it is written to.
   """
-  record = json.loads(files.to_json(dict(record)))
+  said: dict[str, Any] = json.loads(files.to_json(dict(record)))
   places: list[str] = [] if folder is None else [str(folder)]
 
   def base(value: Any) -> Any:
@@ -265,20 +265,20 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
     name = Path(place).name or Path(os.path.realpath(place)).name
     return f"{kind}:{name}" if kind in (*_BY_NAME, "npz") else name
 
-  config = record.get("config")
+  config = said.get("config")
   if isinstance(config, dict):
     for field, value in _path_values(config).items():
       section, name = field.split(".")
       config[section][name] = base(value)
   for field in _PATHS:
-    if field in record:
-      record[field] = base(record[field])
-  origin = record.get("origin")
+    if field in said:
+      said[field] = base(said[field])
+  origin = said.get("origin")
   if isinstance(origin, dict) and isinstance(origin.get("source"), str):
     word, space, place = origin["source"].partition(" ")
     if space and ("/" in place or os.sep in place or word in ("folder", "npz")):
       origin["source"] = f"{word} {base(place)}"
-  return _without(record, _parents(places))
+  return _without(said, _parents(places))
 
 
 def _divided(spec: str) -> tuple[str, str]:
