@@ -13,7 +13,8 @@ checks the budget. --model is what to protect against; the manifest says what th
 config is `folder` unless told otherwise. The same command goes on where a killed one stopped, at
 the next file or in the middle of the work on a group of them. On a finished output, methods other
 than those that train a surrogate make what is missing: pictures that were added or changed, files
-that were deleted. --overwrite replaces what an earlier run wrote, and nothing else.
+that were deleted. --overwrite replaces what an earlier run wrote, and nothing else: no file whose
+bytes are not that run's, and none that may be the last copy of a picture.
 
 Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
 tiles in memory; other methods work on 8 pictures at a time. --files_at_a_time sets another number:
@@ -114,7 +115,9 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
   # Whether anything is missing in a finished output of pictures is seen once they are read.
   extend = not resize and pictures.may_extend(_METHOD.value, output)
   processes.from_main(
-    lambda: manifest.check_output(output, overwrite=_OVERWRITE.value, extend=extend),
+    lambda: manifest.check_output(
+      output, overwrite=_OVERWRITE.value, extend=extend, inputs_follow=True
+    ),
     "look at the output",
   )
   if resize:
@@ -122,8 +125,10 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
   else:
     made, origin = _protect_full_size(config, Path(place).expanduser(), output, workdir)
   skipped = origin.get("skipped") or []
+  stayed = len(made["images"]) - origin["count"]
+  also = f", {stayed} more stay there whose pictures are not in the input" if stayed else ""
   print(
-    f"{origin['count']} pictures protected in {output} (at most "
+    f"{origin['count']} pictures protected in {output}{also} (at most "
     f"{made.get('worst', {}).get('max_abs_255')} of {made['radius_255']:g} levels of change), "
     f"{len(skipped)} skipped; clean reference: {workdir / 'clean'}"
   )
@@ -168,7 +173,7 @@ def _protect_full_size(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Protects the pictures as they are; the manifest and the pictures' origin."""
   from udp_jax import picture_study, pictures
-  from udp_jax.data import masks
+  from udp_jax.data import manifest, masks
 
   if _TILE_SIZE.value < 0:
     raise ConfigError(f"--tile_size is {_TILE_SIZE.value}: it must be positive, or 0")
@@ -185,7 +190,11 @@ def _protect_full_size(
   mask_files = masks.find(_MASK.value, job.found.files) if _MASK.value else None
   digest = masks.sha256(mask_files) if mask_files else None
   if not _OVERWRITE.value:
-    pictures.check_finished(config, _METHOD.value, job.found, output, job.tiling)
+    pictures.check_finished(config, _METHOD.value, job.found, output, job.tiling, workdir)
+  # Before anything in the work folder may be cleared.
+  copies = pictures.copies_of(job.found, output, workdir)
+  if _OVERWRITE.value:
+    manifest.check_output(output, overwrite=True, copies=copies)
   picture_study.check_workdir(
     config,
     workdir,
@@ -207,6 +216,7 @@ def _protect_full_size(
     cond_of=job.cond_of,
     texts=job.texts,
     overwrite=_OVERWRITE.value,
+    copies=copies,
     progress=_PROGRESS.value,
   )
   return made, job.found.origin
@@ -217,7 +227,7 @@ def _protect_resized(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Protects the pictures cropped and resized to the model's size; manifest and origin."""
   from udp_jax import run_config, study
-  from udp_jax.data import manifest
+  from udp_jax.data import manifest, originals
   from udp_jax.models import factory, pipeline
 
   given = {"--tile_size": _TILE_SIZE.value, "--mask": _MASK.value, "--prompt": _PROMPT.value}
@@ -231,6 +241,14 @@ def _protect_resized(
   with config.unlocked():
     config.data.image_size = model.shape[0]
   clean = study.load_data(config)[0]
+
+  def look() -> list[str]:
+    sources, sets = originals.sources_of(clean), (clean.origin["sha256"],)
+    copies = originals.copies(output, workdir, sources, sets)
+    manifest.check_output(output, overwrite=_OVERWRITE.value, copies=copies)
+    return sorted(copies)
+
+  copies = processes.from_main(look, "look at the output")  # Before anything is cleared.
   run_config.check(config, workdir, clean, replace=_OVERWRITE.value)
   study.write_pictures(clean, workdir / "clean")
   study.protect_row(
@@ -242,6 +260,7 @@ def _protect_resized(
     params,
     folder=output,
     overwrite=_OVERWRITE.value,
+    copies=copies,
     progress=_PROGRESS.value,
   )
   return manifest.read_manifest(output) or {}, clean.origin

@@ -72,7 +72,7 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
     if config[field] < 1:
       raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1")
   # Whether anything is missing in a finished output is seen once the pictures are read.
-  manifest.check_output(output, overwrite=_OVERWRITE.value, extend=True)
+  manifest.check_output(output, overwrite=_OVERWRITE.value, extend=True, inputs_follow=True)
   purifier, params = _build(config)
   place = Path(_INPUT.value.removeprefix("folder:")).expanduser()
   pictures = picture_folder.list_pictures(place, strict=_STRICT.value)
@@ -98,8 +98,10 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
     progress=_PROGRESS.value,
   )
   skipped = made["origin"]["skipped"]
-  count = len(made["images"])
-  print(f"{count} pictures purified by {config.method} in {output}, {len(skipped)} skipped")
+  count = pictures.origin["count"] - len(skipped) + len(pictures.origin["skipped"])
+  stayed = len(made["images"]) - count
+  also = f", {stayed} more stay there whose pictures are not in the input" if stayed else ""
+  print(f"{count} pictures purified by {config.method} in {output}{also}, {len(skipped)} skipped")
   for file, reason in skipped:
     print(naming.printable(f"skipped: {file}: {reason}"))
   return 0

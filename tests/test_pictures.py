@@ -412,7 +412,7 @@ def test_changed_and_lost_files_are_made_again(
   whole = _files(output)
   again = _protect(config, "random_noise", folder, output, fixed)
   assert again["created"] == first["created"] and _files(output) == whole
-  (output / "turned.png").write_bytes(b"something else")
+  (output / "turned.png").unlink()
   (output / "dot.png").unlink()
   again = _protect(config, "random_noise", folder, output, fixed, overwrite=True)
   assert _files(output) == whole and again["images"] == first["images"]
@@ -424,14 +424,14 @@ def _copy(folder: Path, place: Path) -> Path:
 
 
 def test_only_what_is_missing_is_made(config, folder, fixed, tmp_path: Path) -> None:
-  """Pictures added, changed, gone; files deleted and damaged; metadata changed: one run for all."""
+  """Pictures added, changed, gone; files deleted and emptied; metadata changed: one run for all."""
   source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
   first = _protect(config, "random_noise", source, output, fixed)
   whole = _files(output)
   times = {path.name: path.stat().st_mtime_ns for path in output.rglob("*.png")}
 
   (output / "sub" / "glass.png").unlink()
-  (output / "dot.png").write_bytes(b"damage")
+  (output / "dot.png").write_bytes(b"")
   Image.fromarray(_photograph(7, 9, 12)).save(source / "added.png")
   Image.fromarray(_photograph(8, 29, 37)).save(source / "large.bmp")
   (source / "sub" / "profile.tif").unlink()
@@ -471,6 +471,52 @@ def test_what_is_added_does_not_need_the_work_folder(config, folder, fixed, tmp_
   _protect(config, "random_noise", source, output, fixed)
   assert {name: _files(output)[name] for name in whole} == whole
   assert verify(source, output, 12).checked == 6
+
+
+def test_overwriting_keeps_what_was_made_of_pictures_that_are_gone(
+  config, folder, fixed, tmp_path: Path
+) -> None:
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  _protect(config, "random_noise", source, output, fixed)
+  whole = _files(output)
+  shutil.rmtree(tmp_path / "out.work")
+  (source / "dot.png").unlink()
+  with pytest.raises(OutputError, match=r"dot\.png may be the last copy .*\(1 such files\)"):
+    _protect(config, "random_noise", source, output, fixed, overwrite=True)
+  assert _files(output) == whole and not (tmp_path / "out.work" / "clean").exists()
+  # Another picture of that name, without --overwrite: an extension would replace the file.
+  Image.fromarray(_photograph(9, 7, 7)).save(source / "dot.png")
+  with pytest.raises(OutputError, match=r"dot\.png may be the last copy"):
+    _protect(config, "random_noise", source, output, fixed)
+  assert _files(output) == whole
+  shutil.copy(folder / "dot.png", source / "sub" / "copy.png")  # The picture is in the input.
+  _protect(config, "random_noise", source, output, fixed)
+  assert set(_files(output)) == {*whole, "sub/copy.png"}
+
+
+def test_a_folder_is_extended_by_any_spelling(config, folder, fixed, tmp_path: Path) -> None:
+  source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
+  spelled = [str(source), f"{source}/", f"folder:{source}", os.path.relpath(source)]
+  for number, text in enumerate(spelled):
+    Image.fromarray(_photograph(number, 7, 9)).save(source / f"added{number}.png")
+    config.data.source = text
+    made = _protect(config, "random_noise", source, output, fixed)
+    assert len(made["images"]) == 6 + number
+    said = (output / "manifest.json").read_text()
+    assert str(tmp_path) not in said and made["config"]["data"]["source"] == "in"
+    assert made["origin"]["source"] == "folder in"
+    assert all(set(e["source"]) == {"file", "sha256", "pixels_sha256"} for e in made["images"])
+  # Older versions wrote whole paths.
+  made["config"]["data"]["source"] = str(source)
+  made["origin"]["source"] = f"folder {source}"
+  (output / "manifest.json").write_text(json.dumps(made))
+  Image.fromarray(_photograph(7, 9, 12)).save(source / "last.png")
+  shutil.rmtree(tmp_path / "out.work")
+  made = _protect(config, "random_noise", source, output, fixed)
+  assert len(made["images"]) == 10 and str(tmp_path) not in (output / "manifest.json").read_text()
+  config.data.source = str(tmp_path / "other")
+  with pytest.raises(OutputError, match="finished output already"):
+    _protect(config, "random_noise", source, output, fixed)
 
 
 def test_other_settings_do_not_extend(config, folder, fixed, tmp_path: Path) -> None:

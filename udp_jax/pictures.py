@@ -16,11 +16,11 @@ noise, works on a few pictures at a time. A tile's draws depend on the picture's
 place, so for these methods grouping changes nothing but the rounding of sums.
 
 Pictures that come later. Where pictures do not depend on each other, a run on a finished output
-makes what is missing: pictures that were added or changed, files that were deleted or damaged. A
-file whose source has the same pixels and other metadata is written again with these, and not
-computed again. What was made of pictures that are gone stays. The clean reference of a changed
-picture is put into workdir/earlier. A method that trains makes missing files of a finished output
-again from all pictures.
+makes what is missing: pictures that were added or changed, files that were deleted. A file whose
+source has the same pixels and other metadata is written again with these, and not computed again.
+What was made of pictures that are gone stays. The clean reference of a changed picture is put into
+workdir/earlier. A method that trains makes missing files of a finished output again from all
+pictures.
 
 Memory. The host holds a group's tiles (3 bytes a pixel), their delta and its copies (12 bytes each)
 and one whole picture with its delta; the devices hold tiles and delta, or as many batches as
@@ -35,7 +35,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ from udp_jax import (
   tile_batches,
 )
 from udp_jax.data import files, manifest, originals, picture_folder, work_folder
+from udp_jax.data import output as outputs
 from udp_jax.data.image_set import ImageSet
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError, OutputError
@@ -85,6 +86,7 @@ def protect(
   cond_of: Callable[[PictureFile], np.ndarray] | None = None,
   texts: dict[str, str] | None = None,
   overwrite: bool = False,
+  copies: Collection[str] | None = None,
   progress: bool = True,
 ) -> dict[str, Any]:
   """Protects a folder of pictures at full resolution, now or in the rest of an earlier run.
@@ -102,6 +104,7 @@ def protect(
     cond_of: a picture's conditioning for the model, without a batch axis; None for none.
     texts: the captions that `cond_of` is made of, by relative path.
     overwrite: replace a finished folder of ours.
+    copies: of `copies_of`, where `workdir` was looked at before it was cleared.
     progress: show bars.
 
   Returns:
@@ -115,10 +118,12 @@ def protect(
   scratch = workdir / "stages" / f"protect_{row}"
   records = scratch / "files"
   names = [file.name for file in pictures.files]
-  extend = not overwrite and check_finished(config, row, pictures, output, tiling)
+  extend = not overwrite and check_finished(config, row, pictures, output, tiling, workdir)
+  place = str(pictures.folder.resolve())
   sources = {
     file.name: picture_folder.source_of(
       file,
+      folder=place,
       mask_sha256=originals.file_sha256(mask_files[file.name]) if mask_files else None,
       caption=texts.get(file.relative) if texts else None,
     )
@@ -129,6 +134,14 @@ def protect(
   if extend and picture_folder.is_finished(output, names, done, pictures.beside):
     _log.info("protect %s: nothing to do, %d pictures are finished", row, len(names))
     return manifest.read_manifest(output) or {}
+  if copies is None:
+    copies = copies_of(pictures, output, workdir)
+  stay = [f"{name}.png" for name in (*done.entries, *done.others)]
+  if extend:
+    gone = [f"{name}.png" for name in done.changed]
+    outputs.check_replaced(output, only=gone, copies=copies)
+  else:
+    manifest.check_output(output, overwrite=overwrite, keep=stay, copies=copies)
   _write_clean(pictures, workdir, progress=progress)
   job = Job(config, row, model, params, tiling, workdir / "clean", mask_files or {}, cond_of)
   entries = done.entries
@@ -136,9 +149,15 @@ def protect(
   kept_names = [*names, *done.others]
 
   def claim() -> list[Path]:
-    keep = [*entries, *done.others, *done.changed]
     return picture_folder.claim(
-      output, kept_names, keep=keep, overwrite=overwrite, extend=extend, beside=pictures.beside
+      output,
+      kept_names,
+      keep=[*entries, *done.others],
+      replace=done.changed,
+      overwrite=overwrite,
+      extend=extend,
+      copies=copies,
+      beside=pictures.beside,
     )
 
   radius_255 = promises.row_radius_255(config, row)
@@ -202,8 +221,20 @@ def protect(
   return picture_folder.finish(output, listed, record, beside=pictures.beside)
 
 
+def copies_of(pictures: PictureFolder, output: Path, workdir: Path) -> frozenset[str]:
+  """Which pictures are elsewhere too, if an output is replaced; see `originals.copies`."""
+  place = str(pictures.folder.resolve())
+  found = {file.name: picture_folder.source_of(file, folder=place) for file in pictures.files}
+  return originals.copies(output, workdir, found)
+
+
 def check_finished(
-  config: Any, row: str, pictures: PictureFolder, output: Path, tiling: Tiling
+  config: Any,
+  row: str,
+  pictures: PictureFolder,
+  output: Path,
+  tiling: Tiling,
+  workdir: Path | None = None,
 ) -> bool:
   """Whether the output is a finished one of the same settings, in which something may be missing.
 
@@ -219,7 +250,9 @@ def check_finished(
   same = made.get("row") == row and "config" in made
   same = same and all(was.get(n) == v for n, v in tiling._asdict().items() if v or n == "overlap")
   same = same and (size or _trains(config, row) or was.get("files_at_a_time") == _FEW)
-  same = same and not run_config.changed_fields(made["config"], config.to_dict())
+  same = same and not run_config.changed_from_published(made["config"], config.to_dict())
+  # The manifest has the name of a folder only.
+  same = same and not (workdir and run_config.names_other_places(config, workdir))
   if same and _trains(config, row):
     same = (made.get("origin") or {}).get("sha256") == pictures.origin["sha256"]
   if not same:
@@ -308,7 +341,8 @@ def _groups(
 
 
 def _stamp(file: PictureFile, sources: dict[str, dict[str, Any]]) -> list[str]:
-  source = {name: value for name, value in sources[file.name].items() if name != "sha256"}
+  decides_nothing = ("sha256", "folder")
+  source = {n: value for n, value in sources[file.name].items() if n not in decides_nothing}
   return [file.name, hashlib.sha256(files.to_json(source).encode()).hexdigest()]
 
 

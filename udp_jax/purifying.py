@@ -5,7 +5,7 @@
   output/<name>.png, manifest.json   the purified pictures; the manifest comes last
 
 A run on a finished output makes what is missing: pictures that were added or changed, files that
-were deleted or damaged. What was made of pictures that are gone stays.
+were deleted. What was made of pictures that are gone stays.
 
 Pictures of one size go through the method in batches; a picture's draws come from its name, so how
 pictures are put together, and where a run was interrupted, change nothing.
@@ -27,7 +27,15 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from udp_jax import processes, purifiers
-from udp_jax.data import files, images, manifest, originals, picture_folder, work_folder
+from udp_jax.data import (
+  files,
+  images,
+  manifest,
+  originals,
+  picture_folder,
+  places,
+  work_folder,
+)
 from udp_jax.data.picture_folder import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError, OutputError
 from udp_jax.models.base import Params
@@ -88,8 +96,12 @@ def purify_folder(
     raise ConfigError(f"{refused[0][0]}: {refused[0][1]}")
   names = [file.name for file in usable]
   records = workdir / "records"
-  sources = {file.name: picture_folder.source_of(file) for file in usable}
+  place = str(pictures.folder.resolve())
+  sources = {file.name: picture_folder.source_of(file, folder=place) for file in usable}
   extend = not overwrite and _is_finished(output, settings | {"seed": seed})
+  copies = originals.copies(output, workdir, sources)
+  if overwrite:
+    manifest.check_output(output, overwrite=True, copies=copies)
   # Without --overwrite this looks at what is there, or refuses; with it, old records may go first.
   _check_settings(workdir, settings | {"seed": seed}, overwrite)
   done = picture_folder.progress_of(output, records, sources, finished=extend)
@@ -101,9 +113,11 @@ def purify_folder(
   created = picture_folder.claim(
     output,
     [*names, *done.others],
-    keep=[*entries, *done.others, *done.changed],
+    keep=[*entries, *done.others],
+    replace=done.changed,
     overwrite=overwrite,
     extend=extend,
+    copies=copies,
     beside=pictures.beside,
   )
   size = per_device_batch_size * (1 if mesh is None else mesh.size)
@@ -165,7 +179,10 @@ def _is_finished(output: Path, settings: dict[str, Any]) -> bool:
   made = manifest.read_manifest(output)
   if made is None or (output / manifest.INCOMPLETE).exists():
     return False
-  if files.to_json({name: made.get(name) for name in settings}) != files.to_json(settings):
+  # A manifest has of a place its name only.
+  was = places.published({name: made.get(name) for name in settings})
+  now = places.published(settings)
+  if files.to_json(was) != files.to_json(now):
     raise _finished(output)
   return True
 
@@ -236,8 +253,9 @@ def _batches(found: Sequence[PictureFile], size: int) -> list[list[PictureFile]]
 def _check_settings(workdir: Path, settings: dict[str, Any], replace: bool) -> None:
   """Writes workdir/settings.json, or refuses to go on with an unfinished run of another kind."""
   path = workdir / "settings.json"
-  text = files.to_json(settings)
-  if path.exists() and files.to_json(files.read_json(path)) != text:
+  text = files.to_json(settings | {"model": places.canonical(settings.get("model") or "")})
+  was = files.read_json(path) if path.exists() else settings
+  if files.to_json(was | {"model": places.canonical(was.get("model") or "")}) != text:
     if not replace:
       raise ConfigError(
         f"{workdir} holds a run with other settings: choose another --workdir, delete that folder, "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from udp_jax import processes
-from udp_jax.data import files, work_folder
+from udp_jax.data import files, places, work_folder
 from udp_jax.data.image_set import ImageSet
 from udp_jax.data.verify import check_radius_255
 from udp_jax.errors import ConfigError
@@ -32,6 +32,8 @@ _AT_LEAST = {
 }
 
 
+# Beside the fields that name places as they were given: where these are.
+_PLACES = "places"
 # Settings of `performance` that change results, and others that older versions did not have: what
 # they are where they are not set.
 _CHANGES_RESULTS = {
@@ -73,6 +75,7 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
 def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> None:
   path = workdir / "config.json"
   new = json.loads(files.to_json(config.to_dict())) | {"pictures": pictures.origin["sha256"]}
+  new[_PLACES] = places.paths_of(new)
   if path.exists():
     changed = _changed(files.read_json(path), new)
     if changed and replace:
@@ -86,22 +89,44 @@ def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> Non
   work_folder.mark(workdir)
 
 
-def changed_fields(old: Any, new: Any) -> list[str]:
-  """Dotted names of the fields that differ between two configs and change results."""
-  return _changed(*(json.loads(files.to_json(config)) for config in (old, new)))
+def changed_from_published(old: Any, new: Any) -> list[str]:
+  """Dotted names of the fields that differ between a manifest's config and another's.
+
+  Fields that do not change results are left out. A manifest has of a place its name only.
+  """
+  return _changed(*(places.published({"config": config})["config"] for config in (old, new)))
+
+
+def names_other_places(config: Any, workdir: Path) -> bool:
+  """Whether a working folder belongs to a config with other folders of pictures or models."""
+  path = workdir / "config.json"
+  if not path.exists():
+    return False
+  new = json.loads(files.to_json(config.to_dict()))
+  new[_PLACES] = places.paths_of(new)
+  return any(places.is_path(name) for name in _changed(files.read_json(path), new))
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """Dotted names of the fields that differ and change results."""
   free: tuple[str, ...] = ("title", "notice", "rows", "checkpoint", "threat.seeds")
-  free += ("seeds", "use_purifiers", "use_threats")
+  free += (_PLACES, "seeds", "use_purifiers", "use_threats")
   entries = ("protections", "purifiers", "threats")
-  nested = ("data", "threat", "model", "evaluation", "performance", *entries)
+  nested = ("data", "prior", "threat", "model", "evaluation", "performance", *entries)
   flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))
+  known_old, known_new = (config.get(_PLACES) or {} for config in (old, new))
+
+  def differ(name: str) -> bool:
+    one, other = flat_old[name], flat_new[name]
+    if one == other or not places.is_path(name):
+      return bool(one != other)
+    # What a run wrote from another current folder meant the place that it wrote beside.
+    return not places.same(known_old.get(name, one), known_new.get(name, other))
+
   # An entry that only one of them describes was added or dropped, which is no change.
   common = set(flat_old) & set(flat_new)
   lost = {n for n in set(flat_old) ^ set(flat_new) if n.split(".")[0] not in entries}
-  changed = sorted(lost | {name for name in common if flat_old[name] != flat_new[name]})
+  changed = sorted(lost | {name for name in common if differ(name)})
   return [name for name in changed if name not in free]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ def protect_stage(
   shard_batches: int = 0,
   train_visits: int | None = None,
   overwrite: bool = False,
+  copies: Collection[str] | None = None,
+  sources: Mapping[str, Mapping[str, Any]] | None = None,
   progress: bool = True,
 ) -> np.ndarray:
   """Protects a set of pictures and writes them, or reads them when that was done before.
@@ -83,6 +85,8 @@ def protect_stage(
     shard_batches: batches that the devices hold at a time, see `udp_jax.streaming`; 0 for all.
     train_visits: of `streaming.visit_options`, with which `protection` was built then.
     overwrite: replace a finished folder of ours.
+    copies: as in `manifest.write_folder`.
+    sources: as in `manifest.write_folder`.
     progress: show a bar.
 
   Returns:
@@ -91,7 +95,7 @@ def protect_stage(
   Raises:
     DivergedError, OutputError, loop.Preempted: see `loop.run` and `data.manifest`.
   """
-  if _is_done(folder, overwrite):
+  if _is_done(folder, overwrite, copies):
     return manifest.read_folder(folder)[0].images
   limit, grey = None, _grey(clean)
   if spare_flat:
@@ -130,7 +134,9 @@ def protect_stage(
     metadata=clean.metadata,
     beside=clean.beside,
     record={**record, "radius_255": radius_255, "origin": clean.origin},
+    sources=sources,
     overwrite=overwrite,
+    copies=copies,
   )
   return manifest.read_folder(folder)[0].images
 
@@ -200,7 +206,7 @@ def run_rounds(
   return made.own_delta(state)
 
 
-def _is_done(folder: Path, overwrite: bool) -> bool:
+def _is_done(folder: Path, overwrite: bool, copies: Collection[str] | None = None) -> bool:
   """Whether a folder is finished, by the word of process 0; if it is not, it can be written.
 
   Raises:
@@ -210,7 +216,7 @@ def _is_done(folder: Path, overwrite: bool) -> bool:
   def look() -> bool:
     if manifest.is_complete(folder) and not overwrite:
       return True
-    manifest.check_output(folder, overwrite=overwrite)
+    manifest.check_output(folder, overwrite=overwrite, copies=copies)
     return False
 
   return processes.from_main(look, f"look at {folder.name}")

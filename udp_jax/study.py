@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,6 +198,7 @@ def protect_row(
   cond: np.ndarray | None = None,
   folder: Path | None = None,
   overwrite: bool = False,
+  copies: Collection[str] | None = None,
   progress: bool = True,
 ) -> np.ndarray:
   """The protected pictures of one row, uint8 (N, H, W, 3), made now or before.
@@ -211,6 +213,7 @@ def protect_row(
     cond: (N, ...), what a conditioned model is told of each picture.
     folder: for the files; default workdir/protected/<row>.
     overwrite: replace a finished folder of ours.
+    copies: as in `manifest.write_folder`.
     progress: show bars.
 
   Raises:
@@ -257,6 +260,8 @@ def protect_row(
     shard_batches=shard_batches,
     train_visits=train_visits,
     overwrite=overwrite,
+    copies=copies,
+    sources=None if folder is None else originals.sources_of(clean),
     progress=progress,
   )
 

@@ -87,3 +87,25 @@ def test_verify_finds_the_counterparts_of_all_of_them(tmp_path: Path) -> None:
   (output / ".incomplete").unlink()
   report = verify(source, output, 0)
   assert report.ok and report.checked == 5
+
+
+def test_folders_do_not_stand_where_runs_write_files() -> None:
+  relatives = [
+    "Manifest.JSON-2/z.png",
+    "a/metadata.csv/x.png",
+    "manifest.json/deep/x.jpg",
+    "manifest.json/x.png",
+    "metadata.jsonl/manifest.json/x.png",
+    "other.json/x.png",
+  ]
+  names = unique_names(sorted(relatives))
+  assert names == [
+    "Manifest.JSON-2/z",
+    "a/metadata.csv-2/x",
+    "manifest.json-3/deep/x",
+    "manifest.json-3/x",
+    "metadata.jsonl-2/manifest.json-2/x",
+    "other.json/x",
+  ]
+  written = sorted(f"{name}.png" for name in names)
+  assert unique_names(written) == [name.removesuffix(".png") for name in written]

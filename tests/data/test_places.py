@@ -22,7 +22,7 @@ from PIL import Image
 import experiments
 from experiments import _cli
 from udp_jax.data import folder, locks, manifest, output, places, work_folder
-from udp_jax.errors import MissingDataError, OutputError
+from udp_jax.errors import ConfigError, MissingDataError, OutputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ def _picture(path: Path, seed: int = 0) -> Path:
 
 def _finished(place: Path, record: dict[str, Any] | None = None, names=("a", "b")) -> Path:
   pixels = np.random.default_rng(0).integers(0, 256, (len(names), 8, 9, 3), dtype=np.uint8)
-  manifest.write_folder(place, pixels, names, record=record or {"method": "clean"})
+  manifest.write_folder(place, pixels, names, record=record or {"method": "x"})
   return place
 
 
@@ -203,6 +203,155 @@ def test_every_entry_point_asks_the_guard_first(
   assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+  ("role", "place", "words"),
+  [
+    ("outputs", "out.work/clean", "is a clean reference that udp_jax kept"),
+    ("outputs", "elsewhere", "is a clean reference that udp_jax kept"),
+    ("outputs", "out.work", "is the work folder of a run"),
+    ("outputs", "out.work/clean/deeper/new", "lies in a folder that udp_jax wrote"),
+    ("outputs", "out.work/new", "lies in the work folder of a run"),
+    ("outputs", "link/new", "lies in the work folder of a run"),
+    ("outputs", "old.work/protected/new", "lies in the work folder of a run"),
+    ("outputs", "out/new", "lies in a folder that udp_jax wrote"),
+    ("outputs", "half/new", "lies in a folder that udp_jax wrote"),
+    ("work", "out", "is a folder that udp_jax wrote pictures to"),
+    ("work", "half", "is a folder that udp_jax wrote pictures to"),
+    ("work", "out.work/clean", "is a folder that udp_jax wrote pictures to"),
+    ("work", "out.work/stages/new", "lies in the work folder of a run"),
+    ("reports", "out.work/clean/report.json", "lies in a folder that udp_jax wrote"),
+    ("reports", "out/report.json", "lies in a folder that udp_jax wrote"),
+  ],
+)
+def test_nothing_is_written_into_the_folders_of_another_run(
+  tmp_path: Path, role: str, place: str, words: str
+) -> None:
+  _finished(tmp_path / "out")
+  _finished(tmp_path / "out.work" / "clean", {"method": "clean"})
+  _finished(tmp_path / "elsewhere", {"method": "clean"})
+  work_folder.mark(tmp_path / "out.work")
+  (tmp_path / "link").symlink_to("out.work")
+  (tmp_path / "half").mkdir()
+  (tmp_path / "half" / output.INCOMPLETE).write_text('{"files": ["c.png"]}')
+  (tmp_path / "old.work").mkdir()
+  (tmp_path / "old.work" / "config.json").write_text('{"data": {}, "seed": 0, "performance": {}}')
+  before = sorted(tmp_path.rglob("*"))
+  inside = places.use(**{role: {"--there": tmp_path / place}})
+  with pytest.raises(OutputError, match=words) as caught, inside:
+    pytest.fail("the run began")
+  assert "--there" in str(caught.value) and "choose another folder" in str(caught.value)
+  assert sorted(tmp_path.rglob("*")) == before
+  with places.use(
+    outputs={"--output": tmp_path / "out"},
+    work={"--workdir": tmp_path / "out.work"},
+    reports={"--json": tmp_path / "old.work" / "report.json"},
+  ):
+    pass
+
+
+# Spellings, and what others may see of them.
+
+
+def test_a_place_has_many_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "r").mkdir()
+  (tmp_path / "link").symlink_to("r")
+  spelled = ["r", "r/", "./r", "x/../r", "folder:r", f"{tmp_path}/r", "~/r", "link", "folder:link/"]
+  assert {places.canonical(text) for text in spelled} == {str(tmp_path / "r")}
+  assert places.canonical("npz:a.npz") == places.canonical("./a.npz") == str(tmp_path / "a.npz")
+  assert places.canonical("cifar10:r/") == f"cifar10:{tmp_path / 'r'}"
+  assert places.canonical("tfds:mnist:train@r/") == f"tfds:mnist:train@{tmp_path / 'r'}"
+  for text in ("builtin", "tiny_ldm", "", "tfds:mnist"):
+    assert places.canonical(text) == text
+  assert not places.same("r", "cifar10:r") and not places.same("r", "s") and places.same(3, 3)
+
+
+def test_a_work_folder_belongs_to_a_place_and_not_to_its_spelling(
+  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  from udp_jax import purifying, run_config
+  from udp_jax.data import image_set
+
+  for place in ("one/r", "one/m", "two/r", "elsewhere"):
+    (tmp_path / place).mkdir(parents=True)
+  config = _cli.get_config("eudp", "demo:smoke")
+  pictures = image_set.finish(np.zeros((1, 8, 8, 3), np.uint8), ["a"], "folder r")
+  work = tmp_path / "work"
+
+  def check(source: str, model: str = "m", place: Path = work) -> None:
+    config.data.source, config.model.path = source, model
+    run_config.check(config, place, pictures)
+
+  monkeypatch.chdir(tmp_path / "one")
+  for number, first in enumerate(("r", "folder:r/", str(tmp_path / "one" / "r"))):
+    place = tmp_path / f"work{number}"
+    check(first, place=place)
+    for again in ("r", "r/", "folder:./r", f"{tmp_path}/one/r/"):
+      check(again, "./m/", place)
+  check("r")
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  check(f"{tmp_path}/one/r", f"{tmp_path}/one/m")  # It was "r", said in another folder.
+  monkeypatch.chdir(tmp_path / "two")
+  for source, model in ((f"{tmp_path}/two/r", "../one/m"), ("../one/r", "m")):
+    with pytest.raises(ConfigError, match=r"another config \((data\.source|model\.path) differ\)"):
+      check(source, model)
+  monkeypatch.chdir(tmp_path / "one")
+  settings = {"method": "x", "options": {}, "model": "m", "seed": 0, "pictures": 1}
+  purifying._check_settings(tmp_path / "pure", settings, False)
+  purifying._check_settings(tmp_path / "pure", settings | {"model": f"{tmp_path}/one/m/"}, False)
+  with pytest.raises(ConfigError, match="other settings"):
+    purifying._check_settings(tmp_path / "pure", settings | {"model": "../two/m"}, False)
+
+
+def test_what_leaves_names_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HOME", str(tmp_path / "home" / "REALNAME"))
+  home, secret = tmp_path / "home" / "REALNAME", "../client/secret"
+  said = places.published(
+    {
+      "method": "x",
+      "row": "a/b",
+      "model": "~/models/sd15",
+      "loras": [f"{home}/a.safetensors", "b.safetensors"],
+      "prompts": ["cats and/or dogs", "a/b"],
+      "options": {"note": f"{tmp_path}/out"},
+      "config": {
+        "data": {"source": f"npz:{home}/x.npz", "image_size": 8},
+        "model": {"path": str(home / "models" / "sd15")},
+        "prior": {"source": "tfds:mnist:train@/data/private"},
+        "evaluation": {"weights": "", "clip": "/mnt/weights/clip/"},
+      },
+      "origin": {
+        "source": f"folder {secret}/in",
+        "skipped": [["x.heic", f"{secret}/in/x.heic: not supported ({home}/b)"]],
+        "notes": {"read from /etc": 1},
+      },
+    },
+    tmp_path / "out",
+  )
+  assert said == {
+    "method": "x",
+    "row": "a/b",
+    "model": "sd15",
+    "loras": ["a.safetensors", "b.safetensors"],
+    "prompts": ["cats and/or dogs", "a/b"],
+    "options": {"note": "out"},
+    "config": {
+      "data": {"source": "x.npz", "image_size": 8},
+      "model": {"path": "sd15"},
+      "prior": {"source": "tfds:mnist:train"},
+      "evaluation": {"weights": "", "clip": "clip"},
+    },
+    "origin": {
+      "source": "folder in",
+      "skipped": [["x.heic", "in/x.heic: not supported (b)"]],
+      "notes": {"read from /etc": 1},
+    },
+  }
+  assert places.published(said, tmp_path / "out") == said
+
+
 # Locks.
 
 
@@ -338,6 +487,60 @@ def test_nested_folders_of_ours_are_left_out(
     folder.load_folder(source, image_size=None, limit=None, seed=0, strict=False, classes=None)
 
 
+def test_links_to_what_is_ours_are_left_out(
+  tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+  source = tmp_path / "in"
+  _picture(source / "mine.png")
+  _picture(tmp_path / "theirs" / "x.png")
+  ours = _finished(tmp_path / "out", names=("a", "sub/b"))
+  (source / "theirs.png").symlink_to("../theirs/x.png")
+  (source / "z.png").symlink_to("../out/a.png")
+  (source / "part").symlink_to("../out/sub")
+  found = folder.scan(source)
+  assert [file.name for file in found.files] == ["mine", "theirs"]
+  assert found.linked == ("z.png",) and found.left_out == ("part",)
+  assert any(
+    line.endswith("left out 1 links to what udp_jax wrote: z.png") for line in caplog.messages
+  )
+  loaded = folder.load_folder(
+    source, image_size=None, limit=None, seed=0, strict=False, classes=None
+  )
+  assert loaded.origin["linked"] == ["z.png"]
+  # A folder of ours that is asked for is read, links within it and all.
+  (tmp_path / "again").symlink_to("out")
+  (ours / "sub" / "c.png").symlink_to("../a.png")
+  for place in (ours, tmp_path / "again"):
+    assert [file.name for file in folder.scan(place).files] == ["a", "sub/b", "sub/c"]
+  assert [file.name for file in folder.scan(ours / "sub").files] == ["b", "c"]
+  for name in ("mine.png", "theirs.png", "part"):
+    (source / name).unlink()
+  with pytest.raises(MissingDataError, match=r"1 links to what udp_jax wrote \(z\.png\)"):
+    folder.load_folder(source, image_size=None, limit=None, seed=0, strict=False, classes=None)
+
+
+def test_hidden_pictures_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+  for name in (".dot.png", ".hid/p0.png", ".hid/deep/p1.JPG", "sub/.x.heic"):
+    (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "in" / name).touch()
+  for name in ("._mine.png", ".DS_Store", ".hid/notes.txt", ".hid/._p0.png", ".udp-lock"):
+    (tmp_path / "in" / name).touch()
+  with pytest.raises(MissingDataError, match=r"no images in it .4 hidden ones are passed over"):
+    folder.load_folder(
+      tmp_path / "in", image_size=None, limit=None, seed=0, strict=False, classes=None
+    )
+  _picture(tmp_path / "in" / "mine.png")
+  caplog.clear()
+  found = folder.scan(tmp_path / "in")
+  assert found.hidden == (".dot.png", ".hid/deep/p1.JPG", ".hid/p0.png", "sub/.x.heic")
+  (line,) = caplog.messages
+  assert "passed over 4 hidden pictures: .dot.png, .hid/deep/p1.JPG" in line
+  loaded = folder.load_folder(
+    tmp_path / "in", image_size=None, limit=None, seed=0, strict=False, classes=None
+  )
+  assert loaded.origin["hidden"] == 4 and loaded.names == ("mine",)
+
+
 @pytest.mark.parametrize(
   ("record", "words"),
   [
@@ -377,9 +580,9 @@ def test_overwriting_spares_what_somebody_put_there(tmp_path: Path) -> None:
     manifest.write_folder(place, np.zeros((1, 8, 8, 3), np.uint8), ["z"], overwrite=True)
   assert (place / "a.png").read_bytes() == mine and (place / "b.png").exists()
   (place / "a.png").unlink()  # Moved away.
-  (place / "b.png").write_bytes(b"\x89PNG cut short")  # Damage is nobody's work.
+  (place / "b.png").write_bytes(b"")  # Nothing that could be lost.
   with pytest.raises(
-    OutputError, match=r"finished output .* of which a\.png is missing or dam.*2 "
+    OutputError, match=r"finished output .* of which a\.png is missing or not as it was .2 "
   ):
     manifest.check_output(place)
   manifest.write_folder(place, np.zeros((1, 8, 8, 3), np.uint8), ["z"], overwrite=True)
@@ -413,6 +616,21 @@ def test_reports_replace_reports_alone(tmp_path: Path, content: str, ours: bool)
     pytest.fail("the run began")
   with places.use(reports={"--json": "-"}) as used:
     assert used == {}
+
+
+def test_devices_and_pipes_take_reports_as_they_are(tmp_path: Path) -> None:
+  from udp_jax.data import files
+
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  descriptor = os.open(pipe, os.O_RDWR)
+  for path in (pipe, f"/dev/fd/{descriptor}", "/dev/null"):
+    with places.use(reports={"--json": path}) as used:
+      files.write_json(used["--json"], {"ok": True})
+  assert os.read(descriptor, 100).split() == [b"{", b'"ok":', b"true", b"}"] * 2
+  os.close(descriptor)
+  assert os.listdir(tmp_path) == ["pipe"] and pipe.is_fifo()
+  assert files.is_device("/dev/null") and not files.is_device(tmp_path)
 
 
 def test_a_folder_in_use_by_others_is_no_work_folder(tmp_path: Path) -> None:

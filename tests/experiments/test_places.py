@@ -95,6 +95,60 @@ def test_folders_of_one_artist(tmp_path: Path, process_environment, entry_point)
   _refused(entry_point("protect", *NOISE, *words), "last copy of a picture", "p0.png is gone")
 
 
+def _published(folder: Path, *words: str) -> None:
+  """No file of a folder holds one of the words."""
+  for path in folder.rglob("*"):
+    if path.is_file():
+      found = [word for word in words if word.encode() in path.read_bytes()]
+      assert not found, f"{path.name} names {found[0]}"
+
+
+def test_spellings_sums_and_names(tmp_path: Path, entry_point) -> None:
+  source, output = _pictures(tmp_path / "in", 0, 1), tmp_path / "out"
+  (source / "bad.heic").touch()
+  home = str(Path.home())
+  for number, text in enumerate((f"{source}", f"{source}/", f"folder:{source}"), 2):
+    done = entry_point("protect", *NOISE, f"--input={text}", f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    assert f"{number} pictures protected in {output} (at most" in done.stdout
+    _published(output, str(tmp_path), home)
+    _pictures(source, number)
+  (source / "p0.png").unlink()
+  done = entry_point("protect", *NOISE, f"--input={source}", f"--output={output}")
+  assert f"4 pictures protected in {output}, 1 more stay there whose pictures" in done.stdout
+  (tmp_path / "l").symlink_to("out")
+  words = [f"--output={tmp_path / 'pure'}", "--method=jpeg", "--noprogress"]
+  for place in ("out/", "l"):
+    done = entry_point("purify", f"--input={tmp_path}/{place}", *words)
+    assert done.returncode == 0 and "5 pictures purified by jpeg" in done.stdout, done.stderr
+    _published(tmp_path / "pure", str(tmp_path), home)
+
+  # Nothing goes into what a run keeps.
+  kept = _bytes(tmp_path / "out.work")
+  for place in ("out.work/clean", "out.work/clean/new", "out.work/new"):
+    there = [f"--output={tmp_path / place}", "--overwrite"]
+    for name, more in (("purify", ["--method=jpeg"]), ("protect", NOISE)):
+      _refused(entry_point(name, *more, f"--input={source}", *there), "--output", "choose another")
+  assert _bytes(tmp_path / "out.work") == kept
+
+
+def test_resized_pictures_are_replaced_while_there_are_copies(tmp_path: Path, entry_point) -> None:
+  source, output = _pictures(tmp_path / "in", 0, 1), tmp_path / "out"
+  words = [*NOISE, "--resize", f"--output={output}"]
+  assert entry_point("protect", *words, f"--input={source}").returncode == 0
+  _published(output, str(tmp_path), str(Path.home()))
+  fewer = _pictures(tmp_path / "fewer", 1)
+  kept = _bytes(tmp_path / "out.work"), _bytes(output)
+  (source / "p0.png").rename(tmp_path / "p0.png")
+  words += [f"--input={fewer}", "--overwrite"]
+  _refused(entry_point("protect", *words), "p0.png may be the last copy of a picture")
+  assert (_bytes(tmp_path / "out.work"), _bytes(output)) == kept
+  (tmp_path / "p0.png").rename(source / "p0.png")
+  done = entry_point("protect", *words)
+  assert done.returncode == 0, done.stderr
+  assert set(_bytes(output)) == {"p1.png"}
+
+
 @pytest.mark.parametrize("delay_s", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_of_two_runs_on_one_output_one_runs(
   tmp_path: Path, delay_s: float, process_environment

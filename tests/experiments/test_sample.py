@@ -53,8 +53,8 @@ def test_prompts_take_turns_with_files_of_what_was_learned(sample, tiny_pipeline
   assert record["prompts"] == ["a picture of <mine>", "a dog by the sea"]
   assert record["negative_prompt"] == "blurry" and record["guidance_scale"] == 7.5
   assert record["sampler"] == "dpm_solver_pp_2m" and record["sample_steps"] == 3
-  assert record["loras"] == [str(low_rank)] and record["lora_scale"] == 0.5
-  assert record["embeddings"] == [str(embedding)]
+  assert record["loras"] == [low_rank.name] and record["lora_scale"] == 0.5
+  assert record["embeddings"] == [embedding.name]
   # The files in each other's places.
   done = sample(tmp_path / "other", f"--lora={embedding}")
   assert done.returncode == 3 and "belongs to no module of this model" in done.stderr

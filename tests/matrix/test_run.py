@@ -202,7 +202,8 @@ def test_interrupted_runs_end_like_an_undisturbed_one(
   half = other / "purified/clean/jpeg/pictures"
   marked = manifest.read_manifest(half)["images"]
   (half / manifest.MANIFEST).unlink()
-  files.write_json(half / manifest.INCOMPLETE, {"files": [entry["file"] for entry in marked]})
+  announced = [entry["file"] for entry in marked]
+  files.write_json(half / manifest.INCOMPLETE, {"files": announced, "written": marked})
 
   writes: list[str] = []
   real = files.write_json

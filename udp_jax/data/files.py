@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,15 @@ def is_temporary(name: str) -> bool:
   return name.endswith(TEMPORARY_SUFFIX)
 
 
+def is_device(path: str | os.PathLike) -> bool:
+  """Whether a path is a device or a pipe, which is written to and never replaced."""
+  try:
+    mode = os.stat(path).st_mode
+  except OSError:
+    return False
+  return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
 @contextlib.contextmanager
 def output_errors(path: str | os.PathLike) -> Iterator[None]:
   """Turns an `OSError` raised inside the block into a one-line `OutputError` about `path`."""
@@ -49,10 +59,16 @@ def output_errors(path: str | os.PathLike) -> Iterator[None]:
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
   """Writes a file atomically: a temporary name in the same folder, fsync, rename.
 
+  Devices and pipes are written to as they are.
+
   Raises:
     OutputError: the place is full, read-only or not ours; the temporary file is removed.
   """
   path = Path(path)
+  if is_device(path):
+    with output_errors(path):
+      path.write_bytes(content)
+    return
   with output_errors(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     # A short prefix: the final name may already be as long as the file system allows.

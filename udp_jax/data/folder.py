@@ -52,20 +52,25 @@ class Scan(NamedTuple):
     unusable: (file, reason) of images that cannot be read.
     ignored: how many other files there are, by extension; captions do not count.
     left_out: nested folders that udp_jax wrote, whose pictures are not listed.
+    linked: links to what udp_jax wrote elsewhere, which are not listed either.
+    hidden: pictures that are passed over, as they or their folders are hidden.
   """
 
   files: tuple[ImageFile, ...]
   unusable: tuple[tuple[str, str], ...]
   ignored: dict[str, int]
   left_out: tuple[str, ...] = ()
+  linked: tuple[str, ...] = ()
+  hidden: tuple[str, ...] = ()
 
 
 def scan(folder: str | os.PathLike) -> Scan:
   """Lists the image files below a folder, sorted by relative path, without decoding them.
 
-  Hidden files, `manifest.json` and the tables of captions are passed over; links to folders are
-  followed. Nested folders that a run of ours wrote (outputs, finished or not, and work folders) are
-  left out, which is logged: a protected picture is not to be protected again by accident. A file
+  Hidden files, `manifest.json` and the tables of captions are passed over, hidden pictures with a
+  line in the log; links to folders are followed. Nested folders that a run of ours wrote (outputs,
+  finished or not, and work folders), and links to files in such folders, are left out, which is
+  logged: a protected picture is not to be protected again by accident. A file
   with an unknown extension counts as an image if its first bytes say so. Names are those of
   `naming.unique_names`.
 
@@ -89,12 +94,36 @@ def scan(folder: str | os.PathLike) -> Scan:
 
   seen: set[str] = set()
   left_out: list[str] = []
+  linked: list[str] = []
+  hidden: list[str] = []
+  here = os.path.realpath(folder)
+  known: dict[str, bool] = {}
+
+  def elsewhere_ours(path: Path | str) -> bool:
+    """Whether a link leads out of the folder, to what a run of ours wrote."""
+    real = Path(os.path.realpath(path))
+    if real.is_relative_to(here):
+      return False
+    for parent in real.parents:
+      place = str(parent)
+      if place not in known:
+        known[place] = output.is_written(parent) or work_folder.is_ours(parent)
+      # What holds this whole folder as well says nothing of a part of it.
+      if known[place] and not Path(here).is_relative_to(parent):
+        return True
+    return False
+
   for root, subfolders, names in os.walk(folder, followlinks=True, onerror=unlistable):
     seen.add(os.path.realpath(root))
-    if Path(root) != folder and (output.is_written(root) or work_folder.is_ours(root)):
+    if Path(root) != folder and (
+      output.is_written(root)
+      or work_folder.is_ours(root)
+      or (os.path.islink(root) and elsewhere_ours(root))
+    ):
       left_out.append(Path(root).relative_to(folder).as_posix())
       subfolders.clear()
       continue
+    hidden += _hidden_pictures(folder, root, subfolders, names)
     subfolders[:] = sorted(
       name
       for name in subfolders
@@ -105,7 +134,9 @@ def scan(folder: str | os.PathLike) -> Scan:
         continue
       path = Path(root, name)
       relative = path.relative_to(folder).as_posix()
-      if path.suffix.lower() in _UNSUPPORTED:
+      if path.is_symlink() and elsewhere_ours(path):
+        linked.append(naming.readable(relative))
+      elif path.suffix.lower() in _UNSUPPORTED:
         refuse(relative, f"{path}: {path.suffix} files are not supported; save as PNG")
       elif _is_special(path):
         # Opening a pipe would wait for somebody to write to it.
@@ -119,6 +150,16 @@ def scan(folder: str | os.PathLike) -> Scan:
     _log.warning(
       "%s: left out %d folders that udp_jax wrote: %s", folder, len(left_out), ", ".join(left_out)
     )
+  if linked:
+    _log.warning(
+      "%s: left out %d links to what udp_jax wrote: %s",
+      *(folder, len(linked), naming.printable(", ".join(sorted(linked)))),
+    )
+  if hidden:
+    _log.warning(
+      "%s: passed over %d hidden pictures: %s",
+      *(folder, len(hidden), naming.printable(", ".join(sorted(hidden)))),
+    )
   files = tuple(
     ImageFile(name, path, relative)
     for name, (relative, path) in zip(unique_names([relative for relative, _ in found]), found)
@@ -129,7 +170,33 @@ def scan(folder: str | os.PathLike) -> Scan:
     for path in others
     if path.suffix not in captions.SUFFIXES or path.with_suffix("") not in stems
   )
-  return Scan(files, tuple(sorted(unusable)), dict(sorted(kinds.items())), tuple(left_out))
+  return Scan(
+    files,
+    tuple(sorted(unusable)),
+    dict(sorted(kinds.items())),
+    tuple(left_out),
+    tuple(sorted(linked)),
+    tuple(sorted(hidden)),
+  )
+
+
+def _hidden_pictures(
+  folder: Path, root: str, subfolders: Sequence[str], names: Sequence[str]
+) -> list[str]:
+  """Pictures in a folder that are hidden, and those in its hidden folders.
+
+  Files named `._x` are what macOS keeps of the file x, and nobody's pictures.
+  """
+  found = [Path(root, name) for name in names if name.startswith(".")]
+  for subfolder in subfolders:
+    if subfolder.startswith("."):
+      for inner, _, inside in os.walk(os.path.join(root, subfolder)):
+        found += [Path(inner, name) for name in inside]
+  return [
+    naming.readable(path.relative_to(folder).as_posix())
+    for path in found
+    if path.suffix.lower() in {*images.SUFFIXES, *_UNSUPPORTED} and not path.name.startswith("._")
+  ]
 
 
 def load_folder(
@@ -215,6 +282,13 @@ def select(
   if not candidates and not skipped:
     count = sum(listing.ignored.values())
     also = f" ({count} other files: {_counted(listing.ignored)})" if count else ""
+    if listing.hidden:
+      also += f" ({len(listing.hidden)} hidden ones are passed over: {listing.hidden[0]})"
+    if listing.linked:
+      raise MissingDataError(
+        f"{folder}: no images in it but {len(listing.linked)} links to what udp_jax wrote "
+        f"({listing.linked[0]}); give the folder that they lead to"
+      )
     if listing.left_out:
       raise MissingDataError(
         f"{folder}: no images in it but in {len(listing.left_out)} folders that udp_jax wrote "
@@ -284,6 +358,10 @@ def _ours(folder: Path, listing: Scan) -> dict[str, Any]:
     found["input_is"] = f"input is {what}"
   if listing.left_out:
     found["left_out"] = list(listing.left_out)
+  if listing.linked:
+    found["linked"] = list(listing.linked)
+  if listing.hidden:
+    found["hidden"] = len(listing.hidden)
   return found
 
 

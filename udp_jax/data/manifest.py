@@ -17,7 +17,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from udp_jax import processes
-from udp_jax.data import captions, files, image_set, images, output
+from udp_jax.data import captions, files, image_set, images, output, places
 from udp_jax.data import folder as folders
 from udp_jax.data.captions import NONE_BESIDE, Beside
 from udp_jax.data.image_set import ImageSet, Metadata
@@ -50,6 +50,7 @@ __all__ = [
   "describe",
   "file_sha256",
   "is_complete",
+  "listed",
   "max_abs_255",
   "read_folder",
   "read_manifest",
@@ -84,7 +85,9 @@ def write_folder(
   metadata: Sequence[Metadata] | None = None,
   beside: Beside = NONE_BESIDE,
   record: Mapping[str, Any] | None = None,
+  sources: Mapping[str, Mapping[str, Any]] | None = None,
   overwrite: bool = False,
+  copies: Collection[str] | None = None,
   progress: bool = False,
 ) -> dict[str, Any] | None:
   """Writes `<name>.png` for every image, re-reads and measures them, then writes the manifest.
@@ -108,7 +111,9 @@ def write_folder(
     beside: captions, of which those of the images are written too.
     record: what made the images, merged into the manifest: "method", "config", "seed", "origin",
       ... If it has "radius_255", every file must keep that budget.
+    sources: by file, what each was made of, as in a record.
     overwrite: replace a finished folder of ours. Files of other origin are never removed.
+    copies: of `originals.copies`, for what may be replaced.
     progress: show a progress bar.
 
   Returns:
@@ -130,8 +135,9 @@ def write_folder(
   texts = list(beside.render(names))
   parts = [f"manifest.part-{i}.json" for i in range(processes.count())]
   parts = parts if len(parts) > 1 else []
+  announced = [*relatives, *texts, *parts]
   created = processes.from_main(
-    lambda: [str(f) for f in output.claim(folder, [*relatives, *texts, *parts], overwrite)],
+    lambda: [str(f) for f in output.claim(folder, announced, overwrite, copies=copies)],
     f"claim {folder.name}",
   )
 
@@ -140,8 +146,7 @@ def write_folder(
     extras = metadata[index] if metadata is not None else Metadata("")
     path = folder / relatives[index]
     alpha = alphas[index] if alphas is not None else None
-    images.write_png(
-      path,
+    content = images.encode_png(
       pixels,
       alpha=alpha,
       icc_profile=extras.icc_profile,
@@ -149,12 +154,16 @@ def write_folder(
       chunks=extras.chunks,
       grey=extras.grey,
     )
+    source = (sources or {}).get(relatives[index])
+    digest = output.put(folder, relatives[index], content, source)
     saved = images.read_image(path)
     if not np.array_equal(saved.pixels, pixels) or (
       alpha is not None and (saved.alpha is None or not np.array_equal(saved.alpha, alpha))
     ):
       raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
-    entry: dict[str, Any] = {"file": relatives[index], "sha256": file_sha256(path)}
+    entry: dict[str, Any] = {"file": relatives[index], "sha256": digest}
+    if source:
+      entry["source"] = dict(source)
     if extras.notes:
       entry["notes"] = list(extras.notes)
     if clean is not None:
@@ -169,15 +178,16 @@ def write_folder(
       _add_similarity(entries, images_uint8, clean[rows])
     if parts:
       part = {"rows": rows, "images": entries}
-      files.write_json(folder / parts[processes.index()], part)
+      content = (files.to_json(part) + "\n").encode()
+      output.put(folder, parts[processes.index()], content)
     return entries
 
   def merge() -> dict[str, Any]:
     entries = _merge(folder, relatives, parts) if parts else own
-    manifest = describe(record)
+    manifest = describe(record, folder)
     manifest["source_sha256"] = None if clean is None else image_set.pixels_sha256(clean)
     manifest |= write_captions(folder, relatives, beside)
-    manifest["images"] = entries
+    manifest["images"] = [listed(entry, record) for entry in entries]
     if clean is not None:
       worst = max(entries, key=lambda entry: entry["max_abs_255"])
       manifest["worst"] = {"file": worst["file"], "max_abs_255": worst["max_abs_255"]}
@@ -191,8 +201,7 @@ def write_folder(
       for part in parts:
         (folder / part).unlink()
     files.write_json(folder / MANIFEST, manifest)
-    with files.output_errors(folder):
-      (folder / INCOMPLETE).unlink()
+    output.finish(folder)
     return manifest
 
   try:
@@ -285,7 +294,7 @@ def write_captions(folder: Path, relatives: Sequence[str], beside: Beside) -> di
   written = beside.render(names)
   for place, content in written.items():
     if not _holds(folder / place, content):
-      files.write_bytes(folder / place, content)
+      output.put(folder, place, content)
   for place in _outdated_captions(folder, names, beside):
     with files.output_errors(folder / place):
       (folder / place).unlink()
@@ -322,16 +331,29 @@ def _holds(path: Path, content: bytes) -> bool:
   return path.is_file() and path.read_bytes() == content
 
 
-def describe(record: Mapping[str, Any]) -> dict[str, Any]:
-  """A manifest's fields beside its images: `record`, and when and by which code it was made."""
+def describe(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+  """A manifest's fields beside its images: `record`, and when and by which code it was made.
+
+  An output may go anywhere: its manifest names files and folders, and not where they are. A clean
+  reference stays in its work folder, and knows.
+  """
+  said = record if record.get("method") == output.CLEAN else places.published(record, folder)
   return {
     "format": FORMAT,
     "complete": True,
-    **record,
+    **said,
     "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "versions": {package: _version(package) for package in _VERSIONS},
     "code_sha256": code_sha256(),
   }
+
+
+def listed(entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+  """A picture's record as the manifest that `record` describes lists it; see `describe`."""
+  entry = dict(entry)
+  if "source" in entry and record.get("method") != output.CLEAN:
+    entry["source"] = {k: v for k, v in entry["source"].items() if k != "folder"}
+  return entry
 
 
 def max_abs_255(first: np.ndarray, second: np.ndarray) -> int:

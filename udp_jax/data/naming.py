@@ -18,6 +18,8 @@ NOT_UTF8 = "file name is not UTF-8: its bytes are written as %XX"
 
 # Bytes of a name's last part. File systems commonly allow 255, extensions included.
 _LONGEST, _KEPT = 240, 200
+# Files that runs write among pictures: no folder there can have their names.
+RESERVED = frozenset({"manifest.json", "metadata.jsonl", "metadata.csv"})
 # What moves the cursor, ends a line, or turns the direction of text.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _TURNING = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
@@ -57,10 +59,12 @@ def unique_names(relatives: Sequence[str]) -> list[str]:
   A file is named without its extension where it can be: `a.jpg` is "a". Where two files would get
   one name, PNG files keep it, as theirs does not change then, and the others are named with their
   extension: beside `a.png`, `a.jpg` is "a.jpg" and is saved as `a.jpg.png`. So is a file whose name
-  would be that of a folder (`a.jpg` beside the folder `a.png`). Names that differ only in case or
-  in how accents are stored count as one, as some file systems take them. Very long names are cut,
-  and end in a part of their hash.
+  would be that of a folder (`a.jpg` beside the folder `a.png`). A folder with the name of a file
+  that runs write among pictures gets a number: `manifest.json/a.png` is "manifest.json-2/a". Names
+  that differ only in case or in how accents are stored count as one, as some file systems take
+  them. Very long names are cut, and end in a part of their hash.
   """
+  relatives = _beside_reserved(relatives)
   taken = {
     _key(str(parent)) for relative in relatives for parent in PurePosixPath(relative).parents
   }
@@ -81,6 +85,26 @@ def unique_names(relatives: Sequence[str]) -> list[str]:
     taken.add(_key(f"{name}.png"))
     names[index] = name
   return [names[index] for index in range(len(relatives))]
+
+
+def _beside_reserved(relatives: Sequence[str]) -> list[str]:
+  """The paths, with other names for folders that stand where runs write files."""
+  folders = {str(parent) for relative in relatives for parent in PurePosixPath(relative).parents}
+  taken = {_key(folder) for folder in folders}
+  renamed: dict[str, str] = {}
+  for folder in sorted(folders, key=lambda folder: (folder.count("/"), folder)):
+    parent, slash, last = folder.rpartition("/")
+    there = renamed.get(parent, parent) + slash
+    renamed[folder] = there + last
+    if _key(last) in RESERVED:
+      copies = (f"{there}{last}-{copy}" for copy in itertools.count(2))
+      renamed[folder] = next(name for name in copies if _key(name) not in taken)
+      taken.add(_key(renamed[folder]))
+  made = []
+  for relative in relatives:
+    parent, slash, last = relative.rpartition("/")
+    made.append(renamed.get(parent, parent) + slash + last)
+  return made
 
 
 def _key(name: str) -> str:

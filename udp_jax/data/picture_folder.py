@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -147,7 +147,11 @@ class Progress(NamedTuple):
 
 
 def source_of(file: PictureFile, **more: Any) -> dict[str, Any]:
-  """For a record: which file, as it is now, a picture is made of; `more` decides the result too."""
+  """For a record: which file, as it is now, a picture is made of; `more` decides the result too.
+
+  The "folder" in `more` is where the file is, which decides nothing, and which manifests of outputs
+  do not say.
+  """
   return {
     "file": file.relative,
     "sha256": file.file_sha256,
@@ -174,11 +178,16 @@ def progress_of(
   for path in sorted(records.rglob("*.json")) if records.is_dir() else []:
     entry = files.read_json(path)
     if originals.is_record(entry):
-      known.setdefault(entry["file"].removesuffix(".png"), entry)
+      name = entry["file"].removesuffix(".png")
+      # A record of the work folder knows the source's folder as well.
+      if name not in known or known[name].get("sha256") == entry["sha256"]:
+        known[name] = entry
   known = {
     name: entry
     for name, entry in known.items()
-    if (path := folder / entry["file"]).is_file() and manifest.file_sha256(path) == entry["sha256"]
+    if output.is_sound(entry)  # Somebody may have edited it.
+    and (path := folder / entry["file"]).is_file()
+    and manifest.file_sha256(path) == entry.get("sha256")
   }
   entries, stale, changed = {}, [], []
   for name in sources:
@@ -205,17 +214,21 @@ def claim(
   names: Sequence[str],
   *,
   keep: Iterable[str] = (),
+  replace: Iterable[str] = (),
   overwrite: bool = False,
   extend: bool = False,
+  copies: Collection[str] | None = None,
   beside: Beside = NONE_BESIDE,
 ) -> list[Path]:
   """Marks the folder as unfinished and clears what is ours but not in `keep`; folders it created.
 
-  With `extend` a finished folder of ours is opened again, and nothing in it is cleared. Captions in
-  `beside` are announced like the pictures; `finish` writes them.
+  With `extend` a finished folder of ours is opened again, and nothing in it is cleared. Pictures of
+  names in `replace` stay until they are written anew. Captions in `beside` are announced like the
+  pictures; `finish` writes them. `copies` are of `originals.copies`.
 
   Raises:
-    OutputError: the folder cannot be written, or holds somebody else's files.
+    OutputError: the folder cannot be written, or holds somebody else's files, or the last copy of a
+      picture.
   """
   relatives = [f"{name}.png" for name in names]
   parents = {str(parent) for name in names for parent in PurePosixPath(name).parents}
@@ -224,8 +237,15 @@ def claim(
       f"{sorted(clash)[0]} would be both a file and a folder; rename one of the source's images"
     )
   announced = [*relatives, *beside.render(names)]
-  kept = [f"{name}.png" for name in keep]
-  return output.claim(folder, announced, overwrite, keep=kept, extend=extend)
+  return output.claim(
+    folder,
+    announced,
+    overwrite,
+    keep=[f"{name}.png" for name in keep],
+    replace=[f"{name}.png" for name in replace],
+    extend=extend,
+    copies=copies,
+  )
 
 
 def withdraw(folder: Path, created: Sequence[Path]) -> None:
@@ -269,8 +289,7 @@ def write(
   """
   path = folder / f"{name}.png"
   height, width = picture.pixels.shape[:2]
-  images.write_png(
-    path,
+  content = images.encode_png(
     picture.pixels,
     alpha=picture.alpha,
     icc_profile=picture.icc_profile,
@@ -278,13 +297,14 @@ def write(
     chunks=picture.chunks,
     grey=picture.grey,
   )
+  digest = output.put(folder, f"{name}.png", content, source)
   saved = read(path)
   same = np.array_equal(saved.pixels, picture.pixels) and (
     picture.alpha is None or np.array_equal(saved.alpha, picture.alpha)  # type: ignore[arg-type]
   )
   if not same:
     raise RuntimeError(f"{path}: the file does not hold the pixels that were written")
-  entry: dict[str, Any] = {"file": f"{name}.png", "sha256": manifest.file_sha256(path)}
+  entry: dict[str, Any] = {"file": f"{name}.png", "sha256": digest}
   entry |= {"width": width, "height": height}
   if source is not None:
     entry["source"] = dict(source)
@@ -318,16 +338,15 @@ def finish(
     record: what made the pictures, as in `manifest.write_folder`.
     beside: captions, of which those of the pictures are written.
   """
-  made = manifest.describe(record)
+  made = manifest.describe(record, folder)
   made |= manifest.write_captions(folder, [entry["file"] for entry in entries], beside)
-  made["images"] = list(entries)
+  made["images"] = [manifest.listed(entry, record) for entry in entries]
   measured = [entry for entry in entries if "max_abs_255" in entry]
   if measured:
     worst = max(measured, key=lambda entry: entry["max_abs_255"])
     made["worst"] = {"file": worst["file"], "max_abs_255": worst["max_abs_255"]}
   files.write_json(folder / manifest.MANIFEST, made)
-  with files.output_errors(folder):
-    (folder / manifest.INCOMPLETE).unlink(missing_ok=True)
+  output.finish(folder)
   return made
 
 

@@ -8,8 +8,12 @@ Every entry point that reads or writes folders works inside of `use`. One rule f
   what this one wrote. Beside a file that is read, or in a folder of which files are read by name (a
   model, CIFAR-10's archive), it may lie.
 
+* it may not lie in a folder that another run wrote, or in its work folder: that run could not go
+  on. A clean reference is never an output.
+
 Paths are compared as the file system sees them: links, `~`, `.` and slashes at the end make no
-difference. Folders that are written are locked (`data.locks`) until the end of the run; a run of
+difference, here and between runs (`same`). What leaves the machine names no folders (`published`).
+Folders that are written are locked (`data.locks`) until the end of the run; a run of
 several processes is one run, and process 0 holds its locks.
 """
 
@@ -19,12 +23,13 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from udp_jax import processes
-from udp_jax.data import locks, output, work_folder
+from udp_jax.data import files, locks, output, work_folder
 from udp_jax.errors import OutputError
 
 _log = logging.getLogger(__name__)
@@ -37,6 +42,8 @@ _NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.fac
 # Sources of which files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
 _NO_PLACES = frozenset({"", "builtin", "tiny_ldm"})
+# Fields of a manifest, beside its config, that may hold a path or several.
+_PATHS = ("model", "init_image", "mask", "loras", "embeddings")
 
 
 class Place(NamedTuple):
@@ -119,6 +126,7 @@ def use(
 
   def enter() -> None:
     check(read, written)
+    check_runs(_written(outputs), _written(work), reported)
     for place in reported:
       check_report(place)
     held: list[locks.Lock] = []
@@ -164,10 +172,154 @@ def check(read: Iterable[Place], written: Iterable[Place]) -> None:
         _refuse(one, source, "the next run would read what this one writes; choose another folder")
 
 
+def check_runs(
+  outputs: Iterable[Place], work: Iterable[Place], reports: Iterable[Place] = ()
+) -> None:
+  """Raises OutputError for what would be written into a folder of another run, or over a clean one.
+
+  A finished output may be given again, as may a work folder: whose they are is seen later.
+  """
+  outputs, work = list(outputs), list(work)
+  for place in outputs:
+    if work_folder.is_ours(place.path):
+      raise _into(place, place.path, "is the work folder of a run")
+    if (output.read_manifest(place.path) or {}).get("method") == output.CLEAN:
+      raise _into(place, place.path, f"is {output.describe(place.path)}")
+  for place in work:
+    if output.is_written(place.path):
+      raise _into(place, place.path, "is a folder that udp_jax wrote pictures to")
+  for place in [*outputs, *work, *reports]:
+    for folder in place.path.parents:
+      if output.is_written(folder):
+        raise _into(place, folder, "lies in a folder that udp_jax wrote pictures to")
+      if place in reports:
+        continue  # Beside the records of a run a report does no harm.
+      if work_folder.is_ours(folder):
+        raise _into(place, folder, "lies in the work folder of a run")
+
+
+def _into(place: Place, folder: Path, why: str) -> OutputError:
+  where = "" if folder == place.path else f" ({folder})"
+  return OutputError(f"{place.what} ({place.path}) {why}{where}; choose another folder")
+
+
+def canonical(spec: str) -> str:
+  """One spelling of a source of `data.sources`, or of another path that a config holds."""
+  kind, place = _divided(spec)
+  if kind == "tfds":
+    name, at, folder = place.partition("@")
+    return f"tfds:{name}@{resolve(folder)}" if at else spec
+  if spec in _NO_PLACES or not place:
+    return spec
+  return f"{kind}:{resolve(place)}" if kind in _BY_NAME else str(resolve(place))
+
+
+def same(one: Any, other: Any) -> bool:
+  """Whether two values of a field that names a place name the same one."""
+  if isinstance(one, str) and isinstance(other, str):
+    return one == other or canonical(one) == canonical(other)
+  return bool(one == other)
+
+
+def is_path(field: str) -> bool:
+  """Whether a field of a config ("data.source") names a place."""
+  return field in _SOURCES or field in _NAMED
+
+
+def paths_of(config: Mapping[str, Any]) -> dict[str, str]:
+  """The canonical values of the fields of a config, as a dict, that name places."""
+  return {field: canonical(value) for field, value in _path_values(config).items()}
+
+
+def _path_values(config: Mapping[str, Any]) -> dict[str, str]:
+  found = {}
+  for field in (*_SOURCES, *_NAMED):
+    section, name = field.split(".")
+    inner = config.get(section)
+    if isinstance(inner, Mapping) and isinstance(inner.get(name), str) and inner[name]:
+      found[field] = inner[name]
+  return found
+
+
+def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
+  """A manifest's record as others may see it: names of files and folders, not where they are.
+
+  Args:
+    record: as `manifest.write_folder` has it; any depth of JSON.
+    folder: that it is written to.
+  """
+  said: dict[str, Any] = json.loads(files.to_json(dict(record)))
+  places: list[str] = [] if folder is None else [str(folder)]
+
+  def base(value: Any) -> Any:
+    if isinstance(value, list):
+      return [base(entry) for entry in value]
+    if not isinstance(value, str) or value in _NO_PLACES:
+      return value
+    kind, place = _divided(value)
+    if kind == "tfds":
+      place, at, data = place.partition("@")
+      places.extend([data] if at else [])
+      return f"tfds:{place}"
+    places.append(place)
+    name = Path(place).name or Path(os.path.realpath(place)).name
+    return f"{kind}:{name}" if kind in (*_BY_NAME, "npz") else name
+
+  config = said.get("config")
+  if isinstance(config, dict):
+    for field, value in _path_values(config).items():
+      section, name = field.split(".")
+      config[section][name] = base(value)
+  for field in _PATHS:
+    if field in said:
+      said[field] = base(said[field])
+  origin = said.get("origin")
+  if isinstance(origin, dict) and isinstance(origin.get("source"), str):
+    word, space, place = origin["source"].partition(" ")
+    if space and ("/" in place or os.sep in place or word in ("folder", "npz")):
+      origin["source"] = f"{word} {base(place)}"
+  return _without(said, _parents(places))
+
+
+def _divided(spec: str) -> tuple[str, str]:
+  """The kind of a source and its place; "" for a folder, and for paths without a kind."""
+  kind, colon, place = spec.partition(":")
+  if colon and kind in (*_BY_NAME, "folder", "npz"):
+    return ("" if kind in ("folder", "npz") else kind), place
+  return "", spec
+
+
+def _parents(paths: Iterable[str]) -> re.Pattern[str] | None:
+  """What finds the folders in which places are, the home and the current folder, in texts."""
+  found = {str(Path.home()), os.path.realpath(Path.home()), os.getcwd()}
+  for path in paths:
+    spelled = Path(path).expanduser()
+    found |= {str(Path(path).parent), str(spelled.parent), str(spelled.absolute().parent)}
+    found.add(os.path.realpath(spelled.parent))
+    found.add(str(Path(os.path.realpath(spelled)).parent))
+  found -= {"", ".", "/"}
+  if not found:
+    return None
+  longest = sorted(found, key=len, reverse=True)
+  return re.compile(rf"(?<![\w./-])(?:{'|'.join(map(re.escape, longest))})(?:/|(?![\w.-]))")
+
+
+def _without(value: Any, parents: re.Pattern[str] | None) -> Any:
+  if parents is None:
+    return value
+  if isinstance(value, str):
+    return parents.sub("", value)
+  if isinstance(value, list):
+    return [_without(entry, parents) for entry in value]
+  if isinstance(value, dict):
+    return {name: _without(entry, parents) for name, entry in value.items()}
+  return value
+
+
 def check_report(place: Place) -> None:
   """Raises OutputError for a file that is there and is no JSON report of ours."""
   path = place.path
-  if not path.exists():
+  if not path.exists() or files.is_device(path):
     return
   if path.is_dir():
     raise OutputError(f"{place.what}={path} is a folder; name a file")
@@ -250,5 +402,8 @@ def _source(what: str, spec: str) -> list[Place]:
 
 def _written(given: Mapping[str, Given] | None) -> list[Place]:
   return [
-    Place(what, resolve(path)) for what, path in (given or {}).items() if path and path != "-"
+    # The link to a pipe (/dev/stdout) leads to no path.
+    Place(what, Path(path) if files.is_device(path) else resolve(path))
+    for what, path in (given or {}).items()
+    if path and path != "-"
   ]
