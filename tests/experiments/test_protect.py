@@ -352,4 +352,4 @@ def test_advdm_attacks_a_given_model(
   assert done.returncode == 0, done.stderr
   manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
   assert manifest["method"] == "advdm" and manifest["worst"]["max_abs_255"] > 0
-  assert manifest["config"]["model"]["path"] == str(model)
+  assert manifest["config"]["model"]["path"] == model.name
