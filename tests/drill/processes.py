@@ -33,7 +33,7 @@ _UNSTABLE_KEYS = frozenset(
       "command",
       "commit",
     ),
-    *("compile_seconds", "code_sha256", "processes"),
+    *("compile_seconds", "code_sha256", "processes", "places", "folder"),
   }
 )
 _TEMPORARY = (".udp-tmp", "orbax-checkpoint-tmp")

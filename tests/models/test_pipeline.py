@@ -173,8 +173,8 @@ def test_missing_parts_are_named(folder, lost, message):
     (
       "unet/config.json",
       {"_class_name": "UNet2DModel"},
-      ConfigError,
-      "UNet2DModel with a VAE beside it",
+      BadDataError,
+      "describes a UNet2DModel, and model_index.json promises a StableDiffusionPipeline",
     ),
     ("unet/config.json", {"sample_size": [8]}, ConfigError, "sample_size"),
     ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, BadDataError, "beta_schedule 'x'"),
