@@ -22,12 +22,8 @@ import pytest
 
 # Most of a test's time would go to compiling programs that then run for a millisecond: to LLVM's
 # optimisation, and to the MLIR passes of XLA's fusion emitters, which alone double the time of a
-# compilation. jaxlib 0.12 has no other emitters and aborts on the flag. Splitting a program for
-# threads that other workers keep busy only copies it.
-XLA_FLAGS = (
-  "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-  "--xla_cpu_parallel_codegen_split_count=1"
-)
+# compilation. jaxlib 0.12 has no other emitters and aborts on the flag.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 if jaxlib.__version__.startswith("0.10."):
   XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 

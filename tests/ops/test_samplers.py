@@ -183,8 +183,7 @@ def test_steps_reject_bad_options():
     samplers.ddpm_step(schedules.linear(), prediction, x_t, 5, 4, noise, variance="learned")
 
 
-# The tolerances are four standard errors and more.
-COUNT = 10_000
+COUNT = 40_000
 
 
 def _assert_data_distribution(samples, tolerance=0.01):

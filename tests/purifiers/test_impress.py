@@ -73,9 +73,7 @@ def test_a_batch_of_eight_is_eight_runs_of_one(purifier, params, pictures, outco
   alone = [purifiers.run(purifier, params, KEYS[i : i + 1], pictures[i : i + 1]) for i in range(8)]
   pixels, histories = zip(*alone)
   np.testing.assert_allclose(np.concatenate(histories, 1), losses, rtol=1e-4)
-  # Adam's step has the gradient's sign, so that a pixel without one takes up roundings: up to an
-  # eighth of a level.
-  np.testing.assert_allclose(np.concatenate(pixels), purified, atol=5e-4)
+  np.testing.assert_allclose(np.concatenate(pixels), purified, atol=1e-4)
 
 
 def test_progress_comes_in_calls_of_equal_length(outcome):
