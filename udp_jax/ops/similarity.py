@@ -126,22 +126,25 @@ def vif_p(
   if min(a.shape[1:3]) < 41:
     raise ValueError(f"VIFp needs images of at least 41x41, got {a.shape[1]}x{a.shape[2]}")
   tiny = 1e-10
-  # Only variances enter. Without the mean of the reference their float32 form loses fewer digits.
-  offset = jnp.mean(a, axis=(1, 2), keepdims=True)
-  a, b = (255.0 / data_range * (x - offset) for x in (a, b))
+  # Only variances enter, and without the means their float32 form loses fewer digits. So does what
+  # b does not share with a, if taken from the difference: exactly nothing where both are the same.
+  a, b = (255.0 / data_range * (x - jnp.mean(x, axis=(1, 2), keepdims=True)) for x in (a, b))
   kept = jnp.zeros(a.shape[:1] + a.shape[-1:])
   whole = jnp.zeros_like(kept)
   for scale in range(4):
     size = 2 ** (4 - scale) + 1
     if scale:
       a, b = (_gaussian_means(x, size)[:, ::2, ::2] for x in (a, b))
-    mean_a, mean_b = _gaussian_means(a, size), _gaussian_means(b, size)
+    d = b - a
+    mean_a, mean_b, mean_d = (_gaussian_means(x, size) for x in (a, b, d))
     var_a = jnp.maximum(_gaussian_means(a * a, size) - mean_a * mean_a, 0.0)
     var_b = jnp.maximum(_gaussian_means(b * b, size) - mean_b * mean_b, 0.0)
-    covariance = _gaussian_means(a * b, size) - mean_a * mean_b
-    # b = gain * a + rest, window by window.
-    gain = jnp.where((var_a < tiny) | (var_b < tiny), 0.0, covariance / (var_a + tiny))
-    rest = jnp.where(var_a < tiny, var_b, var_b - gain * covariance)
+    var_d = jnp.maximum(_gaussian_means(d * d, size) - mean_d * mean_d, 0.0)
+    covariance = _gaussian_means(a * d, size) - mean_a * mean_d
+    # d = slope * a + rest, and b = (1 + slope) * a + rest, window by window.
+    slope = covariance / (var_a + tiny)
+    gain = jnp.where((var_a < tiny) | (var_b < tiny), 0.0, 1.0 + slope)
+    rest = jnp.where(var_a < tiny, var_b, var_d - slope * covariance)
     rest = jnp.where(var_b < tiny, 0.0, rest)
     rest = jnp.where(gain < 0.0, var_b, rest)
     gain = jnp.maximum(gain, 0.0)
