@@ -235,6 +235,7 @@ class _Single:
     masks = {}
     if generator.random() < 0.5:
       mask = generator.choice(np.array([0, 127, 128, 255], np.uint8), (height, width))
+      mask.reshape(-1)[generator.integers(mask.size)] = 255  # One that is white nowhere is refused.
       Image.fromarray(mask).save(folder / f"{name}-mask.png")
       masks[name] = folder / f"{name}-mask.png"
       self.allowed &= mask >= 128
