@@ -237,6 +237,7 @@ def others(eight_devices):
   return _run(eight_devices, _OTHERS, ["joint"])
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide(eight):
   message = "a global batch of 12 pictures does not divide over 8 devices; set --config.global_b"
   assert message in eight["refusal"]
@@ -269,12 +270,14 @@ def split(request):
   return request.getfixturevalue(run)["split"][variant]
 
 
+@pytest.mark.slow
 def test_pictures_are_split_over_the_devices(method):
   _, seen = method
   assert seen["devices"] == DEVICES
   assert seen["shards"] == ["(2, 2, 16, 16, 3)"]
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_delta_of_one(method):
   _, seen = method
   if seen["trains"]:
@@ -287,6 +290,7 @@ def test_eight_devices_make_the_delta_of_one(method):
   assert seen["moved"] > 0.005
 
 
+@pytest.mark.slow
 def test_collectives_of_a_round(method):
   """None in the max step. In the min step one reduction: of gradients, loss and count together."""
   name, seen = method
@@ -297,6 +301,7 @@ def test_collectives_of_a_round(method):
     assert (operation, set(kinds)) == ("all-reduce", {"f32"})
 
 
+@pytest.mark.slow
 def test_split_weights_make_the_same_delta(split):
   # Weights and the optimiser's moments lie in quarters; what is small lies everywhere.
   assert split["weight"] == [["None", "None", "None", "fsdp"]] * 2
@@ -306,17 +311,20 @@ def test_split_weights_make_the_same_delta(split):
   assert split["moved"] > 0.005
 
 
+@pytest.mark.slow
 def test_split_weights_are_gathered_and_activations_stay(split):
   kinds = {operation for operation, _, _ in split["collectives"]}
   assert "all-gather" in kinds
   assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}
 
 
+@pytest.mark.slow
 def test_held_weights_are_gathered_once_for_all_max_steps(eight):
   # Two kernels are large enough to be split; nothing else is sent, however many the steps.
   assert {operation for operation, _, _ in eight["split"]["udp"]["max_step"]} == {"all-gather"}
   assert sum(arrays for _, arrays, _ in eight["split"]["udp"]["max_step"]) == 2
 
 
+@pytest.mark.slow
 def test_a_kernel_that_xla_cannot_split_takes_each_device_its_own_pictures(eight):
   assert eight["flash"] < 1e-5

@@ -330,6 +330,7 @@ def test_a_name_that_is_not_utf8_is_protected(config, fixed: Fixed, tmp_path: Pa
   assert verify(source, tmp_path / "out", 12).ok
 
 
+@pytest.mark.slow
 def test_noise_does_not_depend_on_groups_and_shards(config, folder, fixed, tmp_path: Path) -> None:
   _protect(config, "random_noise", folder, tmp_path / "whole", fixed)
   tiling = TILING._replace(files_at_a_time=3)
@@ -546,6 +547,7 @@ def test_a_mask_or_a_caption_belongs_to_the_picture(config, folder, fixed, tmp_p
   assert made == ["large.png"]
 
 
+@pytest.mark.slow
 def test_a_killed_extension_goes_on(
   config, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def test_contradictions_and_nonsense(flags, environment, message):
     processes.detect(**flags, environment=environment)
 
 
+@pytest.mark.slow
 def test_slurm():
   slurm = {"SLURM_JOB_ID": "5000", "SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
   nodes = {"SLURM_STEP_NODELIST": "node[003-006]", "SLURM_STEP_NUM_NODES": "4"}

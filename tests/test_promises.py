@@ -194,6 +194,7 @@ def _changed(config, row: str, model, params, place: Path) -> tuple[np.ndarray, 
   return np.abs(read_image(place / "out" / "a.png").pixels.astype(int) - LINE_ART), made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "gain"), [("sign_noise", 11), ("advdm", 5)])
 def test_flat_areas_are_spared(row: str, gain: float, gaussian_model, tmp_path: Path) -> None:
   """Paper-white areas of line art: the whole budget without the option, a quarter with 0.75."""

@@ -114,6 +114,7 @@ def test_streaming_perturbs_like_resident_data(gaussian_model, clean, tmp_path: 
   np.testing.assert_array_equal(resident, streamed)
 
 
+@pytest.mark.slow
 def test_streaming_goes_on_from_a_checkpoint(gaussian_model, clean, tmp_path: Path) -> None:
   visits = {"shard_batches": 2, "train_visits": 2, "num_rounds": 6}
   whole = _protect(gaussian_model, clean, tmp_path / "whole", "udp", **visits)

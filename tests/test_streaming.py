@@ -399,6 +399,7 @@ def _on_eight(eight_devices, name):
   return found[name]
 
 
+@pytest.mark.slow
 def test_shards_are_split_over_the_devices(eight_devices):
   fixed = _on_eight(eight_devices, "fixed")
   assert fixed["visits"] == 6 and fixed["shapes"] == ["(2, 1, 4, 4, 3)"]

@@ -91,6 +91,7 @@ def test_tile_sizes_that_a_network_takes(tiny_model) -> None:
       tile_batches.for_tiles(tiny_model.model, size)
 
 
+@pytest.mark.slow
 def test_latent_models_are_made_for_a_size(tiny_pipeline, make_tiny_pipeline) -> None:
   assert tile_batches.for_tiles(tiny_pipeline.model, 16) is tiny_pipeline.model
   with pytest.raises(ConfigError, match="tile_size is 24: this model is for 16"):

@@ -38,6 +38,7 @@ def test_labels_are_the_photographs(crops: sources.ImageSet) -> None:
     assert name.split("/")[0] == crops.origin["classes"][label]
 
 
+@pytest.mark.slow
 def test_loading_is_deterministic_and_the_seed_only_chooses(crops: sources.ImageSet) -> None:
   assert sources.load("builtin", seed=7).origin["sha256"] == crops.origin["sha256"]
   some = sources.load("builtin", limit=50, seed=7)

@@ -187,6 +187,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_readers_that_die_or_hang_are_replaced(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def folder(tmp_path: Path) -> Path:
   return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [[], ["--config=demo:smoke"]])
 @pytest.mark.parametrize("resize", [[], ["--resize"]])
 def test_protect_keeps_the_flag_s_budget(

@@ -14,6 +14,7 @@ from PIL import Image
 from udp_jax.models import factory
 
 ROWS = ("clean", "random_noise", "udp", "eudp")
+pytestmark = pytest.mark.slow  # Some tests show many things of one run, which takes a minute.
 AGAINST = "protected against a small pixel DDPM trained on these pictures: "
 
 
@@ -156,7 +157,6 @@ def test_another_config_in_the_same_folder_is_refused(copy: Path, entry_point) -
   assert _files(copy) == before
 
 
-@pytest.mark.slow
 def test_rows_may_be_added_later(copy: Path, smoke, entry_point) -> None:
   before = _files(copy / "protected")
   done = entry_point(

@@ -179,6 +179,7 @@ def test_interrupted_at_random_moments_the_result_is_the_same(
   assert [name for name in first if first[name] != second[name]] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_stopped_where_nothing_is_to_save(
   number: int, code: int, tmp_path: Path, process_environment: dict[str, str]

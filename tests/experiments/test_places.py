@@ -6,9 +6,9 @@ tests/data/test_places.py has the rules; here whole runs keep them.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ def _refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
   assert all(word in line for word in words), line
 
 
+@pytest.mark.slow
 def test_folders_of_one_artist(tmp_path: Path, process_environment, entry_point) -> None:
   source = _pictures(tmp_path / "in", 0, 1)
   output = tmp_path / "out"
@@ -103,6 +104,7 @@ def _published(folder: Path, *words: str) -> None:
       assert not found, f"{path.name} names {found[0]}"
 
 
+@pytest.mark.slow
 def test_spellings_sums_and_names(tmp_path: Path, entry_point) -> None:
   source, output = _pictures(tmp_path / "in", 0, 1), tmp_path / "out"
   (source / "bad.heic").touch()
@@ -149,26 +151,28 @@ def test_resized_pictures_are_replaced_while_there_are_copies(tmp_path: Path, en
   assert set(_bytes(output)) == {"p1.png"}
 
 
-@pytest.mark.parametrize("delay_s", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
-def test_of_two_runs_on_one_output_one_runs(
-  tmp_path: Path, delay_s: float, process_environment
-) -> None:
+def test_of_two_runs_on_one_output_one_runs(tmp_path: Path, process_environment) -> None:
   source = _pictures(tmp_path / "in", 0, 1)
   words = [*NOISE, f"--input={source}", f"--output={tmp_path / 'out'}"]
-  environment = process_environment | {"PYTHONPATH": str(ROOT)}
-  started = []
-  for _ in range(2):
+
+  def start() -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "experiments.protect", *words]
-    started.append(
-      subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    )
-    time.sleep(delay_s)
-  said = [process.communicate(timeout=300)[1] for process in started]
-  codes = [process.returncode for process in started]
-  assert sorted(codes) == [0, 4], said
-  loser = said[codes.index(4)]
-  assert "Traceback" not in loser
-  assert f"in use by process {started[codes.index(0)].pid}" in loser
+    environment = process_environment | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+  first = start()
+  try:
+    assert "2 pictures" in first.stderr.readline()
+    first.send_signal(signal.SIGSTOP)  # With its lock, for as long as the second takes.
+    second = start()
+    said = second.communicate(timeout=300)[1]
+    assert second.returncode == 4, said
+    assert "Traceback" not in said
+    assert f"in use by process {first.pid}" in said
+  finally:
+    first.send_signal(signal.SIGCONT)
+    said = first.communicate(timeout=300)[1]
+  assert first.returncode == 0, said
   assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
     "manifest.json", "p0.png", "p1.png"
   ]  # fmt: skip

@@ -246,6 +246,7 @@ os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("limit", "where", "resize"),
   [(0, "config.json", False), (9000, "checkpoints", True)],
@@ -301,6 +302,7 @@ def model(pictures: Path, tmp_path_factory: pytest.TempPathFactory, entry_point)
   return workdir / "model"
 
 
+@pytest.mark.slow
 def test_train_makes_a_model_folder(model: Path) -> None:
   assert (model / "model_index.json").exists()
   assert factory.load(model)[0].shape == (16, 16, 3)
@@ -309,6 +311,7 @@ def test_train_makes_a_model_folder(model: Path) -> None:
   assert all(record["images_per_s"] > 0 for record in records)
 
 
+@pytest.mark.slow
 def test_sample_then_evaluate(model: Path, resized, tmp_path: Path, entry_point) -> None:
   words = [f"--model={model}", "--num_samples=16", "--sample_steps=3", "--per_device_batch_size=8"]
   done = entry_point("sample", *words, f"--output={tmp_path / 'first'}")

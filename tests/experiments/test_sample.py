@@ -27,6 +27,7 @@ def sample(entry_point, tiny_pipeline_folder):
   return run
 
 
+@pytest.mark.slow
 def test_prompts_take_turns_with_files_of_what_was_learned(sample, tiny_pipeline, tmp_path):
   """One run for both: compiling is what takes its time."""
   targets = lora.UNET_TARGETS
@@ -61,6 +62,7 @@ def test_prompts_take_turns_with_files_of_what_was_learned(sample, tiny_pipeline
   assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_mask_keeps_the_rest_of_a_picture(sample, tmp_path):
   generator = np.random.default_rng(0)
   picture = generator.integers(0, 256, (20, 16, 3), dtype=np.uint8)
@@ -78,6 +80,7 @@ def test_a_mask_keeps_the_rest_of_a_picture(sample, tmp_path):
   assert record["strength"] == 1.0 and json.dumps(record["mask"])
 
 
+@pytest.mark.slow
 def test_a_mask_that_is_white_nowhere_is_refused_as_by_protect(sample, tmp_path):
   Image.new("RGB", (20, 16), (9, 99, 199)).save(tmp_path / "picture.png")
   # Red where it is painted, and white that nobody sees elsewhere.

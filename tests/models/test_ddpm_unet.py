@@ -92,6 +92,7 @@ def test_agrees_with_pytorch(name, options):
     assert relative_error(named[key.removeprefix("gradient/")], values[key]) < 1e-4, key
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
   config, params, values = load("unet_cifar_like")
   output = apply(UNet2D(config, dtype=jnp.bfloat16), params, values)
@@ -136,6 +137,7 @@ def test_fresh_model_predicts_zero_and_depends_on_the_key():
   np.testing.assert_array_equal(output, 0.0)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only():
   config, params, values = load("unet_cifar_like")
   model = UNet2D(UNet2DConfig(**{**vars(config), "dropout": 0.5}), conv_method="xla")

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.signal
 import skimage.data
 import skimage.transform
 from jax import lax
@@ -106,6 +105,8 @@ def test_features_agree_with_the_network_written_out(tensors, params, size, inpu
 @pytest.mark.parametrize("kernel_size", [3, 5])
 @pytest.mark.parametrize("shape", [(6, 9), (7, 8), (2, 1)])
 def test_depthwise_is_a_correlation_of_each_channel(stride, kernel_size, shape):
+  import scipy.signal  # Takes seconds, for which collecting tests need not wait.
+
   generator = np.random.default_rng(0)
   x = generator.normal(size=(2, *shape, 3)).astype(np.float32)
   kernel = generator.normal(size=(kernel_size, kernel_size, 3)).astype(np.float32)

@@ -7,18 +7,16 @@ for 1e-6.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import types
 from pathlib import Path
 
-import diffusers.models.attention_flax as attention_flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import transformers
-from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
 
 from udp_jax.models import weights
 from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
@@ -26,6 +24,14 @@ from udp_jax.models.sd_unet import UNet2DCondition, UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+  """Imported by the tests: it takes seconds, and collecting tests need not wait for it."""
+  return pytest.importorskip("diffusers")
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +43,9 @@ def sd_models():
 
 
 @pytest.fixture
-def as_in_pytorch(monkeypatch):
+def as_in_pytorch(diffusers, monkeypatch):
   """Mends the two deviations."""
+  attention_flax = importlib.import_module("diffusers.models.attention_flax")
   mended = types.SimpleNamespace(**vars(nn))
   mended.gelu = lambda x: jax.nn.gelu(x, approximate=False)
   mended.GroupNorm = lambda num_groups, epsilon: nn.GroupNorm(num_groups, epsilon=1e-6)
@@ -64,8 +71,8 @@ def check(actual, expected):
 
 
 # Version 1's values by PyTorch are in test_sd_goldens.py.
-@pytest.mark.parametrize("version", [pytest.param("1", marks=pytest.mark.slow), "2"])
-def test_unet(sd_models, as_in_pytorch, version):
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_unet(sd_models, diffusers, as_in_pytorch, version):
   # Their group norms always have 32 groups.
   sizes = {"block_out_channels": [32, 64], "norm_num_groups": 32}
   fields = sd_models.UNETS[version] | sizes
@@ -77,7 +84,7 @@ def test_unet(sd_models, as_in_pytorch, version):
   as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
   del as_tuples["norm_num_groups"]
   as_tuples.pop("upcast_attention", None)
-  theirs = FlaxUNet2DConditionModel(**as_tuples)
+  theirs = diffusers.FlaxUNet2DConditionModel(**as_tuples)
 
   @jax.jit
   def both(params):
@@ -87,14 +94,14 @@ def test_unet(sd_models, as_in_pytorch, version):
   check(*both(params))
 
 
-def test_autoencoder(sd_models):
+def test_autoencoder(sd_models, diffusers):
   fields = sd_models.VAE
   vae = AutoencoderKL(AutoencoderKLConfig.from_dict(fields), conv_method="xla")
   size = fields["sample_size"]
   images = np.tanh(sd_models.draw("flax images", 2, size, size, 3))
   params = random_params(sd_models, vae, images)
   as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-  theirs = FlaxAutoencoderKL(**as_tuples)
+  theirs = diffusers.FlaxAutoencoderKL(**as_tuples)
   renamed = jax.tree.map(lambda leaf: leaf, params)
   for part in ("encoder", "decoder"):
     attention = renamed[part]["mid_block"]["attentions_0"]
@@ -120,8 +127,7 @@ def test_autoencoder(sd_models):
     check(actual, wanted)
 
 
-# GELU by PyTorch is in test_sd_goldens.py.
-@pytest.mark.parametrize("act", ["quick_gelu", pytest.param("gelu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_text_encoder(sd_models, act):
   fields = sd_models.TEXTS[act]
   text = CLIPText(CLIPTextConfig.from_dict(fields))
@@ -131,6 +137,7 @@ def test_text_encoder(sd_models, act):
   encoder = renamed["text_model"]["encoder"]
   encoder["layers"] = {str(i): encoder.pop(f"layers_{i}") for i in range(len(encoder))}
 
+  transformers = pytest.importorskip("transformers")
   config = transformers.CLIPTextConfig(**fields)
   theirs = transformers.FlaxCLIPTextModel(config, input_shape=token_ids.shape, _do_init=False)
   expected = jax.jit(lambda p: theirs(token_ids, params=p).last_hidden_state)(renamed)

@@ -78,6 +78,7 @@ def test_the_layout_is_the_published_network():
   assert shapes["Mixed_7c.branch_pool.bn.running_var"] == (192,)
 
 
+@pytest.mark.slow
 def test_features_agree_with_pytorch(params):
   image = jnp.asarray(_image())
   features = jax.jit(inception.features)(params, jnp.concatenate([image, 1 - image]))

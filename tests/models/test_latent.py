@@ -184,6 +184,7 @@ def test_slices_change_no_gradients(tiny_pipeline, images):
   np.testing.assert_allclose(sliced, whole, rtol=1e-3, atol=1e-5 * np.abs(whole).max())
 
 
+@pytest.mark.slow
 def test_inpainting_sees_the_mask_and_what_is_kept(make_tiny_pipeline, results):
   made = make_tiny_pipeline(in_channels=9)
   mask = jnp.zeros((3, 8, 8, 1)).at[:, 2:5].set(1.0)

@@ -103,8 +103,7 @@ def test_unet_and_its_gradients(sd_models, goldens):
     check(named[key.removeprefix("gradient/")], value, 1e-4)
 
 
-# Quick GELU by Flax is in test_flax_references.py.
-@pytest.mark.parametrize("act", [pytest.param("quick_gelu", marks=pytest.mark.slow), "gelu"])
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_text_encoder(sd_models, goldens, act):
   text = CLIPText(CLIPTextConfig.from_dict(sd_models.TEXTS[act]))
   token_ids = sd_models.token_ids(sd_models.TEXTS[act])
@@ -133,6 +132,7 @@ def test_autoencoder(sd_models, goldens):
     check(value, goldens[f"vae/{name}"])
 
 
+@pytest.mark.slow
 def test_gradient_to_pixels_with_v_prediction(sd_models, goldens):
   """Through the autoencoder (a draw from its posterior), the schedule and the U-Net of 2.x."""
   unet, params, _ = unet_and_params(sd_models, "2")

@@ -75,6 +75,7 @@ def outputs():
   return jax.tree.map(np.asarray, run(params))
 
 
+@pytest.mark.slow
 def test_held_filters_and_remat_change_nothing(outputs):
   assert len(jax.tree.leaves(outputs["filters"])) > 5
   assert relative_error(outputs["held"], outputs["plain"]) < 1e-5

@@ -66,6 +66,7 @@ def test_shapes_of_any_size_that_divides(params, pictures, encode, wide) -> None
   np.testing.assert_allclose(wide[0], made, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_and_bfloat16_compute_the_same(params, pictures, wide) -> None:
   wide, gradient = wide
   again, recomputed = outcome(params, pictures, remat=True)

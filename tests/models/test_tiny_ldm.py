@@ -65,6 +65,7 @@ def test_reconstructs_photographs(there_and_back, photographs) -> None:
   assert 0.6 < float(x0.std()) < 1.6
 
 
+@pytest.mark.slow
 def test_predicts_noise(tiny, there_and_back) -> None:
   x0, _ = there_and_back
   model = tiny.model._replace(encode=lambda params, latents, keys: latents)

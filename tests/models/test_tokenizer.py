@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 import pytest
-import transformers
 
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models.tokenizer import EOS, load_tokenizer, train_tokenizer
@@ -73,6 +72,8 @@ def trained():
 @pytest.mark.parametrize("pad", ["!", EOS])
 def test_same_ids_as_transformers(trained, pad, tmp_path):
   """Folders of 1.x (padded with the end mark) and 2.x (padded with id 0), older files' layout."""
+  import transformers  # Takes seconds, for which collecting tests need not wait.
+
   trained.save(tmp_path)
   (tmp_path / "tokenizer_config.json").write_text(
     json.dumps({"model_max_length": 77, "pad_token": EOS, "do_lower_case": True})
@@ -98,6 +99,8 @@ def test_same_ids_as_transformers(trained, pad, tmp_path):
 
 
 def test_added_tokens_and_files(trained, tmp_path):
+  import transformers  # Takes seconds, for which collecting tests need not wait.
+
   trained.save(tmp_path / "plain")
   tokenizer = load_tokenizer(tmp_path / "plain")
   assert tokenizer.vocab == trained.vocab and tokenizer.merges == trained.merges

@@ -223,6 +223,7 @@ def test_ddim_with_noise_and_other_spacings(spacing):
   _assert_data_distribution(samples, tolerance=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_ddpm_reaches_the_data_distribution(variance):
   schedule = schedules.linear()

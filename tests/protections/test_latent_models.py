@@ -24,6 +24,7 @@ OPTIONS = {
 ADAPTIVE = {"transforms": "jpeg,resize,blur,noise", "consistency_weight": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_round_with_text(name, tiny_pipeline):
   model, params = tiny_pipeline.model, tiny_pipeline.params

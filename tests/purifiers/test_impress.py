@@ -200,6 +200,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_four_devices_do_what_one_does(process_environment):
   """The codec on the host, draws and the scan of steps, with an uneven number of pictures."""
   flags = process_environment["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"

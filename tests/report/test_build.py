@@ -57,6 +57,7 @@ def test_every_row_of_every_config_has_a_label_of_its_own() -> None:
     assert not any("_" in label for label in labels)
 
 
+@pytest.mark.slow
 def test_report_holds_what_a_reader_needs(report: dict, smoke) -> None:
   assert [row["label"] for row in report["rows"]] == ["Clean", "Random noise", "UDP", "EUDP"]
   assert [row["control"] for row in report["rows"]] == [True, True, False, False]
@@ -76,6 +77,7 @@ def test_report_holds_what_a_reader_needs(report: dict, smoke) -> None:
       assert row["metrics"][column["key"]]["mean"] == found[column["key"]]
 
 
+@pytest.mark.slow
 def test_numbers_are_finite_and_curves_complete(report: dict) -> None:
   assert all(math.isfinite(number) for number in _numbers(report))
   clean = report["rows"][0]["metrics"]
@@ -89,6 +91,7 @@ def test_numbers_are_finite_and_curves_complete(report: dict) -> None:
   assert report["timesteps"]["eudp"][0] > 10 * report["timesteps"]["eudp"][-1]
 
 
+@pytest.mark.slow
 def test_summary_says_what_the_table_says(report: dict) -> None:
   fd = {row["label"]: row["metrics"]["fd_samples"]["mean"] for row in report["rows"]}
   ranked = ", ".join(f"{label} {fd[label]:.0f}" for label in sorted(fd, key=lambda n: -fd[n]))
@@ -96,6 +99,7 @@ def test_summary_says_what_the_table_says(report: dict) -> None:
   assert "16 pictures" in report["summary"] and "16 of 255" in report["summary"]
 
 
+@pytest.mark.slow
 def test_page_opens_and_every_picture_loads(smoke, open_in_browser) -> None:
   found = open_in_browser(
     smoke.workdir / "report.html",

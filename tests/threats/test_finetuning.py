@@ -194,6 +194,7 @@ def test_taken_up_again_ends_the_same(method, trained, params, data) -> None:
   np.testing.assert_array_equal(np.concatenate([first, second]), losses)
 
 
+@pytest.mark.slow
 def test_the_stage_goes_on_from_a_checkpoint(model, params, data, tmp_path) -> None:
   def run(folder: str, steps: int):
     return stages.train_stage(
@@ -276,6 +277,7 @@ def test_class_pictures_are_half_of_every_batch(images) -> None:
     )
 
 
+@pytest.mark.slow
 def test_dreambooth_learns_and_preserves(model, params, images, fixed_loss) -> None:
   prior = np.uint8(255) - images
   own, other = np.repeat(np.int32(SUBJECT), 6, 0), np.repeat(np.int32(CLASS), 6, 0)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
 from udp_jax.matrix.subject import Subject, texts_of, texts_of_classes
-from udp_jax.metrics import sets, strength
+from udp_jax.metrics import sets, strength, style
 from udp_jax.metrics.given import Given, Judged
 from udp_jax.metrics.pictures import Comparison
 from udp_jax.models import features, perceptual
@@ -92,8 +92,6 @@ class Measures:
     values = self._compare(of_clean, images)
     values["edit_shift"] = self._compare(of_unprotected, images)["perceptual"]
     if self._classifier is not None and self._clean.labels is not None:
-      from udp_jax.metrics import style
-
       values["style"] = style.hits(self._classifier, self._features(images), self._clean.labels)
     values |= self._given.pictures(images, self._clean.labels)
     return values | self._given.against_clean(images, self._clean.images)
@@ -130,8 +128,6 @@ class Measures:
     values["precision"] = sets.precision_flags(real, found)
     values["recall"] = sets.precision_flags(found, real)
     if self._classifier is not None and labels is not None:
-      from udp_jax.metrics import style
-
       values["style"] = style.hits(self._classifier, found, labels)
     return values, sets.distances(real, found)
 
@@ -179,7 +175,6 @@ class Measures:
   def _classifier(self) -> Any:
     if self._clean.labels is None or self.extractor is None:
       return None
-    from udp_jax.metrics import style
 
     labels = [part.labels for part in (self._clean, self._holdout) if part.labels is not None]
     return style.fit(np.concatenate(self._real), np.concatenate(labels), seed=self._seed)

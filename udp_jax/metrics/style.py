@@ -10,10 +10,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 # Fewer pictures of a class cannot be told apart and checked by cross-validation.
 _FOLDS = 3
@@ -43,6 +39,12 @@ def fit(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> StyleClas
     labels: (N,) class numbers. Classes of fewer than three pictures are left out.
     seed: of the folds.
   """
+  # Seconds to import, and few runs ask for style.
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.model_selection import StratifiedKFold, cross_val_score
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+
   numbers, counts = np.unique(labels, return_counts=True)
   known = numbers[counts >= _FOLDS]
   if len(known) < 2:
