@@ -73,6 +73,7 @@ def test_a_run_that_hangs_is_killed(forked) -> None:
   assert server.run("program", ("code",), timeout=60).returncode == 7
 
 
+@pytest.mark.slow
 def test_nothing_of_jax_has_started(forked) -> None:
   """Flags and threads are those of the run: neither may be made before the fork."""
   _, folder, environment = forked

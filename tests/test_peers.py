@@ -139,6 +139,7 @@ def test_what_is_no_message_is_a_loss():
   assert group[0][1].ends == [(1, {"lost": "it sent what is no message"})]
 
 
+@pytest.mark.slow
 def test_beats_keep_a_quiet_group_together():
   group = connect(2, timeout_s=1.0)
   time.sleep(2.5)

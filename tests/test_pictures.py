@@ -369,6 +369,7 @@ def _stop_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
   monkeypatch.setattr(rounds, "resident", resident)
 
 
+@pytest.mark.slow
 def test_stopped_run_goes_on_to_the_same_files(
   protected, config, folder, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,6 +496,7 @@ def test_overwriting_keeps_what_was_made_of_pictures_that_are_gone(
   assert set(_files(output)) == {*whole, "sub/copy.png"}
 
 
+@pytest.mark.slow
 def test_a_folder_is_extended_by_any_spelling(config, folder, fixed, tmp_path: Path) -> None:
   source, output = _copy(folder, tmp_path / "in"), tmp_path / "out"
   spelled = [str(source), f"{source}/", f"folder:{source}", os.path.relpath(source)]

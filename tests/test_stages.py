@@ -83,6 +83,7 @@ def test_noise_does_not_depend_on_the_batches(gaussian_model, clean, tmp_path: P
   np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.slow
 def test_going_on_from_a_checkpoint_gives_the_same(gaussian_model, clean, tmp_path: Path) -> None:
   whole = _protect(gaussian_model, clean, tmp_path / "whole", "udp")
   scratch = tmp_path / "scratch"

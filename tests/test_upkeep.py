@@ -29,6 +29,7 @@ def test_unfinished_and_oldest_entries_are_swept(tmp_path: Path) -> None:
   assert set(tmp_path.iterdir()) == {young}
 
 
+@pytest.mark.slow
 def test_programs_are_kept_in_the_repository(pytestconfig: pytest.Config) -> None:
   if not hasattr(pytestconfig, "cache"):
     pytest.skip("pytest keeps no cache")

@@ -71,6 +71,7 @@ def test_stop_ends_the_process(stand_in) -> None:
   worker.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM and clear_refs are Linux's")
 def test_peak_memory_is_that_of_the_step_alone() -> None:
   block = bytearray(os.urandom(1)) * (200 * 2**20)

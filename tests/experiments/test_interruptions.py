@@ -106,6 +106,7 @@ def protect_stage(workdir: Path, pause_s: float = 0.0) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_stage_ends_like_an_undisturbed_one(
   tmp_path: Path, process_environment: dict[str, str]
 ) -> None:

@@ -134,6 +134,7 @@ def test_spellings_sums_and_names(tmp_path: Path, entry_point) -> None:
   assert _bytes(tmp_path / "out.work") == kept
 
 
+@pytest.mark.slow
 def test_resized_pictures_are_replaced_while_there_are_copies(tmp_path: Path, entry_point) -> None:
   source, output = _pictures(tmp_path / "in", 0, 1), tmp_path / "out"
   words = [*NOISE, "--resize", f"--output={output}"]
@@ -151,6 +152,7 @@ def test_resized_pictures_are_replaced_while_there_are_copies(tmp_path: Path, en
   assert set(_bytes(output)) == {"p1.png"}
 
 
+@pytest.mark.slow
 def test_of_two_runs_on_one_output_one_runs(tmp_path: Path, process_environment) -> None:
   source = _pictures(tmp_path / "in", 0, 1)
   words = [*NOISE, f"--input={source}", f"--output={tmp_path / 'out'}"]

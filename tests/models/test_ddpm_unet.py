@@ -72,8 +72,8 @@ DIRECT = {"conv_method": "direct", "remat": True}
   ("name", "options"),
   [
     ("unet_cifar_like", {}),
-    ("unet_defaults_fp16", DIRECT),
-    # Each is a program of its own; what is new in them is in the two above.
+    # Each is a program of its own.
+    pytest.param("unet_defaults_fp16", DIRECT, marks=pytest.mark.slow),
     pytest.param("unet_defaults_fp16", {}, marks=pytest.mark.slow),
     pytest.param("unet_cifar_like", DIRECT, marks=pytest.mark.slow),
     pytest.param("unet_cifar_like", {"conv_method": "xla"}, marks=pytest.mark.slow),

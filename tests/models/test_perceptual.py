@@ -209,6 +209,7 @@ def default():
   return loaded, apply
 
 
+@pytest.mark.slow
 def test_default_distance_behaves_like_one(default):
   loaded, apply = default
   assert loaded.name == perceptual.DEFAULT and "LPIPS" not in loaded.label

@@ -58,7 +58,7 @@ def module_and_inputs(name: str, fields):
 
 
 # Larger ones of the same layout, or of one more channel.
-LIKE_OTHERS = ("sd15_inpainting_unet", "sd21_unet", "openclip_h_text")
+LIKE_OTHERS = ("sd15_inpainting_unet", "sd14_unet", "sd21_unet", "openclip_h_text")
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def test_held_filters_and_remat_change_nothing(outputs):
   assert relative_error(outputs["held"], outputs["plain"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(outputs):
   assert outputs["bfloat16"].dtype == np.float32
   assert 1e-4 < relative_error(outputs["bfloat16"], outputs["plain"]) < 5e-2

@@ -56,6 +56,7 @@ def there_and_back(tiny, photographs) -> tuple[jax.Array, jax.Array]:
   return both(to_float(photographs))
 
 
+@pytest.mark.slow
 def test_reconstructs_photographs(there_and_back, photographs) -> None:
   images, (x0, made) = to_float(photographs), there_and_back
   # Crops of photographs that blur, noise or another picture's latents would miss by far.

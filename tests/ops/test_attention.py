@@ -138,6 +138,7 @@ def test_the_default_exists_for_every_backend():
   assert {attention.default(b) for b in ("cpu", "gpu", "tpu", None)} <= set(attention.FUNCTIONS)
 
 
+@pytest.mark.slow
 def test_flash_attention_is_attention():
   # Pallas interprets its TPU kernel here. Over several devices: tests/test_parallel.py.
   batch = [

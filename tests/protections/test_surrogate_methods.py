@@ -111,10 +111,10 @@ def test_fsmg_without_a_warm_up_is_another_method(gaussian_model):
     build("fsmg", gaussian_model, warmup_rounds=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "prior",
-  # Alone it also goes through test_contract.py.
-  [pytest.param({}, id="alone", marks=pytest.mark.slow), pytest.param(PRIOR, id="prior")],
+  [pytest.param({}, id="alone"), pytest.param(PRIOR, id="prior")],
 )
 def test_aspl_round_by_hand(gaussian_model, prior, surrogate, beside_class, class_images):
   """Copy and train on clean, perturb against the copy, train on protected; optimisers afresh."""
