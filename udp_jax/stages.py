@@ -296,7 +296,7 @@ def train_stage(
   )
   if writer is not None:
     writer.close()
-  return jax.tree.map(jnp.asarray, parallel.to_host(threat.final(state)))
+  return jax.device_put(parallel.to_host(threat.final(state)))
 
 
 @cache  # One compilation for all the models that one threat trains.

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from udp_jax import purifiers
@@ -43,9 +42,9 @@ class Contestant:
     self._purifier = purifiers.build(
       "impress", model, {"num_steps": num_steps, "perceptual": random_lpips(generator)}
     )
-    model_params = jax.tree.map(jnp.asarray, models.random_params(model, generator))
+    model_params = jax.device_put(models.random_params(model, generator))
     self._params = self._purifier.init(jax.random.key(0), model_params)
-    self._images = jnp.asarray(generator.random((batch, *model.image_shape), np.float32))
+    self._images = jax.device_put(generator.random((batch, *model.image_shape), np.float32))
     self._keys = purifiers.picture_keys(jax.random.key(0), np.arange(batch))
     self._num_steps = num_steps
     started = time.perf_counter()

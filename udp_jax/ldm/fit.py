@@ -62,7 +62,7 @@ def fit(
     state, losses = training.train_steps(update, key, state, data, num_steps)
     return state, jnp.mean(losses), optax.tree.norm(state.params)
 
-  data = jax.tree.map(jnp.asarray, data)
+  data = jax.device_put(data)
   batch = data.ids.shape[1]
 
   def advance(state: TrainState, position: int) -> loop.Advance:

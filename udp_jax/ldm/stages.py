@@ -54,7 +54,7 @@ def train_autoencoder(
   template = jax.eval_shape(vae.init, key, jnp.zeros((1, size, size, 3)))["params"]
   if (folder / "vae" / "config.json").is_file():
     raw, tensors = weights.load_pretrained(folder / "vae", class_name="AutoencoderKL")
-    params = jax.tree.map(jnp.asarray, weights.from_torch_names(tensors, template))
+    params = jax.device_put(weights.from_torch_names(tensors, template))
     return vae.clone(config=AutoencoderKLConfig.from_dict(raw)), params
   settings = config.autoencoder
   objective = autoencoder.reconstruction(

@@ -120,7 +120,7 @@ class DiffusionClassifier:
     ids = np.arange(count, dtype=np.int32)
     which = np.broadcast_to(np.arange(num_prompts, dtype=np.int32), (count, num_prompts))
     totals, done = np.zeros((count, num_prompts)), 0
-    on_device = jax.tree.map(jnp.asarray, conds)
+    on_device = jax.device_put(conds)
     for until, kept in self._stages:
       numbers = jnp.arange(done, until)
 

@@ -125,7 +125,7 @@ def load(folder: str | os.PathLike[str]) -> CLIP:
   params = weights.from_torch_names(tensors, shapes(config), origin=str(folder))
   model = functions(config)
   return CLIP(
-    jax.tree.map(jnp.asarray, params),
+    jax.device_put(params),
     *model,
     tokenizer=load_tokenizer(folder),
     dim=config.projection_dim,

@@ -145,7 +145,7 @@ def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> Params:
       kernel = kernel[:, :, 0]
     elif shape[2:] == (1, 1):
       kernel = kernel[0, 0]
-    return Conv(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32))
+    return Conv(*jax.device_put((kernel.astype(np.float32), bias.astype(np.float32))))
 
   params = {"stem": fold("_conv_stem", "_bn0", (32, 3, 3, 3))}
   for index, block in enumerate(BLOCKS):
@@ -159,10 +159,8 @@ def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> Params:
     shape = (block.out_channels, hidden, 1, 1)
     params[f"{name}.project"] = fold(f"{prefix}_project_conv", f"{prefix}_bn2", shape)
   params["head"] = fold("_conv_head", "_bn1", (FEATURE_DIM, BLOCKS[-1].out_channels, 1, 1))
-  params["classifier"] = Conv(
-    jnp.asarray(get("_fc.weight", (1000, FEATURE_DIM)).T, jnp.float32),
-    jnp.asarray(get("_fc.bias", (1000,)), jnp.float32),
-  )
+  kernel, bias = get("_fc.weight", (1000, FEATURE_DIM)).T, get("_fc.bias", (1000,))
+  params["classifier"] = Conv(*jax.device_put((kernel.astype(np.float32), bias.astype(np.float32))))
   return params
 
 

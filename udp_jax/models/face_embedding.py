@@ -201,4 +201,4 @@ def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
   params["fc"] = kernel * last_scale, bias * last_scale + last_shift
   if left:
     raise BadDataError(f"face model: {len(left)} tensors left over, such as {min(left)}")
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+  return jax.device_put(jax.tree.map(lambda leaf: leaf.astype(np.float32), params))

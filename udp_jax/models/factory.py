@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
 from udp_jax.models import latent, places, published, weights
@@ -134,7 +133,8 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
   model = pixel_diffusion(UNet2D(unet_config, **options), schedule)
   template = jax.eval_shape(model.init, jax.random.key(0))
   params = weights.from_torch_names(tensors, template)
-  return model, unet_config, jax.tree.map(jnp.asarray, params)
+  # Not jnp.asarray, which compiles a program for every shape.
+  return model, unet_config, jax.device_put(params)
 
 
 def save(

@@ -176,7 +176,7 @@ def _fold(tensors: Mapping[str, np.ndarray], name: str) -> Conv:
   bias = tensors[f"{name}.bn.bias"] - tensors[f"{name}.bn.running_mean"] * scale
   kernel = tensors[f"{name}.conv.weight"] * scale[:, None, None, None]
   kernel = kernel.transpose(2, 3, 1, 0)
-  return Conv(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32))
+  return Conv(*jax.device_put((kernel.astype(np.float32), bias.astype(np.float32))))
 
 
 def _conv(

@@ -227,7 +227,7 @@ def _read_module(
     pattern = adapter.get("alpha_pattern") or {}
     known: Any = adapter.get("lora_alpha", rank)
     scale = float(pattern.get(name, known)) / rank
-  return {"lora_A": jnp.asarray(a), "lora_B": jnp.asarray(np.float32(scale) * b)}
+  return jax.device_put({"lora_A": a, "lora_B": np.float32(scale) * b})
 
 
 def _adapter_metadata(path: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:

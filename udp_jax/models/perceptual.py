@@ -186,8 +186,8 @@ def params_from_tensors(
     value = np.asarray(value, np.float32)
     if parts[0] != "net":
       value = value.reshape(-1)
-    params[name] = jnp.asarray(value.transpose(2, 3, 1, 0) if value.ndim == 4 else value)
-  return params
+    params[name] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+  return jax.device_put(params)
 
 
 def distance(

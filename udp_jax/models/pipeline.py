@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
@@ -126,7 +125,7 @@ def load_pipeline(
   }
   params = frozen(params, performance)
   tokenizer = load_tokenizer(folder / "tokenizer") if TEXT in parts else None
-  return Pipeline(model, jax.tree.map(jnp.asarray, params), tokenizer, configs, scheduler)
+  return Pipeline(model, jax.device_put(params), tokenizer, configs, scheduler)
 
 
 def frozen(params: Params, performance: Mapping[str, Any] | None = None) -> Params:
