@@ -12,7 +12,7 @@ from tests.drill import ledger, processes, programs
 from tests.drill.ledger import Try
 
 # Of a try's kills: mostly one, sometimes the resumed run is killed as well.
-_KILLS = (1, 1, 1, 2, 2, 3)
+_KILLS = (1, 1, 1, 1, 2, 3)
 # Kills that come too late are drawn again; so often that this never ends the drill by chance.
 _DRAWS = 20
 _BY_HAND = ("tmp", "said.out", "said.err")
