@@ -103,7 +103,9 @@ def test_exchanged_attention_is_for_long_self_attention_alone():
 
   model = UNet2DCondition(TINY, attention=recorded)
   for side in (8, 32):
-    jax.eval_shape(model.init, jax.random.key(0), *inputs(side=side))
+    given = inputs(side=side)
+    variables = jax.eval_shape(model.init, jax.random.key(0), *given)
+    jax.eval_shape(model.apply, variables, *given)
   # One transformer down, one in the middle, two up; 32 * 32 positions, 2 heads of 4 channels.
   assert seen == [((2, 1024, 2, 8), (2, 1024, 2, 8))] * 4
 

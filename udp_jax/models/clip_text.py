@@ -121,6 +121,8 @@ class _SelfAttention(nn.Module):
     query, key, value = (
       Dense(c, wide=self.wide, name=f"{name}_proj")(x).reshape(shape) for name in "qkv"
     )
+    if self.is_initializing():  # See `layers`.
+      return Dense(c, wide=self.wide, name="out_proj")(x)
     logits = jnp.einsum("bqhd,bkhd->bhqk", query * shape[-1] ** -0.5, key)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if self.causal:

@@ -33,6 +33,8 @@ class LayerNorm(nn.Module):
     """Features (..., C) -> the same shape and dtype."""
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+    if self.is_initializing():  # See `layers`.
+      return x
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # Two passes: E[x^2] - E[x]^2 would lose every digit where the mean is far above the spread.
     centred = wide - wide.mean(-1, keepdims=True)
@@ -63,6 +65,8 @@ class Attention(nn.Module):
     b, length, c = x.shape
     inputs = {"to_q": c} | dict.fromkeys(("to_k", "to_v"), c if cond is None else cond.shape[-1])
     kernels = [_Kernel(c, name=name)(size).astype(x.dtype) for name, size in inputs.items()]
+    if self.is_initializing():
+      return Dense(c, wide=self.wide, name="to_out_0")(x)
     if cond is None:
       parts = jnp.split(dense(x, jnp.concatenate(kernels, -1), wide=self.wide), 3, axis=-1)
     else:
