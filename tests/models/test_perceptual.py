@@ -221,6 +221,7 @@ def test_default_distance_behaves_like_one(default):
   assert (0 < nearer).all() and (nearer < farther).all() and (farther < 4).all()
 
 
+@pytest.mark.slow
 def test_default_distance_has_a_gradient_everywhere(default):
   """Also where the pictures are equal, which is where optimisation starts."""
   _, apply = default

@@ -87,6 +87,7 @@ def test_bfloat16_stays_near_float32(outputs):
   assert 1e-4 < relative_error(outputs["bfloat16"], outputs["plain"]) < 5e-2
 
 
+@pytest.mark.slow
 def test_dropout_and_text_act(outputs):
   assert relative_error(outputs["dropout"], outputs["plain"]) > 1e-2
   # Of the first picture alone.

@@ -105,7 +105,8 @@ def test_box_mean_of_a_ramp():
   np.testing.assert_allclose(got[:, 0], 1 / 3, rtol=1e-6)
 
 
-@pytest.mark.parametrize("weight", [pytest.param(0.05, marks=pytest.mark.slow), 0.2])
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", [0.05, 0.2])
 def test_total_variation_matches_scikit_image(weight):
   """Another algorithm (Chambolle 2004) for the same minimum."""
   images = picture(3, (2, 9, 11, 3))

@@ -59,6 +59,7 @@ def outcome(purifier, params, pictures):
   return purified, losses, reports
 
 
+@pytest.mark.slow
 def test_the_loss_falls(outcome):
   _, losses, _ = outcome
   assert losses.shape == (24, 8) and np.isfinite(losses).all()

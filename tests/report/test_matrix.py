@@ -217,6 +217,7 @@ def test_pareto_front(points: list, front: list[str]) -> None:
   assert [name for name, *_ in plots.pareto_front(points)] == front
 
 
+@pytest.mark.slow
 def test_page_works_in_a_browser(tmp_path, open_in_browser) -> None:
   page = tmp_path / "report.html"
   matrix.write_report(page, make_report(), ABOUT, make_mosaics())

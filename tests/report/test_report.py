@@ -397,6 +397,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path):
     text.write_json("/dev/null/report.json", {})
 
 
+@pytest.mark.slow
 def test_page_works_in_a_browser(source, tmp_path, open_in_browser):
   page = tmp_path / "report.html"
   page.write_text(source, "utf-8")
@@ -447,6 +448,7 @@ class _Nothing(http.server.BaseHTTPRequestHandler):
     pass
 
 
+@pytest.mark.slow
 def test_browser_notices_what_is_wrong(tmp_path, open_in_browser):
   with http.server.HTTPServer(("127.0.0.1", 0), _Nothing) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
