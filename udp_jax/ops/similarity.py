@@ -134,13 +134,14 @@ def vif_p(
   for scale in range(4):
     size = 2 ** (4 - scale) + 1
     if scale:
-      a, b = (_gaussian_means(x, size)[:, ::2, ::2] for x in (a, b))
+      a, b = jnp.split(_gaussian_means(jnp.concatenate([a, b]), size)[:, ::2, ::2], 2)
     d = b - a
-    mean_a, mean_b, mean_d = (_gaussian_means(x, size) for x in (a, b, d))
-    var_a = jnp.maximum(_gaussian_means(a * a, size) - mean_a * mean_a, 0.0)
-    var_b = jnp.maximum(_gaussian_means(b * b, size) - mean_b * mean_b, 0.0)
-    var_d = jnp.maximum(_gaussian_means(d * d, size) - mean_d * mean_d, 0.0)
-    covariance = _gaussian_means(a * d, size) - mean_a * mean_d
+    fields = jnp.concatenate([a, b, d, a * a, b * b, d * d, a * d])  # Together: one small program.
+    mean_a, mean_b, mean_d, *squares = jnp.split(_gaussian_means(fields, size), 7)
+    var_a = jnp.maximum(squares[0] - mean_a * mean_a, 0.0)
+    var_b = jnp.maximum(squares[1] - mean_b * mean_b, 0.0)
+    var_d = jnp.maximum(squares[2] - mean_d * mean_d, 0.0)
+    covariance = squares[3] - mean_a * mean_d
     # d = slope * a + rest, and b = (1 + slope) * a + rest, window by window.
     slope = covariance / (var_a + tiny)
     gain = jnp.where((var_a < tiny) | (var_b < tiny), 0.0, 1.0 + slope)
