@@ -170,6 +170,8 @@ def test_config_round_trip_and_diffusers_defaults():
   ("fields", "named"),
   [
     ({"act_fn": "gelu"}, "act_fn='gelu'"),
+    ({"attention_head_dim": 0}, "256 channels do not divide into heads of 0"),
+    ({"attention_head_dim": 512}, "256 channels do not divide into heads of 512"),
     ({"class_embed_type": "timestep"}, "class_embed_type"),
     ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
     ({"down_block_types": ["SkipDownBlock2D"] * 4}, "SkipDownBlock2D"),

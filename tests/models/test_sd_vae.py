@@ -123,6 +123,7 @@ def test_config_there_and_back() -> None:
     ({"down_block_types": ["AttnDownEncoderBlock2D", "DownEncoderBlock2D"]}, "down_block_types"),
     ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types"),
     ({"norm_num_groups": 5}, "8 channels do not divide into 5 groups"),
+    ({"norm_num_groups": 0}, "8 channels do not divide into 0 groups"),
     ({"sample_size": 15}, "sample_size 15 is not a multiple of 2"),
     ({"scaling_factor": 0.0}, "scaling_factor"),
     ({"block_out_channels": [8]}, "down_block_types"),

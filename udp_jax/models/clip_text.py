@@ -54,7 +54,7 @@ class CLIPTextConfig:
         f"CLIP text config: hidden_act={self.hidden_act!r} is not supported, only"
         f" {' and '.join(ACTIVATIONS)}"
       )
-    if self.hidden_size % self.num_attention_heads:
+    if not self.num_attention_heads or self.hidden_size % self.num_attention_heads:
       raise ConfigError(
         f"hidden_size={self.hidden_size} does not divide into {self.num_attention_heads} heads"
       )

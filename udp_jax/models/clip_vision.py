@@ -47,7 +47,7 @@ class CLIPVisionConfig:
       ("hidden_size", "num_attention_heads"),
       ("image_size", "patch_size"),
     ):
-      if getattr(self, whole) % getattr(self, part):
+      if not getattr(self, part) or getattr(self, whole) % getattr(self, part):
         raise ConfigError(
           f"CLIP vision config: {whole}={getattr(self, whole)} is not a multiple of"
           f" {part}={getattr(self, part)}"

@@ -68,6 +68,18 @@ class UNet2DConfig:
     for channels in self.block_out_channels:
       if channels % self.norm_num_groups:
         raise ConfigError(f"{channels} channels do not divide into {self.norm_num_groups} groups")
+    for channels in self._attended() if self.attention_head_dim is not None else ():
+      if not self.attention_head_dim or channels % self.attention_head_dim:
+        raise ConfigError(
+          f"{channels} channels do not divide into heads of {self.attention_head_dim} channels"
+        )
+
+  def _attended(self) -> set[int]:
+    """The channels of levels with attention."""
+    channels = self.block_out_channels
+    levels = [*zip(self.down_block_types, channels), *zip(self.up_block_types, channels[::-1])]
+    middle = {channels[-1]} if self.add_attention else set()
+    return middle | {size for kind, size in levels if "Attn" in kind}
 
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> UNet2DConfig:

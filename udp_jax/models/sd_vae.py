@@ -48,7 +48,7 @@ class AutoencoderKLConfig:
     if not self.block_out_channels:
       raise ConfigError("AutoencoderKL config: block_out_channels is empty")
     for channels in self.block_out_channels:
-      if channels % self.norm_num_groups:
+      if not self.norm_num_groups or channels % self.norm_num_groups:
         raise ConfigError(f"{channels} channels do not divide into {self.norm_num_groups} groups")
     if self.sample_size % self.downscale:
       raise ConfigError(
