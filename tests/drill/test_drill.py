@@ -103,6 +103,8 @@ def test_differences_and_leftovers(tmp_path: Path) -> None:
     ((_ended(0), _ended(4, "error: in use\n")), ""),
     ((_ended(4, "error: in use\n"), _ended(0)), ""),
     ((_ended(0), _ended(0)), "both work"),
+    ((_ended(0), _ended(0, "purify: nothing to do, 6 pictures are finished\n")), ""),
+    ((_ended(0, "purify: nothing to do, 6 pictures are finished\n"), _ended(0)), ""),
     ((_ended(4, "error: a\n"), _ended(4, "error: b\n")), "nobody works"),
     ((_ended(0), _ended(4)), "0 lines of error"),
     ((_ended(0), _ended(1, TRACEBACK)), "the second ends in a traceback: ValueError: bad"),

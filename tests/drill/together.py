@@ -73,6 +73,7 @@ def judge(both: list[Ended]) -> list[str]:
   worked = [ended for ended in both if ended.code == 0]
   if not worked:
     return ["both leave, nobody works"]
-  if len(worked) == 2 and "nothing to do" not in both[1].err:
+  # Whoever comes second to the lock finds a finished folder, be it the first that was started.
+  if sum("nothing to do" not in ended.err for ended in worked) > 1:
     return ["both work on the folder"]
   return []
