@@ -18,8 +18,8 @@ bytes are not that run's, and none that may be the last copy of a picture.
 
 Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
 tiles in memory; other methods work on 8 pictures at a time. --files_at_a_time sets another number:
-fewer need less memory. A picture has at most 100 megapixels; one of that size takes about 7 GiB
-of memory while it is worked on.
+fewer need less memory. A picture has at most 100 megapixels and no side above 100,000 pixels; one
+of 100 megapixels takes about 7 GiB of memory while it is worked on.
 
 --resize centre-crops and resizes every picture to the model's size instead, which is what a study
 of small models wants; sources that are no folders (builtin, npz:, cifar10:, tfds:) always are.

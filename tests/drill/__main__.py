@@ -134,6 +134,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--full", action="store_true", help="the sizes of the published figures")
   parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be repeated")
+  parser.add_argument("--kind", action="append", help="only this of a part; may be repeated")
   parser.add_argument("--jobs", type=int, default=1, help="lines of the table tried at a time")
   parser.add_argument("--workdir", default="runs/drill", help="a second call goes on there")
   parser.add_argument("--seed", type=int, default=0, help="of all tries")
@@ -167,7 +168,11 @@ def _drill(given: argparse.Namespace, workdir: Path) -> int:
   if found.others:
     print(f"{found.others} tries of other code or another seed do not count", file=sys.stderr)
   parts = tuple(dict.fromkeys(given.part or PARTS))
-  wanted = list(tasks(parts, full=given.full, seed=given.seed, workdir=workdir, memory=memory))
+  wanted = [
+    task
+    for task in tasks(parts, full=given.full, seed=given.seed, workdir=workdir, memory=memory)
+    if not given.kind or task.kind in given.kind
+  ]
   previous = [signal.signal(n, _stop) for n in (signal.SIGINT, signal.SIGTERM)]
   broken: list[str] = []
   try:

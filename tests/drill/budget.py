@@ -69,11 +69,11 @@ def radii() -> tuple[float, ...]:
   return tuple(sorted(found))
 
 
-def draw_radius(generator: np.random.Generator) -> float:
-  """A method's own radius, one on an edge, or anything between half a level and all of them."""
+def draw_radius(generator: np.random.Generator, least: float = 0.5) -> float:
+  """A method's own radius, one on an edge, or anything from `least` levels to all of them."""
   if generator.random() < 0.7:
-    return float(generator.choice(radii()))
-  return float(np.float32(generator.uniform(0.5, 255.0)))
+    return float(generator.choice([radius for radius in radii() if radius >= least]))
+  return float(np.float32(generator.uniform(least, 255.0)))
 
 
 def draw_deltas(
@@ -187,7 +187,7 @@ def singles(generator: np.random.Generator, count: int, folder: Path) -> list[st
   from udp_jax import tile_batches
   from udp_jax.data import picture_folder
 
-  radius_255 = draw_radius(generator)
+  radius_255 = draw_radius(generator, 1.0)  # A row of a config may not promise less.
   said, changed = [], False
   for number in range(-(-count // _DELTAS)):
     single = _Single(generator, f"{number:04d}", radius_255, folder)
@@ -265,7 +265,7 @@ def not_finite(generator: np.random.Generator, count: int, folder: Path) -> list
 
   said = []
   for number in range(count):
-    radius_255 = draw_radius(generator)
+    radius_255 = draw_radius(generator, 1.0)
     bad = generator.choice(np.array([np.nan, np.inf, -np.inf], np.float32))
     try:
       if number % 2:

@@ -23,6 +23,9 @@ from udp_jax.data.containers import Chunk
 from udp_jax.errors import BadDataError, MissingDataError
 
 MAX_PIXELS = 100_000_000
+# Decoders keep a pointer or a buffer per line: one line of 100 million pixels, or as many lines of
+# one, take ten seconds and gigabytes. No picture has such a side.
+MAX_SIDE = 100_000
 
 # Kinds and their extensions. Only these decoders run: among Pillow's others are some that start
 # external programs.
@@ -114,6 +117,11 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pict
     source = path if found.stream is None else io.BytesIO(found.stream)
     with Image.open(source, formats=_DECODERS) as image:
       kind = image.format or ""
+      if max(image.size) > MAX_SIDE:
+        raise BadDataError(
+          f"{path}: {image.width}x{image.height}: a side of more than {MAX_SIDE:,} pixels; make it "
+          "smaller first"
+        )
       if image.width * image.height > max_pixels:
         raise BadDataError(
           f"{path}: {image.width}x{image.height} is more than {max_pixels / 1e6:g} megapixels; "
