@@ -92,6 +92,9 @@ def test_other_models_are_refused(folder):
     clip.load(edited(folder, vision_config=vision | {"hidden_act": "relu"}))
   with pytest.raises(ConfigError, match="image_size=17 is not a multiple of patch_size"):
     clip.load(edited(folder, vision_config=vision | {"image_size": 17}))
+  for part in ("num_attention_heads", "patch_size"):
+    with pytest.raises(ConfigError, match=f"is not a multiple of {part}=0"):
+      clip.load(edited(folder, vision_config=vision | {part: 0}))
   with pytest.raises(ConfigError, match="num_channels"):
     clip.load(edited(folder, vision_config=vision | {"num_channels": 4}))
 

@@ -90,6 +90,7 @@ def test_config_round_trip_and_transformers_defaults():
     ({"model_type": "clip"}, "model_type='clip'"),
     ({"attention_dropout": 0.1}, "attention_dropout"),
     ({"num_attention_heads": 7}, "7 heads"),
+    ({"num_attention_heads": 0}, "0 heads"),
   ],
 )
 def test_unsupported_configs_are_named(fields, named):
