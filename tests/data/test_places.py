@@ -422,7 +422,8 @@ def test_of_many_that_start_together_one_at_a_time_runs(tmp_path: Path) -> None:
   said = [process.communicate(timeout=60)[0] for process in started]
   assert [process.returncode for process in started].count(0) >= 1
   assert all("held" in text or "in use by" in text for text in said)
-  assert not place.exists()
+  # Of two that overlap, the second found the folder there: it may stay, without the lock's file.
+  assert not place.exists() or os.listdir(place) == []
 
 
 def test_a_lock_on_a_file_that_was_removed_does_not_count(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ The lock is `flock` on a small hidden file in the folder. It is not inherited by
 process starts, and the kernel drops it when the process ends, however it ends. The file itself may
 stay behind then; the next run takes it over and removes it at its own end.
 
-A folder that is not there yet is made, and removed again if nothing was put in it.
+A folder that is not there yet is made, and removed again if nothing was put in it; it stays, empty,
+where another run found it there and took it over.
 """
 
 from __future__ import annotations
