@@ -5,7 +5,7 @@ PARITY := .venv-parity/bin
 PEERS := .venv-peers/bin
 RUN := runs/demo
 
-.PHONY: demo test test_slow test_readme drill lint format parity bench clean
+.PHONY: demo test test_slow test_readme drill lint docs format parity bench clean
 
 demo: .venv/installed  ## protect real photographs, train on them, write a report
 	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
@@ -32,6 +32,9 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck --external-sources launch/*.sh
+
+docs: .venv/installed  ## pages of every module, by pdoc: build/api/index.html
+	JAX_PLATFORMS=cpu $(BIN)/python -m tests.house.pages build/api
 
 format: .venv/installed
 	$(BIN)/ruff format .

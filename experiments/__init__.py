@@ -1,1 +1,1 @@
-"""Entry points: one short main per stage."""
+"""Entry points: each stage has one short `main`."""

@@ -1,11 +1,10 @@
-"""What every entry point shares: --config=NAME[:VARIANT], process start, errors and exit codes.
+"""Code shared by all entry points: --config=NAME[:VARIANT], process start, errors and exit codes.
 
 Exit codes: 0 done, or stopped by SIGTERM with everything saved; 1 a bug (or, for `verify`, a broken
 budget); 2 bad arguments, config, or missing data or weights; 3 unusable data; 4 unusable output
-place; 5 a loss that is not finite; 6 another process of the run died, failed or never appeared; 7 a
-matrix whose report is written but of which some cells failed (`impress`); 130 stopped by Ctrl-C,
-saved like after SIGTERM; 143 SIGTERM where there is nothing to go on with (`sample`, `evaluate`,
-`verify`).
+path; 5 a loss that is not finite; 6 another process of the run died, failed or never appeared; 7 a
+matrix whose report is written but with failed cells (`impress`); 130 stopped by Ctrl-C, with
+everything saved; 143 SIGTERM where there is nothing to resume (`sample`, `evaluate`, `verify`).
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from udp_jax import processes
-from udp_jax.data import locks, naming
+from udp_jax.data import naming
 from udp_jax.errors import ConfigError, Preempted, UserError
+from udp_jax.runtime import locks, processes
 
 _TUNABLES = "glibc.malloc.hugetlb=1"
 _TPU_FLAGS = (
@@ -41,11 +40,11 @@ _CPU_FLAGS = ("--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",)
 
 
 def _ask_for_huge_pages() -> None:
-  """Starts this program again with an allocator that asks the kernel for huge pages.
+  """Restarts this program with an allocator that asks the kernel for huge pages.
 
-  XLA's CPU backend takes its scratch memory from malloc anew for every call; faulting it in by
-  pages of 4 KiB costs a quarter of a U-Net's step. glibc reads the setting at the start of a
-  process only. A GLIBC_TUNABLES that is set already is left alone.
+  XLA's CPU backend allocates its scratch memory anew for every call; page faults of 4 KiB each cost
+  a quarter of a U-Net's step. glibc reads the setting only at the start of a process. A
+  GLIBC_TUNABLES that is already set is kept.
   """
   started = sys.orig_argv[1:3]
   as_module = len(started) == 2 and started[0] == "-m" and started[1].startswith("experiments.")
@@ -56,12 +55,12 @@ def _ask_for_huge_pages() -> None:
 
 
 def _keep_small_batches_whole() -> None:
-  """Tells the TPU compiler not to cut the maps of small batches into larger ones.
+  """Tells the TPU compiler not to convert the feature maps of small batches into larger batches.
 
-  It would make the batch of a convolution larger by cutting its map into strips with margins, at
-  every layer anew. For the VAE of Stable Diffusion at 512x512, four pictures a chip (v5e), that
-  moves 155 GB a gradient instead of 27, and 3.7 times the cycles by its own estimate. A setting of
-  either flag in LIBTPU_INIT_ARGS is left alone; without a TPU nothing reads it.
+  It would enlarge the batch of a convolution by cutting its map into strips with margins, in every
+  layer. For the VAE of Stable Diffusion at 512x512, four pictures per chip (v5e), that moves 155 GB
+  per gradient instead of 27, and takes 3.7 times the cycles by the compiler's own estimate. A flag
+  that is already set in LIBTPU_INIT_ARGS is kept; without a TPU nothing reads it.
   """
   given = os.environ.get("LIBTPU_INIT_ARGS", "")
   if "run_space_to_batch" not in given:
@@ -69,11 +68,11 @@ def _keep_small_batches_whole() -> None:
 
 
 def _schedule_for_memory() -> None:
-  """Tells XLA's CPU compiler to order operations by the memory they take, not by what could start.
+  """Tells XLA's CPU compiler to order operations by memory use, not by when they could start.
 
-  By default it does early whatever needs no gradient: a bfloat16 round of the CIFAR-10 model takes
-  1,520 MiB of scratch memory instead of 1,140, and no less time. A setting in XLA_FLAGS is left
-  alone; other devices do not read it.
+  By default it computes everything early that needs no gradient: a bfloat16 round of the CIFAR-10
+  model then takes 1,520 MiB of scratch memory instead of 1,140, and no less time. A setting that is
+  already in XLA_FLAGS is kept; other devices do not read it.
   """
   given = os.environ.get("XLA_FLAGS", "")
   if "xla_cpu_scheduler_type" not in given:
@@ -81,38 +80,39 @@ def _schedule_for_memory() -> None:
 
 
 def _collect_less_often() -> None:
-  """Python's garbage collector by default looks through young objects every 700 allocations.
+  """Makes Python's garbage collector examine young objects less often.
 
-  Tracing a model makes millions, hardly any of them garbage: looking less often makes it faster.
+  By default it does so every 700 allocations. Tracing a model makes millions of objects, and hardly
+  any of them are garbage.
   """
   gc.set_threshold(20_000, 20, 50)
 
 
-# At once: the imports that follow take seconds, and are made again.
+# Before the other imports, which take seconds and would otherwise run twice.
 _ask_for_huge_pages()
 _collect_less_often()
 _keep_small_batches_whole()
 _schedule_for_memory()
 
 VARIANTS = ("smoke",)
-# Fields of configs that have a flag by another name.
+# Config fields that have a flag of another name.
 _FIELD_FLAGS = {"model.path": "model", "data.source": "input", "data.prompt": "prompt"}
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
-# The experiment whose configs --config takes; empty where an entry point takes none.
+# The experiment whose configs --config accepts; empty if an entry point has no configs.
 _EXPERIMENT: list[str] = []
 
 
 def config_names(experiment: str) -> list[str]:
-  """Names of the configs in experiments/configs/<experiment>."""
+  """Returns the names of the configs in experiments/configs/<experiment>."""
   package = importlib.import_module(f"experiments.configs.{experiment}")
   return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 
 
 def get_config(experiment: str, name: str) -> Any:
-  """The config NAME[:VARIANT] of an experiment.
+  """Returns the config NAME[:VARIANT] of an experiment.
 
   Raises:
-    ConfigError: no such config or variant.
+    ConfigError: there is no such config or variant.
   """
   name, _, variant = name.partition(":")
   names = config_names(experiment)
@@ -125,7 +125,7 @@ def get_config(experiment: str, name: str) -> Any:
 
 
 def describe_configs(experiment: str) -> str:
-  """One line a config, from the first line of its docstring."""
+  """Returns one line per config: the first line of its docstring."""
   lines = []
   for name in config_names(experiment):
     module = importlib.import_module(f"experiments.configs.{experiment}.{name}")
@@ -133,70 +133,83 @@ def describe_configs(experiment: str) -> str:
   return "\n".join(lines)
 
 
+class _NamedConfig(flags.ArgumentParser):
+  """Parses the NAME[:VARIANT] of a config, not the path of a file."""
+
+  def parse(self, name: str) -> Any:
+    """Returns the config, locked. Raises ConfigError if there is none."""
+    return get_config(_EXPERIMENT[0], name).lock()
+
+
 def define_config(experiment: str) -> Any:
   """Defines --config=NAME[:VARIANT] and --config.field=value; returns the flag's holder."""
   _EXPERIMENT[:] = [experiment]
-  return config_flags.DEFINE_config_file(
+  holder = config_flags.DEFINE_config_file(
     "config",
     None,
     "NAME or NAME:VARIANT of a config, see above. --config.FIELD=VALUE changes a field of it.",
+    flags.FLAGS,
     lock_config=True,
   )
+  flags.FLAGS["config"].parser = _NamedConfig()
+  return holder
 
 
 def workdir_flag() -> flags.FlagHolder:
   """Defines --workdir."""
   return flags.DEFINE_string(
-    "workdir", None, "Folder of this run: checkpoints, results; a second call goes on there."
+    "workdir", None, "Folder of this run, for checkpoints and results; a second call continues it."
   )
 
 
 class Budget(NamedTuple):
-  """The flags of every entry point that protects; None where one is not given."""
+  """The budget flags of all entry points that protect; None for a flag that is not given."""
 
   radius_255: flags.FlagHolder
   step_size_255: flags.FlagHolder
   spare_flat: flags.FlagHolder
 
-  def apply(self, config: Any, *, row: str | None = None) -> None:
-    """Sets what the flags say in a config.
+  def changes(self, config: Any, *, row: str | None = None) -> dict[str, Any]:
+    """Returns the config values that the flags set, by dotted name, for `studies.settings.frozen`.
 
     Args:
-      config: of a study or a matrix.
-      row: the only one that is protected, whose own radius and step the flags replace too. Without
-        it, rows that name their own keep them.
+      config: settings of a study or a matrix.
+      row: name of the only protected row; the flags also replace its own radius and step. Without
+        it, rows that set their own radius or step keep them.
 
     Raises:
-      ConfigError: a value that cannot be used.
+      ConfigError: a value cannot be used.
     """
-    from udp_jax import run_config
+    from udp_jax.data.budget import check_radius_255
 
     radius_255, step_size_255, strength = (flag.value for flag in self)
     if radius_255 is not None:
-      run_config.check_radius_255("--radius_255", radius_255)
+      check_radius_255("--radius_255", radius_255)
     if step_size_255 is not None and not 0 < step_size_255 <= 255:
       raise ConfigError(
         f"--step_size_255 is {step_size_255}: it must be above 0 and at most 255, in 8-bit levels"
       )
     if strength is not None and not 0 <= strength <= 1:
       raise ConfigError(f"--spare_flat is {strength}: it must be from 0 (off) to 1")
-    with config.unlocked():
-      for name, value in (("radius_255", radius_255), ("step_size_255", step_size_255)):
-        if value is not None:
-          config[name] = float(value)
-          own, seen = row, set()
-          while own and own not in seen:  # A row that imitates another one has its budget.
-            seen.add(own)
-            settings = config.protections.get(own, {})
-            if name in settings:
-              settings[name] = float(value)
-            own = settings.get("of")
-      if strength is not None:
-        config.spare_flat = float(strength)
+    found: dict[str, Any] = {}
+    for name, value in (("radius_255", radius_255), ("step_size_255", step_size_255)):
+      if value is None:
+        continue
+      found[name] = float(value)
+      own, seen = row, set()
+      while own and own not in seen:  # A row that imitates another row has that row's budget.
+        seen.add(own)
+        settings = config.protections.get(own, {})
+        if name in settings:
+          found[f"protections.{own}.{name}"] = float(value)
+        own = settings.get("of")
+    if strength is not None:
+      found["spare_flat"] = float(strength)
+    return found
 
 
 def budget_flags() -> Budget:
-  """Defines --radius_255, --step_size_255 and --spare_flat, which `Budget.apply` obeys."""
+  """Defines --radius_255, --step_size_255 and --spare_flat, which `Budget.changes` reads."""
   return Budget(
     flags.DEFINE_float(
       "radius_255",
@@ -208,12 +221,12 @@ def budget_flags() -> Budget:
     flags.DEFINE_float(
       "step_size_255",
       None,
-      "Length of a step in 8-bit levels; default and rows as of --radius_255.",
+      "Length of a step in 8-bit levels; default and rows as for --radius_255.",
     ),
     flags.DEFINE_float(
       "spare_flat",
       None,
-      "Spends less of the budget where a change is seen: STRENGTH from 0 (off) to 1. Perfectly "
+      "Spends less of the budget where a change is visible: STRENGTH from 0 (off) to 1. Perfectly "
       "flat areas get 1 - STRENGTH of the radius, lively ones all of it. The protection is weaker "
       "there.",
     ),
@@ -224,7 +237,9 @@ def _define_process_flags() -> None:
   flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where the run has several processes."
   )
-  flags.DEFINE_integer("num_processes", None, "How many; found on SLURM and Cloud TPU pods.")
+  flags.DEFINE_integer(
+    "num_processes", None, "Number of processes; found on SLURM and Cloud TPU pods."
+  )
   flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
   flags.DEFINE_float(
     "peer_timeout_s", 60.0, "Seconds of silence after which another process counts as lost."
@@ -232,7 +247,7 @@ def _define_process_flags() -> None:
 
 
 def _join_processes(resumable: bool) -> None:
-  """Finds the other processes of the run, if there are any. Process 0 alone speaks from here on."""
+  """Joins the other processes of the run, if any. From here on, only process 0 prints."""
   given = flags.FLAGS
   settings = processes.detect(
     coordinator=given.coordinator, num_processes=given.num_processes, process_id=given.process_id
@@ -242,7 +257,7 @@ def _join_processes(resumable: bool) -> None:
     logging.getLogger("udp_jax").setLevel(logging.WARNING)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
   elif settings is not None:
-    # Gloo, which carries the collectives of CPUs, prints to stdout: stderr from here on.
+    # Gloo, which runs collectives on CPUs, prints to stdout; send that to stderr from here on.
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)
@@ -251,12 +266,12 @@ def _join_processes(resumable: bool) -> None:
 def run(
   main: Callable[[Sequence[str]], int | None], *, resumable: bool = False, several: bool = True
 ) -> None:
-  """Parses flags, starts the process, runs `main` and turns what it raises into an exit code.
+  """Parses flags, starts the process, runs `main` and maps exceptions to exit codes.
 
   Args:
-    main: takes the words that are no flags.
-    resumable: the same command goes on where a stopped one was.
-    several: it may be one of several processes, which run `main` together.
+    main: called with the words of the command line that are not flags.
+    resumable: whether the same command continues a stopped run.
+    several: whether several processes may run `main` together.
   """
   if several:
     _define_process_flags()
@@ -276,11 +291,11 @@ def run(
       processes.finish()
       return code
     except Preempted as stop:
-      processes.finish()  # All of them have agreed to stop here.
-      with contextlib.suppress(OSError):  # Whoever read it may be gone.
+      processes.finish()  # All processes have agreed to stop here.
+      with contextlib.suppress(OSError):  # The reader of stdout may be gone.
         print(stop, file=sys.stderr, flush=True)
-      # Everything is on disk. Leaving at once keeps the compiler's threads, which may be at work
-      # still, from crashing in an interpreter that is being torn down.
+      # Everything is on disk. Exit at once: compiler threads may still be running and could crash
+      # while the interpreter shuts down.
       processes.exit_now(0 if stop.signal == signal.SIGTERM else 128 + stop.signal)
     except UserError as error:
       code = _report(error)
@@ -300,21 +315,21 @@ def run(
 
 
 def _end_alone(code: int, text: str) -> None:
-  """Ends this process, and thereby the others, which would wait for it."""
+  """Ends this process and thereby the others, which would otherwise wait for it."""
   processes.leave(code, text)
   processes.exit_now(code)
 
 
 def start_process(*, resumable: bool = False) -> None:
-  """Signals, logging, and jax's compilation cache (read when jax is imported, later)."""
+  """Sets up signals, logging, and jax's compilation cache (jax reads it when imported, later)."""
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda number, frame: _stop_at_once(number, resumable))
-  # Names of files may hold bytes that are no text in any encoding.
+  # File names may contain bytes that are not text in any encoding.
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")
   logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
   logging.getLogger("udp_jax").setLevel(logging.INFO)
-  # Orbax reports every save, every wait for one, and errors that it raises as well, through absl.
+  # Orbax also logs every save, every wait and every error that it raises through absl.
   absl_logging.set_verbosity(absl_logging.FATAL)
   home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
   if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -323,9 +338,9 @@ def start_process(*, resumable: bool = False) -> None:
 
 
 def _stop_at_once(number: int, resumable: bool) -> None:
-  """Ends the process where no loop has anything to save: each part is on disk, or not at all.
+  """Ends the process if no loop has anything to save: each part is complete on disk, or absent.
 
-  Not by an exception: one that comes up in the middle of a compilation crashes the compiler.
+  An exception would not do: one that is raised in the middle of a compilation crashes the compiler.
   """
   text = f"stopped by {signal.Signals(number).name}"
   if resumable:
@@ -341,23 +356,23 @@ def _stop_at_once(number: int, resumable: bool) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
   given = sys.argv
   try:
-    # ml_collections looks for overrides in sys.argv; reports quote the command as it was given.
+    # ml_collections looks for overrides in sys.argv; reports quote the command as given.
     sys.argv = _resolve(argv) if _EXPERIMENT else list(argv)
     return flags.FLAGS(sys.argv)
   except UserError as error:
     sys.exit(_report(error))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-    # What absl and ml_collections raise for an unknown flag or a value of the wrong type.
+    # absl and ml_collections raise these for an unknown flag or a value of the wrong type.
     sys.exit(_report(ConfigError(f"{' '.join(str(error).split())} (see --help)")))
   finally:
     sys.argv = given
 
 
 def _resolve(argv: Sequence[str]) -> list[str]:
-  """Turns --config=NAME[:VARIANT] into the path that ml_collections wants, and puts it first.
+  """Puts --config=NAME first, as ml_collections requires, and checks the names of fields.
 
   Raises:
-    ConfigError: no such config, variant or field.
+    ConfigError: there is no such config, variant or field.
   """
   experiment = _EXPERIMENT[0]
   name = None
@@ -384,13 +399,11 @@ def _resolve(argv: Sequence[str]) -> list[str]:
   for word in rest:
     if word.startswith(("--config.", "-config.")):
       _check_field(config, word.partition("=")[0].partition(".")[2])
-  stem, _, variant = name.partition(":")
-  path = Path(__file__).parent / "configs" / experiment / f"{stem}.py"
-  return [*argv[:1], f"--config={path}:{variant}" if variant else f"--config={path}", *rest]
+  return [*argv[:1], f"--config={name}", *rest]
 
 
 def _or_flag(word: str) -> str:
-  """For a --config.FIELD=VALUE without a config: the flag that sets the same, if there is one."""
+  """Suggests the flag that does the same as --config.FIELD=VALUE, for a call without a config."""
   field, equals, value = word.lstrip("-").removeprefix("config.").partition("=")
   name = _FIELD_FLAGS.get(field, field)
   return f", or without a config --{name}{equals}{value}" if name in flags.FLAGS else ""
@@ -418,7 +431,7 @@ def _report(error: UserError) -> int:
 
 
 def _help(*, full: bool) -> str:
-  """What the entry point does, its configs and its flags; with `full`, those of libraries too."""
+  """Describes the entry point, its configs and flags; with `full`, also the flags of libraries."""
   parts = [(sys.modules["__main__"].__doc__ or "").strip()]
   if _EXPERIMENT:
     parts.append("configs (--config=NAME, or --config=NAME:smoke for a run of seconds):")

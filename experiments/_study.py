@@ -8,8 +8,8 @@ from typing import Any
 from absl import flags
 
 from experiments import _cli
-from udp_jax import processes
 from udp_jax.errors import ConfigError
+from udp_jax.runtime import processes
 
 _EVALUATE = flags.DEFINE_bool(
   "evaluate", True, "After protecting, train a model on every row, judge it and write the report."
@@ -19,29 +19,30 @@ _BUDGET = _cli.budget_flags()
 
 
 def main(config: Any, workdir: str | None) -> int:
-  """Runs a study in `workdir` and prints its table and where the report is."""
+  """Runs a study in `workdir`; prints its table and the path of the report."""
   if config is None:
     raise ConfigError("--config is needed: see --help for the list")
   if not workdir:
     raise ConfigError("--workdir is needed: the folder for checkpoints and results")
-  _BUDGET.apply(config)
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
   from udp_jax.data import places
+  from udp_jax.studies import settings
 
+  config = settings.frozen(config, _BUDGET.changes(config))
   with places.use(config=config, work={"--workdir": workdir}, protects=True) as used:
     return _run(config, used["--workdir"])
 
 
 def _run(config: Any, folder: Path) -> int:
-  from udp_jax import promises
   from udp_jax.report import html, text
+  from udp_jax.studies import rows
 
   run = _run_pictures if "pictures" in config else _run_study
   made = run(config, folder)
   if not processes.is_main():
     return 0
-  for statement in promises.statements(config, config.rows):
+  for statement in rows.statements(config, config.rows):
     print(f"protected against {statement}")
   if made is None:
     print(f"protected pictures, a folder a row: {(folder / 'protected').absolute()}")
@@ -58,21 +59,21 @@ def _run(config: Any, folder: Path) -> int:
 
 
 def _run_study(config: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-  """Pictures of one size, and a model trained on every row; (report, assets) if judged."""
-  from udp_jax import study
-  from udp_jax.report import build
+  """Runs a study of pictures of one size; returns (report, assets) if it was evaluated."""
+  from udp_jax.studies import build, training_sets, training_sets_report
 
-  found = study.run_study(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
+  study = build.open_study(config, folder, progress=_PROGRESS.value)
+  found = training_sets.run(study, evaluate=_EVALUATE.value)
   if not (_EVALUATE.value and processes.is_main()):
     return None
-  return build.build(config, found.rows, folder, found.model, found.feature_label)
+  return training_sets_report.build(config, found.rows, folder, found.model, found.feature_label)
 
 
 def _run_pictures(config: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-  """Pictures as they are, protected at full resolution; (report, assets) if judged."""
-  from udp_jax import picture_study
+  """Runs a study of pictures of any size; returns (report, assets) if it was evaluated."""
+  from udp_jax.studies import pictures
 
-  return picture_study.run(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
+  return pictures.run(config, folder, evaluate=_EVALUATE.value, progress=_PROGRESS.value)
 
 
 def start(experiment: str) -> None:

@@ -1,11 +1,11 @@
-"""Races the library's compiled steps against PyTorch on this machine, in one run.
+"""Compares the library's compiled steps with PyTorch on this machine, in one run.
 
   python -m experiments.benchmark --config=default --workdir=runs/bench
 
-`make bench` installs PyTorch and diffusers in an environment of their own and runs that. Prints
-tables; workdir/bench.json has all numbers, workdir/bench.md the tables. Each contestant is a
-process of its own and they run by turns. The same command goes on where a killed one stopped, race
-by race. Exit code 1: one of our own contestants failed; its row says why.
+`make bench` installs PyTorch and diffusers in a separate environment and runs this command. It
+prints tables; workdir/bench.json has all numbers, workdir/bench.md the tables. Each contestant is a
+process of its own, and they take turns. After a kill, the same command continues with the next
+race. Exit code 1: one of our own contestants failed; its row says why.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(workdir: Path) -> int:
   from udp_jax.benchmark import runner, tables
+  from udp_jax.studies import settings
 
   report = runner.run(
-    _CONFIG.value,
+    settings.frozen(_CONFIG.value),
     workdir,
     peer_python=_PEER_PYTHON.value,
     only=_ONLY.value,

@@ -1,4 +1,4 @@
-"""Protects pictures with EUDP and its controls, and judges what a diffusion model learns from them.
+"""Protects pictures with EUDP and controls, and measures what a diffusion model learns from them.
 
 python -m experiments.eudp --config=demo --workdir=runs/demo
 """

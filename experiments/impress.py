@@ -4,8 +4,8 @@
   python -m experiments.impress --config=photoguard --config.model.path=SD_FOLDER \
       --config.data.source=folder:PICTURES --workdir=runs/photoguard
 
-Writes report.html, report.json and cells.csv. A killed run goes on with the missing cells; a cell
-that fails is recorded with its error, and tried again by the next run. Exit code 7: the report is
+Writes report.html, report.json and cells.csv. A killed run continues with the missing cells; a
+failed cell is recorded with its error, and the next run tries it again. Exit code 7: the report is
 written, but some cells failed.
 """
 
@@ -33,32 +33,33 @@ SOME_CELLS_FAILED = 7
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the flags' request."""
+  """Runs the matrix that the flags ask for; returns the exit code."""
   del argv
   config = _CONFIG.value
   if config is None or not _WORKDIR.value:
     raise ConfigError("--config and --workdir are needed; see --help")
-  _BUDGET.apply(config)
   if not config.data.source:
     raise ConfigError("--config.data.source is needed: a folder of pictures")
   from udp_jax.data import places
+  from udp_jax.studies import settings
 
+  config = settings.frozen(config, _BUDGET.changes(config))
   with places.use(config=config, work={"--workdir": _WORKDIR.value}, protects=True) as used:
     return _run(config, used["--workdir"])
 
 
 def _run(config: Any, workdir: Path) -> int:
-  from udp_jax import promises, provenance
-  from udp_jax.data import files
-  from udp_jax.matrix import plan, results, run
-  from udp_jax.report import matrix, mosaics, survival, text
+  from udp_jax.report import matrix, survival, text
+  from udp_jax.runtime import files, provenance
+  from udp_jax.studies import rows
+  from udp_jax.studies.matrix import mosaics, plan, results, run
 
   started = datetime.datetime.now(datetime.UTC)
   wanted = plan.make(config, rows=_ROWS.value, purifiers=_PURIFIERS.value, threats=_THREATS.value)
   finished = run.run_matrix(config, workdir, wanted, progress=_PROGRESS.value)
-  report = results.build(config, workdir, finished, command=provenance.command())
+  report = results.build(workdir, finished, command=provenance.command())
   ended = datetime.datetime.now(datetime.UTC)
-  # Apart from the report, which does not depend on when and where it was made.
+  # Kept out of the report, which does not depend on when and where it was made.
   about = {
     "command": provenance.command(),
     "commit": provenance.commit() or "not a checkout",
@@ -71,9 +72,10 @@ def _run(config: Any, workdir: Path) -> int:
   files.write_json(workdir / "run.json", about)
   text.write_json(workdir / "report.json", report)
   results.write_csv(workdir / "cells.csv", report)
+  about["example"] = results.example(report)
   matrix.write_report(workdir / "report.html", report, about, mosaics.pictures(report, workdir))
   print(survival.format_survival(report))
-  for statement in promises.statements(config, wanted.rows):
+  for statement in rows.statements(config, wanted.rows):
     print(f"\nprotected against {statement}")
   if config.notice:
     print(f"\n{config.notice}")

@@ -1,28 +1,28 @@
-"""Protects a folder of pictures with any method: folder in, folder out, at full resolution.
+"""Protects a folder of pictures at full resolution with any method.
 
   python -m experiments.protect --input=PICTURES --output=PROTECTED --method=eudp --model=tiny_ldm
 
-Pictures may be of any size: they are cut into overlapping tiles of the model's size, and the saved
-PNG files are lossless, as large as they were, grey where they were grey, with their names,
-transparency, colour profile, EXIF, XMP, IPTC, texts, resolution and captions (metadata.jsonl,
-metadata.csv, .txt and .caption files). Previews of the clean picture, GPS positions and serial
-numbers stay behind; `python -m udp_jax.data.metadata` prints what becomes of each thing.
+Pictures may have any size: they are cut into overlapping tiles of the model's size. The saved PNG
+files are lossless and keep size, names, transparency, colour profile, EXIF, XMP, IPTC, texts,
+resolution and captions (metadata.jsonl, metadata.csv, .txt and .caption files); grey pictures stay
+grey. Previews of the clean picture, GPS positions and serial numbers are removed;
+`python -m udp_jax.data.metadata` prints what happens to each kind of metadata.
 The upright 8-bit reference is kept in PROTECTED.work/clean, so that
   python -m experiments.verify --clean=PROTECTED.work/clean --protected=PROTECTED --radius_255=16
-checks the budget. --model is what to protect against; the manifest says what that is worth. The
-config is `folder` unless told otherwise. The same command goes on where a killed one stopped, at
-the next file or in the middle of the work on a group of them. On a finished output, methods other
-than those that train a surrogate make what is missing: pictures that were added or changed, files
-that were deleted. --overwrite replaces what an earlier run wrote, and nothing else: no file whose
-bytes are not that run's, and none that may be the last copy of a picture.
+checks the budget. --model is the model to protect against; the manifest says how much that is
+worth. The default config is `folder`. After a kill, the same command continues at the next file or
+in the middle of the work on a group of files. On a finished output, methods that do not train a
+surrogate make only the missing files: those of added or changed pictures, and deleted ones.
+--overwrite replaces only files that an earlier run wrote: no file whose bytes differ from that
+run's, and none that may be the last copy of a picture.
 
 Methods that train a surrogate (udp, eudp) learn from all pictures together and hold all of their
 tiles in memory; other methods work on 8 pictures at a time. --files_at_a_time sets another number:
-fewer need less memory. A picture has at most 100 megapixels and no side above 100,000 pixels; one
-of 100 megapixels takes about 7 GiB of memory while it is worked on.
+fewer pictures need less memory. A picture has at most 100 megapixels and no side above 100,000
+pixels; work on a picture of 100 megapixels takes about 7 GiB of memory.
 
---resize centre-crops and resizes every picture to the model's size instead, which is what a study
-of small models wants; sources that are no folders (builtin, npz:, cifar10:, tfds:) always are.
+--resize centre-crops and resizes every picture to the model's size instead, as studies of small
+models need; sources that are not folders (builtin, npz:, cifar10:, tfds:) are always resized.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from typing import Any
 from absl import flags
 
 from experiments import _cli
-from udp_jax import processes
 from udp_jax.errors import ConfigError
+from udp_jax.runtime import processes
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures (or any data source).")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the protected pictures.")
@@ -80,7 +80,7 @@ _WORKDIR = _cli.workdir_flag()
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the flags' request."""
+  """Protects what the flags ask for; returns the exit code."""
   del argv
   if not _INPUT.value or not _OUTPUT.value:
     raise ConfigError("--input and --output are needed; see --help")
@@ -98,22 +98,24 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _protect(config: Any, output: Path, workdir: Path) -> int:
-  from udp_jax import pictures, run_config
   from udp_jax.data import manifest, naming
+  from udp_jax.stages import protect_pictures
+  from udp_jax.studies import settings
 
   assert _INPUT.value is not None
   place = _INPUT.value.removeprefix("folder:")
   resize = _RESIZE.value or not Path(place).expanduser().is_dir()
-  with config.unlocked():
-    config.data.source = _INPUT.value
-    config.data.holdout = 0.0
-    config.data.strict = _STRICT.value or config.data.strict
-    config.rows = (_METHOD.value,)
-  _choose_model(config)
-  _BUDGET.apply(config, row=_METHOD.value)
-  run_config.check_values(config)
-  # Whether anything is missing in a finished output of pictures is seen once they are read.
-  extend = not resize and pictures.may_extend(_METHOD.value, output)
+  changes: dict[str, Any] = {
+    "data.source": _INPUT.value,
+    "data.holdout": 0.0,
+    "data.strict": _STRICT.value or config.data.strict,
+    "rows": (_METHOD.value,),
+  }
+  changes |= _model_changes(config) | _BUDGET.changes(config, row=_METHOD.value)
+  config = settings.frozen(config, changes)
+  settings.check_values(config)
+  # Whether a finished output lacks anything is known only once its pictures are read.
+  extend = not resize and protect_pictures.may_extend(_METHOD.value, output)
   processes.from_main(
     lambda: manifest.check_output(
       output, overwrite=_OVERWRITE.value, extend=extend, inputs_follow=True
@@ -142,93 +144,76 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
   return 0
 
 
-def _choose_model(config: Any) -> None:
-  """Sets what --model says, if anything.
+def _model_changes(config: Any) -> dict[str, Any]:
+  """Returns the config values that --model sets, if any.
 
   Raises:
-    ConfigError: no model is named and the method uses one.
+    ConfigError: no model is named, but the method uses one.
   """
-  from udp_jax import promises, protections
+  from udp_jax import protections
   from udp_jax.models import places
+  from udp_jax.studies import rows
 
   method = _METHOD.value
   known = method in config.protections or method in protections.available()
-  if known and not _MODEL.value and _CONFIG.value is None and promises.uses_model(config, method):
+  if known and not _MODEL.value and _CONFIG.value is None and rows.uses_model(config, method):
     raise ConfigError(
       f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
       "of this package), --model=FOLDER (Stable Diffusion 1.x or 2.x, as diffusers writes it) or "
       f"--model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
     )
-  with config.unlocked():
-    if _MODEL.value == places.FRESH:
-      config.model.path = ""
-      if "architecture" in config.model:  # Else a folder is asked for.
-        config.model.architecture = ""
-    elif _MODEL.value:
-      config.model.path = _MODEL.value
+  if _MODEL.value == places.FRESH:
+    fresh = {"model.path": ""}
+    # Without this, the run would ask for a folder.
+    return fresh | ({"model.architecture": ""} if "architecture" in config.model else {})
+  return {"model.path": _MODEL.value} if _MODEL.value else {}
 
 
 def _protect_full_size(
   config: Any, folder: Path, output: Path, workdir: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Protects the pictures as they are; the manifest and the pictures' origin."""
-  from udp_jax import picture_study, pictures
+  """Protects pictures at full resolution; returns the manifest and the pictures' origin."""
   from udp_jax.data import manifest, masks
+  from udp_jax.stages import protect_pictures
+  from udp_jax.studies import pictures as pictures_lib
+  from udp_jax.studies import settings
 
   if _TILE_SIZE.value < 0:
     raise ConfigError(f"--tile_size is {_TILE_SIZE.value}: it must be positive, or 0")
-  with config.unlocked():
-    config.data.image_size = 0
-  job = picture_study.open_job(
-    config,
+  study, pictures = pictures_lib.open_pictures(
+    settings.frozen(config, {"data.image_size": 0}),
     folder,
-    tile_size=_TILE_SIZE.value,
-    overlap=_OVERLAP.value,
-    files_at_a_time=_FILES.value,
+    workdir,
+    pictures_lib.Cutting(_TILE_SIZE.value, _OVERLAP.value, _FILES.value),
     prompt=_PROMPT.value or config.data.get("prompt") or None,
-  )
-  mask_files = masks.find(_MASK.value, job.found.files) if _MASK.value else None
-  digest = masks.sha256(mask_files) if mask_files else None
-  if not _OVERWRITE.value:
-    pictures.check_finished(config, _METHOD.value, job.found, output, job.tiling, workdir)
-  # Before anything in the work folder may be cleared.
-  copies = pictures.copies_of(job.found, output, workdir)
-  if _OVERWRITE.value:
-    manifest.check_output(output, overwrite=True, copies=copies)
-  picture_study.check_workdir(
-    config,
-    workdir,
-    job,
-    replace=_OVERWRITE.value,
-    apart=pictures.treats_apart(config, _METHOD.value),
-    masks=digest,
-  )
-  made = pictures.protect(
-    config,
-    _METHOD.value,
-    job.found,
-    workdir,
-    output,
-    job.model,
-    job.opened.params,
-    job.tiling,
-    mask_files=mask_files,
-    cond_of=job.cond_of,
-    texts=job.texts,
-    overwrite=_OVERWRITE.value,
-    copies=copies,
     progress=_PROGRESS.value,
   )
-  return made, job.found.origin
+  found = pictures.found
+  if _MASK.value:
+    pictures = pictures._replace(mask_files=masks.find(_MASK.value, found.files))
+  digest = masks.sha256(pictures.mask_files) if pictures.mask_files else None
+  row, overwrite = study.row(_METHOD.value), _OVERWRITE.value
+  if not overwrite:
+    protect_pictures.check_finished(row, pictures, output)
+  # Checked before anything in the work folder may be cleared.
+  copies = protect_pictures.copies_of(pictures, output)
+  if overwrite:
+    manifest.check_output(output, overwrite=True, copies=copies)
+  apart = protect_pictures.treats_apart(row)
+  pictures_lib.check_workdir(study, pictures, replace=overwrite, apart=apart, masks=digest)
+  made = pictures_lib.protect_row(
+    study, _METHOD.value, pictures, output, overwrite=overwrite, copies=copies
+  )
+  return made, found.origin
 
 
 def _protect_resized(
   config: Any, output: Path, workdir: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Protects the pictures cropped and resized to the model's size; manifest and origin."""
-  from udp_jax import run_config, study
+  """Protects pictures resized to the model's size; returns the manifest and their origin."""
   from udp_jax.data import manifest, originals
-  from udp_jax.models import factory, pipeline
+  from udp_jax.models import pipeline
+  from udp_jax.studies import build, settings
 
   given = {"--tile_size": _TILE_SIZE.value, "--mask": _MASK.value, "--prompt": _PROMPT.value}
   for flag, value in given.items():
@@ -236,11 +221,11 @@ def _protect_resized(
       raise ConfigError(f"{flag} is for pictures at full resolution, from a folder")
   if config.model.path and pipeline.is_pipeline(config.model.path):
     raise ConfigError("only models of pixels have pictures resized: give a folder, not --resize")
-  model, _, params = factory.build(config.model, config.performance)
-  study.build_protection(config, _METHOD.value, model, params)
-  with config.unlocked():
-    config.data.image_size = model.shape[0]
-  clean = study.load_data(config)[0]
+  study = build.open_study(config, workdir, progress=_PROGRESS.value)
+  build.build_protection(config, _METHOD.value, study.model)
+  size = study.model.model.shape[0]
+  study = study._replace(config=settings.frozen(config, {"data.image_size": size}))
+  clean = build.load_data(study.config)[0]
 
   def look() -> list[str]:
     sources, sets = originals.sources_of(clean), (clean.origin["sha256"],)
@@ -249,20 +234,10 @@ def _protect_resized(
     return sorted(copies)
 
   copies = processes.from_main(look, "look at the output")  # Before anything is cleared.
-  run_config.check(config, workdir, clean, replace=_OVERWRITE.value)
-  study.write_pictures(clean, workdir / "clean")
-  study.protect_row(
-    config,
-    _METHOD.value,
-    clean,
-    workdir,
-    model,
-    params,
-    folder=output,
-    overwrite=_OVERWRITE.value,
-    copies=copies,
-    progress=_PROGRESS.value,
-  )
+  settings.check(study.config, workdir, clean, replace=_OVERWRITE.value)
+  build.write_pictures(clean, workdir / "clean")
+  changes = {"overwrite": _OVERWRITE.value, "copies": copies}
+  build.protect_row(study, _METHOD.value, clean, folder=output, changes=changes)
   return manifest.read_manifest(output) or {}, clean.origin
 
 

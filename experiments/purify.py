@@ -1,17 +1,16 @@
-"""Purifies a folder of pictures of any sizes with any method: folder in, folder out.
+"""Purifies a folder of pictures of any sizes with any method.
 
   python -m experiments.purify --input=PROTECTED --output=PURIFIED --method=jpeg --option=quality=60
   python -m experiments.purify --input=PROTECTED --output=PURIFIED --config=impress_glaze \\
     --model=FOLDER
 
 Methods: the modules of udp_jax/purifiers. Files keep their names, transparency, colour profile,
-EXIF and captions, as with `protect`; grey pictures stay grey. The same command goes on where a
-killed one stopped, at the next batch of pictures.
+EXIF and captions, as with `protect`; grey pictures stay grey. After a kill, the same command
+continues at the next batch of pictures.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,9 @@ from udp_jax.errors import ConfigError
 
 _INPUT = flags.DEFINE_string("input", None, "Folder of pictures.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the purified pictures.")
-_METHOD = flags.DEFINE_string("method", "", "A purifier, at its defaults; instead of --config.")
+_METHOD = flags.DEFINE_string(
+  "method", "", "A purifier with its default options, instead of --config."
+)
 _OPTION = flags.DEFINE_multi_string(
   "option", [], "NAME=VALUE of an option of the method, JSON or a word; may be repeated."
 )
@@ -40,7 +41,7 @@ _WORKDIR = _cli.workdir_flag()
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the flags' request."""
+  """Purifies what the flags ask for; returns the exit code."""
   del argv
   if not _INPUT.value or not _OUTPUT.value:
     raise ConfigError("--input and --output are needed; see --help")
@@ -60,43 +61,38 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _purify(config: Any, output: Path, workdir: Path) -> int:
-  from udp_jax import parallel, purifying
-  from udp_jax.data import manifest, naming, picture_folder
+  import jax
+
+  from udp_jax.data import manifest, naming, picture_files
+  from udp_jax.ops.keys import stream
+  from udp_jax.runtime import mesh
+  from udp_jax.stages import purify
+  from udp_jax.stages.records import Run
+  from udp_jax.studies import settings
 
   assert _INPUT.value is not None
-  with config.unlocked():
-    config.model.path = _MODEL.value or config.model.path
-    with config.options.ignore_type():  # One quality may become several.
-      config.options.update(_parse_options(_OPTION.value))
+  given = config.options.to_dict() | _parse_options(_OPTION.value)
+  changes = {"model.path": _MODEL.value or config.model.path, "options": given}
+  config = settings.frozen(config, changes)
   for field in ("per_device_batch_size", "steps_per_call"):
     if config[field] < 1:
       raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1")
-  # Whether anything is missing in a finished output is seen once the pictures are read.
+  # Whether a finished output lacks anything is known only once the pictures are read.
   manifest.check_output(output, overwrite=_OVERWRITE.value, extend=True, inputs_follow=True)
-  purifier, params = _build(config)
+  method = _prepare(config)
   place = Path(_INPUT.value.removeprefix("folder:")).expanduser()
-  pictures = picture_folder.list_pictures(place, strict=_STRICT.value)
-  made = purifying.purify_folder(
-    purifier,
-    params,
-    pictures,
-    output,
-    workdir,
-    settings={
-      "method": config.method,
-      "options": config.options.to_dict(),
-      "model": config.model.path,
-      "prompt": _PROMPT.value,
-      "dtype": config.performance.dtype,
-    },
-    seed=config.seed,
-    per_device_batch_size=config.per_device_batch_size,
-    mesh=parallel.make_mesh(),
+  pictures = picture_files.list_pictures(place, strict=_STRICT.value)
+  run = Run(
+    mesh=mesh.make_mesh(),
+    folder=workdir,
+    key=stream(jax.random.key(config.seed), "purifier"),
+    label="purify",
+    sample_batch_size=config.per_device_batch_size,
     steps_per_call=config.steps_per_call,
-    strict=_STRICT.value,
     overwrite=_OVERWRITE.value,
     progress=_PROGRESS.value,
   )
+  made = purify.purify(method, pictures, output, run, strict=_STRICT.value)
   skipped = made["origin"]["skipped"]
   count = pictures.origin["count"] - len(skipped) + len(pictures.origin["skipped"])
   stayed = len(made["images"]) - count
@@ -108,7 +104,7 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
 
 
 def _parse_options(words: Sequence[str]) -> dict[str, Any]:
-  """{"quality": 60} of ["quality=60"]; what is no JSON is a word."""
+  """Parses ["quality=60"] to {"quality": 60}; a value that is not JSON is a string."""
   options = {}
   for word in words:
     name, equals, value = word.partition("=")
@@ -121,28 +117,37 @@ def _parse_options(words: Sequence[str]) -> dict[str, Any]:
   return options
 
 
-def _build(config: Any) -> tuple[Any, Any]:
-  """The purifier of a config and its parameters."""
+def _prepare(config: Any) -> Any:
+  """Returns the purifier of a config with its parameters, as a `purify.Prepared`."""
   import jax
 
-  from udp_jax import lookup, purifiers
+  from udp_jax import purifiers, registry
   from udp_jax.models import factory
+  from udp_jax.models.context import Model
+  from udp_jax.stages.purify import Prepared
 
   options = config.options.to_dict()
-  if not config.model.path:
-    purifier = purifiers.build(config.method, None, options)
-    return purifier, purifier.init(jax.random.key(config.seed))
-  opened = factory.open_model(config.model, config.performance)
-  accepted = inspect.signature(lookup.constructor("udp_jax.purifiers", config.method)).parameters
-  embed = opened.model.embed
-  if opened.pipeline is not None and opened.pipeline.tokenizer is not None and embed is not None:
-    if "cond" in accepted:
-      token_ids = opened.pipeline.tokenizer([_PROMPT.value])
-      options["cond"] = jax.jit(embed)(opened.params, token_ids)
-  elif _PROMPT.value:
-    raise ConfigError("--prompt is for models with a text encoder; this one has none")
-  purifier = purifiers.build(config.method, opened.model, options)
-  return purifier, purifier.init(jax.random.key(config.seed), opened.params)
+  record = {
+    "method": config.method,
+    "options": config.options.to_dict(),
+    "model": config.model.path,
+    "prompt": _PROMPT.value,
+    "dtype": config.performance.dtype,
+    "seed": config.seed,
+  }
+  model = Model(None)  # type: ignore[arg-type]  # Most purifiers work without one.
+  if config.model.path:
+    model = factory.open_model(config.model, config.performance)
+    accepted = registry.fields(registry.constructor("udp_jax.purifiers", config.method))
+    if model.tokenizer is not None and model.model.embed is not None:
+      if "cond" in accepted:
+        token_ids = model.tokenizer([_PROMPT.value])
+        options["cond"] = jax.jit(model.model.embed)(model.params, token_ids)
+    elif _PROMPT.value:
+      raise ConfigError("--prompt is for models with a text encoder; this one has none")
+  purifier = purifiers.build(config.method, model.model, options)
+  params = purifier.init(jax.random.key(config.seed), model.params)
+  return Prepared(purifier, params, record)
 
 
 if __name__ == "__main__":

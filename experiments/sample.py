@@ -1,40 +1,43 @@
-"""Samples pictures from a diffusion model: model folder in, picture folder out.
+"""Samples pictures from a diffusion model in a folder, and writes them to a folder.
 
   python -m experiments.sample --model=runs/train/model --output=runs/samples --num_samples=64
   python -m experiments.sample --model=STABLE_DIFFUSION_FOLDER --output=runs/cats --num_samples=4 \
     --prompt="a photograph of a cat" --negative_prompt=blurry --sampler=dpm_solver_pp_2m
 
-Several prompts take turns: sample i is of prompt i modulo their number. --init_image starts from a
-picture (img2img), with --mask painting only where the mask is white (inpainting). --lora adds
-low-rank updates, --embedding a learned word for prompts: files as `experiments.train` and PyTorch
-diffusers write them; both may be given several times. --model=tiny_ldm is the model in the package.
+Several prompts are used in turn: sample i gets prompt i modulo their number. --init_image starts
+from a picture (img2img); with --mask only the white part of the mask is repainted (inpainting).
+--lora adds low-rank updates and --embedding a learned word for prompts, from files as
+`experiments.train` and PyTorch diffusers write them; both may be given several times.
+--model=tiny_ldm is the model in the package.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
 from experiments import _cli
-from udp_jax import processes
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.runtime import processes
 
 _MODEL = flags.DEFINE_string("model", None, "Diffusers folder of the model, or tiny_ldm.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the samples.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "How many.", lower_bound=1)
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Number of samples.", lower_bound=1)
 _PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to draw; may be given several times.")
-_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with a prompt a line.")
-_NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What to keep away from.")
+_PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with one prompt per line.")
+_NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What the samples should not show.")
 _GUIDANCE = flags.DEFINE_float(
-  "guidance_scale", 7.5, "Of classifier-free guidance; 1 is none.", lower_bound=0
+  "guidance_scale", 7.5, "Scale of classifier-free guidance; 1 is none.", lower_bound=0
 )
-_SAMPLER = flags.DEFINE_enum("sampler", "ddim", ["ddim", "ddpm", "dpm_solver_pp_2m"], "Which.")
+_SAMPLER = flags.DEFINE_enum(
+  "sampler", "ddim", ["ddim", "ddpm", "dpm_solver_pp_2m"], "Sampling method."
+)
 _STEPS = flags.DEFINE_integer("sample_steps", 50, "Steps of the sampler.", lower_bound=1)
 _ETA = flags.DEFINE_float(
-  "eta", 0.0, "Of DDIM: 0 is deterministic, 1 as noisy as DDPM.", lower_bound=0
+  "eta", 0.0, "Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM.", lower_bound=0
 )
 _LORAS = flags.DEFINE_multi_string(
   "lora", [], "LoRA file (or a folder with one) to add to the model; may be given several times."
@@ -48,23 +51,17 @@ _STRENGTH = flags.DEFINE_float(
   "strength", None, "With --init_image: how far from it, in (0, 1]; default 0.5, with a mask 1."
 )
 _MASK = flags.DEFINE_string("mask", None, "Picture, white where --init_image is painted anew.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the samples.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the computation.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 _BATCH = flags.DEFINE_integer(
-  "per_device_batch_size", None, "Samples at a time; default 64, 4 of a latent model.", 1
+  "per_device_batch_size", None, "Samples per device at a time; default 64, 4 for latent models.", 1
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 
-class _Sampler(NamedTuple):
-  """The part of a `threats.Threat` that `stages.sample_stage` uses."""
-
-  sample: Callable[..., Any]
-
-
 def main(argv: Sequence[str]) -> int:
-  """Runs the flags' request."""
+  """Samples what the flags ask for; returns the exit code."""
   del argv
   if not _MODEL.value or not _OUTPUT.value:
     raise ConfigError("--model and --output are needed; see --help")
@@ -90,9 +87,11 @@ def _sample(output: Path) -> int:
   prompts = _read_prompts()
   import jax
 
-  from udp_jax import learned_files, stages
   from udp_jax.data import manifest
-  from udp_jax.models import pipeline
+  from udp_jax.models import adapters, pipeline
+  from udp_jax.runtime import mesh
+  from udp_jax.stages import sample as sample_lib
+  from udp_jax.stages.records import Run
 
   processes.from_main(
     lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
@@ -107,10 +106,10 @@ def _sample(output: Path) -> int:
     in_channels = opened.configs["unet"].in_channels
     if opened.tokenizer is None:
       raise ConfigError(f"{_MODEL.value} has no text encoder: it cannot be told what to draw")
-    params, sizes = learned_files.add_tokens(opened.tokenizer, params, _EMBEDDINGS.value)
-    params = learned_files.add_loras(params, _LORAS.value, scale=_LORA_SCALE.value)
-    cond = opened.tokenizer([learned_files.spelled_out(p, sizes) for p in prompts or [""]])
-    uncond = opened.tokenizer([learned_files.spelled_out(_NEGATIVE.value, sizes)])
+    params, sizes = adapters.add_tokens(opened.tokenizer, params, _EMBEDDINGS.value)
+    params = adapters.add_loras(params, _LORAS.value, scale=_LORA_SCALE.value)
+    cond = opened.tokenizer([adapters.spelled_out(p, sizes) for p in prompts or [""]])
+    uncond = opened.tokenizer([adapters.spelled_out(_NEGATIVE.value, sizes)])
     options["guidance_scale"] = _GUIDANCE.value if prompts else 1.0
     record |= {"prompts": prompts or [""], "negative_prompt": _NEGATIVE.value}
     record["guidance_scale"] = options["guidance_scale"]
@@ -130,26 +129,24 @@ def _sample(output: Path) -> int:
   if inpainting_unet and not _MASK.value:
     raise ConfigError(f"{_MODEL.value} is an inpainting model: give --init_image and --mask")
   sample, used = _make_sample(model, options, inpainting_unet)
-  stages.sample_stage(
-    _Sampler(sample),  # type: ignore[arg-type]  # All that is used of a threat.
-    params,
-    output,
+  run = Run(
+    mesh=mesh.make_mesh(),
+    folder=output,
     key=jax.random.key(_SEED.value),
-    num_samples=_NUM_SAMPLES.value,
-    per_device_batch_size=_BATCH.value or (4 if is_latent else 64),
-    record=record | used | {"sample_steps": _STEPS.value, "eta": _ETA.value},
     label="sample",
-    cond=cond,
-    uncond=uncond,
+    sample_batch_size=_BATCH.value or (4 if is_latent else 64),
     overwrite=_OVERWRITE.value,
     progress=_PROGRESS.value,
   )
+  record |= used | {"sample_steps": _STEPS.value, "eta": _ETA.value}
+  asked = sample_lib.Asked(cond, uncond, record)
+  sample_lib.sample(sample, params, output, run, num_samples=_NUM_SAMPLES.value, asked=asked)
   print(f"{_NUM_SAMPLES.value} samples: {_OUTPUT.value}")
   return 0
 
 
 def _check_flags() -> None:
-  """Raises ConfigError for flags that mean nothing without another one."""
+  """Raises ConfigError if a flag needs another one that is missing."""
   if _ETA.value and _SAMPLER.value != "ddim":
     raise ConfigError(f"--eta is an option of ddim, not of {_SAMPLER.value}")
   for name, value in (("mask", _MASK.value), ("strength", _STRENGTH.value)):
@@ -160,7 +157,7 @@ def _check_flags() -> None:
 
 
 def _read_prompts() -> list[str]:
-  """All prompts: of the flag, then of the file, whose empty lines are left out."""
+  """Returns all prompts: those of the flag, then the lines of the file that are not empty."""
   prompts = list(_PROMPTS.value)
   if _PROMPT_FILE.value:
     try:
@@ -176,7 +173,7 @@ def _read_prompts() -> list[str]:
 
 
 def _load_pixel_model() -> tuple[Any, Any, dict[str, Any]]:
-  """Model, parameters, and what its folder says about its scheduler."""
+  """Loads a pixel model: the model, its parameters, and the scheduler of its folder."""
   from udp_jax.models import factory, performance, weights
 
   speed = performance.module_options({"dtype": _DTYPE.value})
@@ -187,12 +184,14 @@ def _load_pixel_model() -> tuple[Any, Any, dict[str, Any]]:
 def _make_sample(
   model: Any, options: dict[str, Any], inpainting_unet: bool
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
-  """(key, params, num_samples, cond, uncond) -> images, and what the manifest says of it."""
-  from udp_jax.threats import build_edit, finetuning
+  """Returns the sampling function (`SampleFn`), and its description for the manifest."""
+  from udp_jax.models import sampling
+  from udp_jax.threats import build_edit
 
   options |= {"sampler": _SAMPLER.value, "eta": _ETA.value}
   if not _INIT_IMAGE.value:
-    return finetuning.make_sample(model, **options), {"sampler": _SAMPLER.value}
+    how = sampling.Sampling(**options)
+    return sampling.make_sample(model, how), {"sampler": _SAMPLER.value}
   used: dict[str, Any] = {"sampler": _SAMPLER.value, "init_image": _INIT_IMAGE.value}
   image, mask = _read_start(model.image_shape[0])
   options["strength"] = _STRENGTH.value or (1.0 if _MASK.value else 0.5)
@@ -205,7 +204,7 @@ def _make_sample(
 
 
 def _from_picture(edit: Any, image: Any, mask: Any) -> Callable[..., Any]:
-  """An `Edit` of one picture as the `sample` of a threat."""
+  """Turns the editing of one picture into a sampling function: each sample is a new edit."""
   import jax
   import jax.numpy as jnp
 
@@ -219,7 +218,7 @@ def _from_picture(edit: Any, image: Any, mask: Any) -> Callable[..., Any]:
 
 
 def _read_start(size: int) -> tuple[Any, Any]:
-  """--init_image (size, size, 3) in [0, 1], and --mask (size, size, 1) of 0 and 1 or None."""
+  """Reads --init_image (size, size, 3) in [0, 1] and --mask (size, size, 1), 0 or 1, or None."""
   import numpy as np
 
   from udp_jax.data import images, masks

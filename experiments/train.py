@@ -4,12 +4,12 @@
   python -m experiments.train --method=lora --model=tiny_ldm --input=PICTURES \\
     --prompt='a painting' --workdir=runs/lora
 
-From scratch: workdir/model, which `DDPMPipeline.from_pretrained` opens. Fine-tuning: workdir/model
-for `StableDiffusionPipeline`, or workdir/adapter for `load_lora_weights` and
+Training from scratch writes workdir/model, which `DDPMPipeline.from_pretrained` opens. Fine-tuning
+writes workdir/model for `StableDiffusionPipeline`, or workdir/adapter for `load_lora_weights` and
 `load_textual_inversion`, and samples. Captions come from PICTURES/metadata.jsonl, lines of
 {"file_name": ..., "text": ...}, from metadata.csv, from .caption or .txt files beside the pictures,
-or from --prompt. --config.seed decides every draw. The same command goes on where a killed one
-stopped.
+or from --prompt. --config.seed decides every draw. After a kill, the same command continues the
+run.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 from absl import flags
 
 from experiments import _cli
-from udp_jax import processes
 from udp_jax.errors import ConfigError
+from udp_jax.runtime import processes
 
 _SCRATCH = "scratch"
 _METHODS = (_SCRATCH, "full", "lora", "dreambooth", "textual_inversion")
@@ -45,7 +45,7 @@ _WORKDIR = _cli.workdir_flag()
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the flags' request."""
+  """Trains what the flags ask for; returns the exit code."""
   del argv
   if (_CONFIG.value is None and _METHOD.value is None) or not _WORKDIR.value:
     raise ConfigError("--config (or --method) and --workdir are needed; see --help")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _config() -> Any:
-  """The config, with what the flags say of it."""
+  """Returns the config with the values of the flags."""
   method = _METHOD.value
   config = _CONFIG.value
   if config is None:
@@ -79,17 +79,19 @@ def _config() -> Any:
     "prior.prompt": _CLASS_PROMPT.value,
     "prior.source": _CLASS_INPUT.value,
   }
-  with config.unlocked():
-    for name, value in given.items():
-      section, field = name.split(".")
-      if value is None:
-        continue
-      if section not in config or field not in config[section]:
-        raise ConfigError(f"--method={config.threat.name} takes no {_flag(name)}")
-      config[section][field] = value
-    if _INPUT.value and "holdout" in config.data:
-      config.data.holdout = 0.0
-  return config
+  changes: dict[str, Any] = {}
+  for name, value in given.items():
+    section, field = name.split(".")
+    if value is None:
+      continue
+    if section not in config or field not in config[section]:
+      raise ConfigError(f"--method={config.threat.name} takes no {_flag(name)}")
+    changes[name] = value
+  if _INPUT.value and "holdout" in config.data:
+    changes["data.holdout"] = 0.0
+  from udp_jax.studies import settings
+
+  return settings.frozen(config, changes)
 
 
 def _flag(name: str) -> str:
@@ -97,39 +99,25 @@ def _flag(name: str) -> str:
 
 
 def _train_from_scratch(config: Any, workdir: Path) -> int:
-  import jax
+  from udp_jax.studies import build, settings
 
-  from udp_jax import run_config, study
-  from udp_jax.models import factory
-  from udp_jax.randomness import stream
-
-  run_config.check_values(config)
-  model, unet, params = factory.build(config.model, config.performance)
-  threat = study.build_trainer(config, model)
-  pictures = study.load_data(config)[0]
-  study.check_sizes(config, pictures, model)
-  run_config.check(config, workdir, pictures)
-  study.train_model(
-    config,
-    pictures.images,
-    workdir,
-    threat,
-    model,
-    unet,
-    key=stream(jax.random.key(config.seed), "train"),
-    label="train",
-    params=params,
-    progress=_PROGRESS.value,
-  )
+  study = build.open_study(config, workdir, progress=_PROGRESS.value)
+  threat = build.build_trainer(study)
+  pictures = build.load_data(config)[0]
+  build.check_sizes(config, pictures, study.model.model)
+  settings.check(config, workdir, pictures)
+  run = study.run("train", workdir, "train", checkpoint_every=config.checkpoint.every_steps)
+  build.train_model(study, pictures.images, threat, run, params=study.model.params)
   print(f"model: {workdir / 'model'} ({threat.train_steps} steps, {len(pictures.images)} pictures)")
   return 0
 
 
 def _fine_tune(config: Any, workdir: Path) -> int:
-  from udp_jax import finetune, run_config
+  from udp_jax.studies import build, fine_tuning, settings
 
-  run_config.check_values(config)
-  done = finetune.fine_tune(config, workdir, finetune.load_model(config), progress=_PROGRESS.value)
+  settings.check_values(config)  # Before a model is read.
+  model = fine_tuning.load_model(config)
+  done = fine_tuning.fine_tune(build.open_study(config, workdir, model, progress=_PROGRESS.value))
   if processes.is_main():
     what = "adapter" if done.threat.save is not None else "model"
     print(f"{what}: {done.saved} ({done.threat.train_steps} steps)")

@@ -2,9 +2,9 @@
 
   python -m experiments.train_ldm --config=tiny_ldm --workdir=runs/tiny_ldm
 
-Writes workdir/model, a StableDiffusionPipeline folder, with pictures of what it reconstructs and
-draws beside it. --config.seed decides every draw. The same command goes on where a killed one
-stopped.
+Writes workdir/model, a StableDiffusionPipeline folder, and beside it pictures of the model's
+reconstructions and samples. --config.seed decides every draw. After a kill, the same command
+continues the run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WORKDIR = _cli.workdir_flag()
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the flags' request."""
+  """Trains what the flags ask for; returns the exit code."""
   del argv
   config = _CONFIG.value
   if config is None or not _WORKDIR.value:
@@ -36,9 +36,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(config: Any, workdir: Path) -> int:
-  from udp_jax.ldm import run
+  from udp_jax.studies import settings
+  from udp_jax.studies.tiny_ldm import run
 
-  results = run.run(config, workdir, progress=_PROGRESS.value)
+  results = run.run(settings.frozen(config), workdir, progress=_PROGRESS.value)
   for concept, found in results["reconstruction"].items():
     print(f"reconstruction of held-out pictures: {found['psnr']:5.2f} dB  {concept}")
   for part, loss in results["denoising"].items():

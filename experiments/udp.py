@@ -1,4 +1,4 @@
-"""Protects pictures with UDP and its controls, and judges what a diffusion model learns from them.
+"""Protects pictures with UDP and controls, and measures what a diffusion model learns from them.
 
 python -m experiments.udp --config=demo --workdir=runs/udp
 """

@@ -1,11 +1,11 @@
-r"""Checks that protected images keep their budget, from the files alone.
+r"""Checks from the saved files alone whether protected images keep their budget.
 
   python -m experiments.verify --clean=DIR --protected=DIR --radius_255=8 [--json=PATH|-]
 
-Without --radius_255 the budget is the one that the protected folder's manifest promises. Works on
-folders made by anyone: files are matched by their relative name without extension. Exit code 0:
-every file keeps the budget. 1: some do not, or have no counterpart; they are listed. 2: a folder is
-not there or holds no images, or a flag is missing.
+Without --radius_255 the budget is the one in the protected folder's manifest. Works on folders of
+any origin: files are matched by their relative name without extension. Exit code 0: every file
+keeps the budget. 1: some do not, or have no counterpart; they are listed. 2: a folder is missing or
+holds no images, or a flag is missing.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import _cli
-from udp_jax.data import files, naming, places
-from udp_jax.data.output import read_manifest
+from udp_jax.data import naming, places
+from udp_jax.data.marks import read_manifest
 from udp_jax.data.verify import FileReport, VerifyReport, verify
 from udp_jax.errors import ConfigError
+from udp_jax.runtime import files
 
 _CLEAN = flags.DEFINE_string("clean", None, "Folder of the clean images.")
-_PROTECTED = flags.DEFINE_string("protected", None, "Folder of the protected ones.")
+_PROTECTED = flags.DEFINE_string("protected", None, "Folder of the protected images.")
 _RADIUS = flags.DEFINE_float(
   "radius_255",
   None,
@@ -35,7 +36,7 @@ _ROWS = 20
 
 
 def main(argv: Sequence[str]) -> int:
-  """Prints the report of the folders named by the flags and returns the exit code."""
+  """Prints the report on the folders in the flags and returns the exit code."""
   del argv
   clean, protected, radius_255 = _CLEAN.value, _PROTECTED.value, _RADIUS.value
   if protected is not None and radius_255 is None:
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def table(report: VerifyReport) -> str:
-  """The report as text: offending files (all of them), the closest others, notes, a verdict."""
+  """Formats the report: all offending files, the closest of the others, notes, and a verdict."""
   lines = [f"{'levels':>6}  {'':4}  file"]
   fine = [
     entry for entry in report.files if entry.problem is None and entry.max_abs_255 is not None
@@ -79,7 +80,7 @@ def table(report: VerifyReport) -> str:
 
 
 def as_dict(report: VerifyReport) -> dict:
-  """The report for JSON: one object per file, and the verdict."""
+  """Converts the report for JSON: one object per file, and the verdict."""
   return {
     "ok": report.ok,
     "radius_255": report.radius_255,

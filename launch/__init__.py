@@ -1,1 +1,1 @@
-"""Launch scripts, and compilation for accelerators that are not here."""
+"""Launch scripts, and compilation for accelerators that this machine lacks."""

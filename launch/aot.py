@@ -1,35 +1,36 @@
-"""Compiles a run for accelerators that are not here, and says whether it fits and how fast it is.
+"""Compiles a run for accelerators that this machine lacks; reports memory, cost and predicted time.
 
   python -m launch.aot --config=cifar10 --topology=v5e:4x4
   python -m launch.aot --config=cifar10 --topology=v5e:16x16,v6e:16x16 --batches=64,128,256 \\
       --out=aot.json
 
-Nothing is allocated and nothing runs. TPUs need libtpu (`pip install "jax[tpu]"`), no TPU. A round
-is compiled as a run dispatches it; it tells memory and collectives. Its parts, one step of each
-kind, tell FLOPs, bytes and time, because a cost analysis counts the body of a loop once; a round's
-are the parts' times their steps. All figures are the compiler's model, none is a measurement: the
-predicted time is its `optimal_seconds`, an estimate from the FLOPs and bytes of each operation, not
-of a schedule. It is the same at every --effort, but large programs may get none at the default, 0.
-The program is not the same: at -1 the compiler tries few tilings, and by its own estimate of cycles
-the program is several times slower. Ask at -1, run at 0.
+Nothing is allocated and nothing runs. TPU targets need libtpu (`pip install "jax[tpu]"`) but no
+TPU. A round is compiled as a run dispatches it; it shows memory and collectives. Its parts, one
+step of each kind, show FLOPs, bytes and time, because a cost analysis counts the body of a loop
+once; the round's costs are the parts' times their steps. All figures come from the compiler's
+model, none is a measurement: the predicted time is its `optimal_seconds`, an estimate from the
+FLOPs and bytes of each operation, not from a schedule. It is the same at every --effort, but large
+programs may get none at the default, 0. The program depends on --effort: at -1 the compiler tries
+few tilings, and by its own estimate of cycles the program is several times slower. Predict at -1,
+run at 0.
 
-GPUs (--kind=gpu --topology=1x1x8 --target_config=FILE) need jax's plugin for CUDA 12 or 13. Its
-compiler gives memory and collectives, no costs.
+GPU targets (--kind=gpu --topology=1x1x8 --target_config=FILE) need jax's plugin for CUDA 12 or 13.
+Its compiler reports memory and collectives, but no costs.
 
---out writes {"header", "rows"}. A row is a topology with a batch:
+--out writes {"header", "rows"}. Each row is a topology with a batch:
   topology, platform, chips, devices, row, num_images, num_batches, global_batch_size,
   per_device_batch_size
-  fits: whether the compiler found room; null where it failed on something else (exit code 1)
-  peak_gib, hbm_gib, spare_gib: of one device, the last negative where it does not fit
+  fits: whether the compiler found room; null if it failed for another reason (exit code 1)
+  peak_gib, hbm_gib, spare_gib: of one device; the last is negative if the program does not fit
   best: whether this batch has the highest MFU of its topology's rows that fit
   programs: {"round"|"min"|"max"|"joint"|"step": program}; "joint" steps do both sides at once,
-    "step" is of a method without a surrogate; the round's costs are multiplied out
-  one_to_one: {"tflop", "seconds", "mfu"} of one min and one max step, null where there are not both
+    "step" belongs to a method without a surrogate; the round's costs include all of its steps
+  one_to_one: {"tflop", "seconds", "mfu"} of one min and one max step, null unless there are both
 and a program:
-  fits, error: why the compiler gave up, null if it did not; compile_seconds; steps: in one round
+  fits, error: why the compiler failed, or null; compile_seconds; steps: in one round
   memory_gib: {"arguments", "outputs", "donated", "temporaries", "code", "peak"}, of one device
   tflop, gigabytes: of one device, one step (or one round); null without a cost analysis
-  seconds, seconds_per_image: predicted; per image of the global batch, of all devices together
+  seconds, seconds_per_image: predicted; per image of the global batch, for all devices together
   mfu: FLOPs / peak bfloat16 FLOPs per second / predicted seconds, 0 to 1
   collectives: by kind {"in_program", "executed", "bytes", "dtypes"}; an asynchronous pair is one
   cycles: the compiler's estimate for its schedule, loops' bodies once; see --effort
@@ -54,21 +55,24 @@ from udp_jax.errors import ConfigError
 _TOPOLOGY = flags.DEFINE_list(
   "topology", None, "Slices, e.g. v5e:4x4,v6e:16x16 (v4, v5e, v5p, v6e)."
 )
-_KIND = flags.DEFINE_enum("kind", "tpu", ["tpu", "gpu"], "Of accelerator.")
+_KIND = flags.DEFINE_enum("kind", "tpu", ["tpu", "gpu"], "Kind of accelerator.")
 _TARGET_CONFIG = flags.DEFINE_string(
   "target_config", None, "For GPUs: file with XLA's description of the GPU (GpuTargetConfigProto)."
 )
 _EXPERIMENT = flags.DEFINE_string(
-  "experiment", "eudp", "Whose configs --config takes: eudp or udp."
+  "experiment", "eudp", "Experiment whose configs --config takes: eudp or udp."
 )
 _ROW = flags.DEFINE_string(
-  "row", None, "Of the study, what is compiled. Default: the experiment's."
+  "row", None, "Row of the study to compile. Default: the experiment's own."
 )
 _PER_DEVICE = flags.DEFINE_integer(
-  "per_device_batch_size", None, "Instead of config.global_batch_size.", lower_bound=1
+  "per_device_batch_size",
+  None,
+  "Pictures per device; replaces config.global_batch_size.",
+  lower_bound=1,
 )
 _BATCHES = flags.DEFINE_list(
-  "batches", None, "Several per_device_batch_size, to find the best of each topology."
+  "batches", None, "Several values of --per_device_batch_size, to find the best of each topology."
 )
 _NUM_IMAGES = flags.DEFINE_integer(
   "num_images",
@@ -77,7 +81,7 @@ _NUM_IMAGES = flags.DEFINE_integer(
   lower_bound=1,
 )
 _PROGRAMS = flags.DEFINE_list(
-  "programs", ["round", "min", "max"], "What is compiled of round, min, max."
+  "programs", ["round", "min", "max"], "Which of round, min and max to compile."
 )
 _EFFORT = flags.DEFINE_float(
   "effort",
@@ -96,7 +100,7 @@ def describe(
   wanted: Sequence[str],
   effort: float,
 ) -> dict[str, Any]:
-  """Compiles the programs of one topology and batch; returns a row of the results."""
+  """Compiles the programs of one topology and batch; returns one row of the results."""
   from launch import programs as lib
 
   mesh = lib.make_mesh(target.devices, config)
@@ -117,7 +121,7 @@ def describe(
     add("round", lambda: lib.lower_round(settings), 1)
   complete = all(part.name in found for part in parts)
   if "round" in found:
-    # The analysis of the round counts each loop once; the parts times their steps do not.
+    # The round's own analysis counts each loop once; the parts times their steps are exact.
     steps = {part.name: part.steps for part in parts}
     unknown = compiled.costs(None, target, images)
     found["round"] |= compiled.combine(found, steps, target, images) if complete else unknown
@@ -179,7 +183,7 @@ def _header(command: Sequence[str], config: Any) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs the flags' request."""
+  """Compiles what the flags ask for; returns the exit code."""
   del argv
   config = _CONFIG.value
   if config is None or not _TOPOLOGY.value:
@@ -194,10 +198,10 @@ def main(argv: Sequence[str]) -> int:
   if _BATCHES.value is not None:
     batches = _whole_numbers(_BATCHES.value, "batches")
   chips.prepare_environment()
-  from udp_jax import run_config
-  from udp_jax.data import files
+  from udp_jax.runtime import files
+  from udp_jax.studies import settings
 
-  run_config.check_values(config)
+  settings.check_values(config)
   row = _ROW.value or _EXPERIMENT.value
   if _KIND.value == "tpu":
     targets = [chips.tpu_target(name) for name in _TOPOLOGY.value]
@@ -209,13 +213,13 @@ def main(argv: Sequence[str]) -> int:
     if _OUT.value:
       files.write_json(_OUT.value, {"header": _header(sys.argv[1:], config), "rows": rows})
 
-  save()  # A place that cannot be written should show before the compilers work.
+  save()  # Fails now, not after minutes of compiling, if the file cannot be written.
   for target in targets:
     sizes = [batch * len(target.devices) for batch in batches] or [config.global_batch_size]
     for size in sizes:
       rows.append(describe(config, row, target, size, _PROGRAMS.value, _EFFORT.value))
       compiled.mark_best(rows)
-      save()  # After each: compiling all of them takes long.
+      save()  # Saved after each row, because compiling all of them takes long.
   print(compiled.format_table(rows))
   problems = [
     f"{one['topology']}, batch {one['per_device_batch_size']}, {name}: {program['error']}"
@@ -226,12 +230,12 @@ def main(argv: Sequence[str]) -> int:
   print("".join(f"\n{line}" for line in problems), end="\n" if problems else "")
   if _KIND.value == "gpu":
     print("\nGPU compilers give no cost analysis: no FLOPs, bytes or times.")
-  # What does not fit is an answer; what the compiler failed on is not.
+  # A program that does not fit is a result; a failure of the compiler is an error.
   return int(any(one["fits"] is None for one in rows))
 
 
 def _experiment(words: Sequence[str]) -> str:
-  """Of --experiment=NAME, wanted before flags are parsed: --config names one of its configs."""
+  """Reads --experiment before the other flags, because --config names one of its configs."""
   for word, following in zip(words, [*words, ""][1:], strict=True):
     flag, equals, value = word.partition("=")
     if flag in ("--experiment", "-experiment"):

@@ -1,6 +1,7 @@
-"""Accelerators by name: what a chip can do, and a compiler for it where there is none.
+"""Accelerators by name: their peak rates and memory, and compilers for those that are absent.
 
-Peaks and memory are the vendor's (Cloud TPU documentation, "System architecture" of each version).
+Peaks and memory are the vendor's figures (Cloud TPU documentation, "System architecture" of each
+version).
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ class Chip(NamedTuple):
   """One chip.
 
   Attributes:
-    peak_flops: bfloat16, per second.
-    hbm_gib: memory.
-    config: how libtpu runs it: "megacore" makes one device of a chip's two cores.
-    host: chips of one host along each axis.
+    peak_flops: peak bfloat16 FLOPs per second.
+    hbm_gib: memory in GiB.
+    config: how libtpu runs the chip: "megacore" makes one device of a chip's two cores.
+    host: number of chips of one host along each axis.
   """
 
   peak_flops: float
@@ -44,10 +45,10 @@ class Plugin(NamedTuple):
   """One of jax's CUDA plugins.
 
   Attributes:
-    module: what it is imported as.
-    driver: oldest NVIDIA driver that runs what it compiles; compiling needs none.
-    packages: distributions that compiling needs, those of jax at jax's own version.
-    cuda: packages of CUDA that compiling needs.
+    module: name under which it is imported.
+    driver: oldest NVIDIA driver that runs its programs; compiling needs none.
+    packages: distributions needed for compiling; those of jax have jax's own version.
+    cuda: CUDA packages needed for compiling.
   """
 
   module: str
@@ -56,8 +57,8 @@ class Plugin(NamedTuple):
   cuda: tuple[str, ...] = ()
 
 
-# In the order in which jax looks for them. Without CUDA 13's libdevice the compiler of jax 0.11.2
-# crashed; that of CUDA 12 brings its own.
+# In the order in which jax tries them. The compiler of jax 0.11.2 crashed without CUDA 13's
+# libdevice; the plugin for CUDA 12 includes its own.
 PLUGINS = {
   "13": Plugin(
     "jax_cuda13_plugin",
@@ -70,7 +71,7 @@ PLUGINS = {
 
 
 def install_gpu() -> str:
-  """How to install either plugin for compiling, at the version of the jax that is here."""
+  """Says how to install either plugin for compiling, at the version of the installed jax."""
   version = importlib.metadata.version("jax")
   return ", or ".join(
     " ".join(["pip install --no-deps", *(f"{name}=={version}" for name in plugin.packages)])
@@ -81,15 +82,15 @@ def install_gpu() -> str:
 
 
 class Target(NamedTuple):
-  """Something to compile for.
+  """Devices to compile for.
 
   Attributes:
-    name: as on the command line, "v5e:4x4".
+    name: name on the command line, "v5e:4x4".
     platform: "tpu" or "cuda".
-    devices: abstract ones; they hold nothing and run nothing.
-    num_chips: one device each, but for a v4 without megacore.
-    peak_flops: of one device, bfloat16, per second; None where the table does not know the device.
-    hbm_gib: of one device; None where the table does not know it.
+    devices: abstract devices; they hold nothing and run nothing.
+    num_chips: number of chips; each is one device, except for a v4 without megacore.
+    peak_flops: bfloat16 FLOPs per second of one device; None for a device not in the table.
+    hbm_gib: memory of one device in GiB; None for a device not in the table.
   """
 
   name: str
@@ -101,11 +102,11 @@ class Target(NamedTuple):
 
 
 def prepare_environment() -> None:
-  """Settings that jax and libtpu read when they are loaded. Call it before importing jax."""
+  """Sets variables that jax and libtpu read when loaded. Call it before importing jax."""
   os.environ["JAX_PLATFORMS"] = "cpu"
-  # What is compiled for devices that are not there can be written to a cache but not read again.
+  # A cache would store programs for absent devices, but they cannot be read from it.
   os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-  # Without a TPU there is no metadata server to ask, and nothing to have for oneself.
+  # Without a TPU there is no metadata server to ask and no chip to lock.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
@@ -114,7 +115,7 @@ def prepare_environment() -> None:
 
 
 def parse_tpu(name: str) -> tuple[str, tuple[int, ...]]:
-  """("v5e", (4, 4)) of "v5e:4x4". Raises ConfigError for anything else."""
+  """Parses "v5e:4x4" to ("v5e", (4, 4)). Raises ConfigError for anything else."""
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", name)
   if match is None or match[1] not in TPUS:
     known = ", ".join(TPUS)
@@ -123,11 +124,11 @@ def parse_tpu(name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def tpu_target(name: str) -> Target:
-  """A slice of TPUs, e.g. "v5e:16x16".
+  """Returns a slice of TPUs, e.g. "v5e:16x16".
 
   Raises:
     MissingDataError: libtpu, the compiler, is not installed.
-    ConfigError: no such slice.
+    ConfigError: there is no such slice.
   """
   kind, shape = parse_tpu(name)
   if importlib.util.find_spec("libtpu") is None:
@@ -137,7 +138,7 @@ def tpu_target(name: str) -> Target:
   from jax.experimental import topologies
 
   chip = TPUS[kind]
-  # A slice smaller than a host is a part of one.
+  # A slice may be smaller than a host, of which it is then a part.
   padded = (*shape, 1, 1)[:3]
   bounds = tuple(min(h, s) for h, s in zip(chip.host, padded, strict=True))
   try:
@@ -153,15 +154,15 @@ def tpu_target(name: str) -> Target:
 
 
 def gpu_target(topology: str, target_config: Path) -> Target:
-  """GPUs of the kind that a target config describes, "PARTITIONSxHOSTSxGPUS" of them.
+  """Returns "PARTITIONSxHOSTSxGPUS" GPUs of the kind that a target config describes.
 
   Args:
     topology: e.g. "1x1x8".
-    target_config: file with XLA's `GpuTargetConfigProto` as text, e.g. of `gpu_specs` in XLA.
+    target_config: file with XLA's `GpuTargetConfigProto` as text, e.g. from `gpu_specs` in XLA.
 
   Raises:
-    MissingDataError: the plugin or the file is not there.
-    ConfigError: they do not fit.
+    MissingDataError: the plugin or the file is missing.
+    ConfigError: the plugin, the file and the topology do not fit.
   """
   if re.fullmatch(r"\d+x\d+x\d+", topology) is None:
     raise ConfigError(f"a GPU topology is AxBxC, e.g. 1x1x8, got {topology!r}")

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What the launch scripts share: errors, options, quoting, printing instead of running. Sourced.
+# Shared code of the launch scripts: errors, options, quoting, printing instead of running. Sourced.
 #
-# A script declares which options it takes (`options`: with a value; `switches`: without;
-# `lists`: with a value, repeatable), their variables with defaults, and `usage`; `parse_options`
-# then sets the variables, and `command` to the words after `--`.
+# A script declares its options (`options`: with a value; `switches`: without; `lists`: with a
+# value, repeatable), their variables with defaults, and `usage`; `parse_options` then sets the
+# variables, and sets `command` to the words after `--`.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "error: bash 4.4 or newer is needed, this is $BASH_VERSION (macOS: brew install bash)" >&2
@@ -22,7 +22,7 @@ name=
 # shellcheck disable=SC2034  # used by the scripts that source this
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# One clear line; the exit code for what the user can mend is 2, as in the entry points.
+# Prints one clear line. The exit code for the user's mistakes is 2, as in the entry points.
 fail() {
   printf 'error: %s\n' "$*" >&2
   exit 2
@@ -32,7 +32,7 @@ say() {
   printf '%s\n' "$*" >&2
 }
 
-# quote WORDS...: one line (or more, where a word has newlines) that any POSIX shell reads as
+# quote WORDS...: prints one line (or more, if a word has newlines) that any POSIX shell reads as
 # exactly these words.
 quote() {
   local word text='' escaped="'\\''"
@@ -46,7 +46,7 @@ quote() {
   printf '%s' "${text# }"
 }
 
-# run WORDS...: does it, or prints it with --dry_run.
+# run WORDS...: runs the command, or prints it with --dry_run.
 run() {
   if [[ -n $dry_run ]]; then
     printf '%s\n' "$(quote "$@")"
@@ -126,7 +126,7 @@ require_count() {
   fi
 }
 
-# Names of cloud resources and of Kubernetes objects.
+# Checks --name, which becomes the name of cloud resources and Kubernetes objects.
 require_name() {
   require_option name "how the run is called"
   [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
@@ -141,8 +141,8 @@ require_program() {
   [[ -n $dry_run ]] || command -v "$1" >/dev/null || fail "$1 is not on PATH: $2"
 }
 
-# supervise WORDS...: runs the command and passes SIGTERM on to it. Returns 143 when SIGTERM came,
-# otherwise what the command returned. The entry points leave with 0 when SIGTERM stopped them with
+# supervise WORDS...: runs the command and passes SIGTERM on to it. Returns 143 if SIGTERM came,
+# else the command's exit code. The entry points exit with 0 when SIGTERM stopped them with
 # everything saved; a scheduler would take that for the end of the work.
 supervise() {
   local child='' status=0 stopped=''
@@ -150,7 +150,7 @@ supervise() {
   "$@" <&0 &
   child=$!
   [[ -z $stopped ]] || kill -TERM "$child" 2>/dev/null || true
-  # A signal ends `wait` early; the command is then still saving.
+  # A signal ends `wait` early, while the command is still saving.
   while :; do
     status=0
     wait "$child" || status=$?
@@ -161,7 +161,7 @@ supervise() {
   return "$status"
 }
 
-# here_document TEXT WORDS...: prints the command with TEXT as its input, as it can be pasted.
+# here_document TEXT WORDS...: prints the command with TEXT as its input, ready to paste.
 here_document() {
   local mark=END
   while [[ $'\n'$1$'\n' == *$'\n'$mark$'\n'* ]]; do mark+=_; done

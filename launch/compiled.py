@@ -1,4 +1,4 @@
-"""What a compiler says of a program: memory, costs, collectives; and the table of it."""
+"""A compiler's report on a program: memory, costs and collectives; also as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launch import chips, hlo
 
 GIB = 2**30
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
-# Two passes of the TPU compiler complain in words of their own.
+# Two passes of the TPU compiler have different messages for this.
 _OUT_OF_MEMORY = re.compile(
   r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
   r"|Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"
@@ -19,7 +19,10 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def memory_gib(stats: Any) -> dict[str, float]:
-  """`compiled.memory_analysis()` in GiB. The peak holds a donated argument and its output once."""
+  """Converts `jax.stages.Compiled.memory_analysis()` to GiB.
+
+  The peak counts a donated argument and its output once.
+  """
   parts = {
     "arguments": stats.argument_size_in_bytes,
     "outputs": stats.output_size_in_bytes,
@@ -32,7 +35,7 @@ def memory_gib(stats: Any) -> dict[str, float]:
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:
-  """(GiB wanted, GiB there) of a compiler's complaint; None if it complains of something else."""
+  """Parses (GiB needed, GiB available) from a compiler's message; None for other messages."""
   found = _OUT_OF_MEMORY.search(message)
   if found is None:
     return None
@@ -42,17 +45,17 @@ def out_of_memory(message: str) -> tuple[float, float] | None:
 
 
 def costs(analysis: dict[str, float] | None, target: chips.Target, images: int) -> dict[str, Any]:
-  """Costs of one step on `images` pictures. Unknown ones are None.
+  """Returns the costs of one step on `images` pictures; unknown costs are None.
 
   Args:
-    analysis: `compiled.cost_analysis()` of one device's program, or None.
-    target: what it was compiled for.
-    images: of the global batch.
+    analysis: `jax.stages.Compiled.cost_analysis()` of one device's program, or None.
+    target: device that the program was compiled for.
+    images: pictures in the global batch.
   """
   flops = (analysis or {}).get("flops")
   seconds = (analysis or {}).get("optimal_seconds")
   if not flops or not seconds or seconds < 0 or target.platform != "tpu":
-    # A negative time is the compiler's own way to say that it does not know.
+    # The compiler reports a negative time if it does not know it.
     seconds = None
   moved = (analysis or {}).get("bytes accessed")
   return _costs(flops, moved, seconds, target, images)
@@ -80,7 +83,7 @@ def _costs(
 def combine(
   programs: dict[str, dict[str, Any]], steps: dict[str, int], target: chips.Target, images: int
 ) -> dict[str, Any]:
-  """Costs of `steps` of each program, together; None where one of them has none."""
+  """Adds the costs of several programs, each run `steps` times; None if one is unknown."""
   chosen = [(programs[name], count) for name, count in steps.items()]
 
   def total(field: str) -> float | None:
@@ -99,8 +102,8 @@ def compile_program(
 ) -> dict[str, Any]:
   """Lowers, compiles and describes one program.
 
-  One that does not fit, or that the compiler fails on, is described too: `fits` is False, or None,
-  and `error` says why.
+  A program that does not fit, or that the compiler fails on, is described too: `fits` is then False
+  or None, and `error` says why.
   """
   lowered = lower()
   start = time.monotonic()
@@ -170,7 +173,7 @@ _COLUMNS = (
 
 
 def format_table(rows: list[dict[str, Any]]) -> str:
-  """The results for a person, a line a program; `*` marks the best batch of a topology."""
+  """Formats the results, one line per program; `*` marks the best batch of a topology."""
   lines = ["  ".join(f"{name:>{width}}" for name, width in _COLUMNS)]
   for row in rows:
     named = dict(row["programs"])

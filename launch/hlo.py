@@ -1,4 +1,4 @@
-"""What the text of a compiled program tells: its loops and its collectives."""
+"""Reads loops and collectives from the text of a compiled program."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Instruction(NamedTuple):
 
 
 class Loop(NamedTuple):
-  """A `while`: name of its body, iterations (None: not to be read from the text), and runs.
+  """A `while` loop.
 
   Attributes:
-    body: name of the computation.
-    trip_count: iterations each time that it is entered.
-    runs: iterations in one run of the program, surrounding loops included; unknown ones count once.
+    body: name of its computation.
+    trip_count: number of iterations per entry; None if the text does not show it.
+    runs: iterations in one run of the program, including outer loops; unknown counts are 1.
   """
 
   body: str
@@ -47,14 +47,14 @@ class Loop(NamedTuple):
 
 
 class Collective(NamedTuple):
-  """A collective, an asynchronous one counted once.
+  """A collective; an asynchronous pair counts as one.
 
   Attributes:
     kind: one of `KINDS`.
     dtypes: element types.
-    arrays: how many arrays it moves at once.
-    bytes: of all arrays together, on one device.
-    runs: executions in one run of the program, of loops whose length is unknown one iteration.
+    arrays: number of arrays that it moves at once.
+    bytes: size of all arrays together, on one device.
+    runs: executions in one run of the program; loops of unknown length count as one iteration.
   """
 
   kind: str
@@ -65,14 +65,18 @@ class Collective(NamedTuple):
 
 
 class Program(NamedTuple):
-  """A parsed program: computations by name, and which of them is entered first."""
+  """A parsed program: its computations by name, and the name of its entry."""
 
   computations: dict[str, list[Instruction]]
   entry: str
 
 
 def parse(text: str) -> Program:
-  """Splits the text of `compiled.as_text()` into computations. Raises ValueError if it is none."""
+  """Splits optimised HLO text (`jax.stages.Compiled.as_text()`) into computations.
+
+  Raises:
+    ValueError: the text is not HLO.
+  """
   computations: dict[str, list[Instruction]] = {}
   entry, current = None, None
   for line in text.splitlines():
@@ -82,7 +86,7 @@ def parse(text: str) -> Program:
     elif line.startswith("}"):
       current = None
     elif current is not None and (found := _INSTRUCTION.match(line)):
-      # Operands hold parentheses too, metadata anything: the type ends at the first operation.
+      # Operands contain parentheses too, metadata anything: the type ends at the first operation.
       operation = _OPERATION.search(found[3])
       if operation:
         before = found[3][: operation.start(1)]
@@ -101,10 +105,10 @@ def _named(line: str, attribute: str) -> list[str]:
 
 
 def trip_count(program: Program, loop: Instruction) -> int | None:
-  """Iterations of a `while`, or None.
+  """Returns the number of iterations of a `while`, or None.
 
-  Either the compiler says it, or the condition is `counter < constant` and the counter starts at 0
-  and goes up by 1, which is what `lax.scan` makes.
+  Either the compiler states it, or the condition is `counter < constant` and the counter counts up
+  from 0 by 1, as in the loops of `lax.scan`.
   """
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line)
   if known:
@@ -144,7 +148,7 @@ def _operands(line: str, operation: str) -> list[str]:
 
 
 def _runs(program: Program) -> tuple[dict[str, int], list[Loop]]:
-  """How often each computation runs, and the loops. A branch counts as taken."""
+  """Counts how often each computation runs, and finds the loops. Branches count as taken."""
   runs: dict[str, int] = {}
   loops: list[Loop] = []
 
@@ -163,7 +167,7 @@ def _runs(program: Program) -> tuple[dict[str, int], list[Loop]]:
         for branch in branches:
           visit(branch, times)
       elif not instruction.operation.endswith(("-done", "-update")):
-        # What a reduction applies to two elements holds no collectives.
+        # The function that a reduction applies to two elements contains no collectives.
         for called in _named(line, "calls") + _named(line, "called_computations"):
           visit(called, times)
 
@@ -172,12 +176,12 @@ def _runs(program: Program) -> tuple[dict[str, int], list[Loop]]:
 
 
 def loops(program: Program) -> list[Loop]:
-  """Every `while`, outer ones first."""
+  """Returns every `while`, outer loops first."""
   return _runs(program)[1]
 
 
 def collectives(program: Program) -> list[Collective]:
-  """Every collective that the program may execute."""
+  """Returns every collective that the program may execute."""
   runs, _ = _runs(program)
   found = []
   for name, times in runs.items():
@@ -195,9 +199,9 @@ def collectives(program: Program) -> list[Collective]:
 
 
 def cycles(program: Program) -> int | None:
-  """The TPU compiler's estimate for the schedule that it made, the body of a loop once.
+  """Returns the TPU compiler's estimate for its schedule, counting the body of a loop once.
 
-  None where the text has no estimates (other compilers).
+  None if the text has no estimates (other compilers).
   """
   runs, _ = _runs(program)
   fused = {
@@ -218,7 +222,7 @@ def cycles(program: Program) -> int | None:
 
 
 def _results(kind: str, arrays: list[tuple[str, str]]) -> list[tuple[str, str]]:
-  """Of what a `-start` gives, the results: most kinds give (operands, results, contexts)."""
+  """Returns the results of a `-start`; most kinds return (operands, results, contexts)."""
   if kind == "all-reduce":
     return arrays
   if kind == "collective-permute":
@@ -235,7 +239,7 @@ def _bytes(dtype: str, shape: str) -> int:
 
 
 def summary(found: Iterable[Collective]) -> dict[str, dict[str, Any]]:
-  """By kind: how many stand in the program, how many one run executes, and the bytes of these."""
+  """For each kind: how many the program contains, how many one run executes, and their bytes."""
   table: dict[str, dict[str, Any]] = {}
   for one in found:
     row = table.setdefault(one.kind, {"in_program": 0, "executed": 0, "bytes": 0, "dtypes": []})

@@ -89,7 +89,7 @@ require_count chips_per_host 1
   fail "--topology=$topology has $chips chips: no multiple of $chips_per_host a host"
 hosts=$((chips / chips_per_host))
 
-# A double-quoted YAML scalar, which is a JSON string.
+# Prints a double-quoted YAML scalar, which is a JSON string.
 scalar() {
   local text=$1 code escaped
   text=${text//\\/\\\\}

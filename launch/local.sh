@@ -44,7 +44,7 @@ is_free() {
 }
 
 if [[ -z $port ]]; then
-  # Below the range from which systems give ports to outgoing connections.
+  # Below the range from which systems take ports for outgoing connections.
   for _ in {1..100}; do
     port=$((20000 + RANDOM % 12000))
     ! is_free "$port" || break
@@ -77,8 +77,8 @@ if [[ -n $dry_run ]]; then
   exit 0
 fi
 
-# Every process becomes the leader of a group, so that a signal reaches what it starts as well, and
-# Ctrl-C reaches this script alone.
+# Every process leads a process group of its own, so that a signal also reaches its children, and
+# Ctrl-C reaches only this script.
 set -m
 pids=()
 for ((i = 0; i < N; i++)); do

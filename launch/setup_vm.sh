@@ -41,8 +41,8 @@ contains "$accelerator" '' tpu cuda cuda12 cuda13 cpu ||
   fail "--accelerator=$accelerator: known are tpu, cuda, cuda12, cuda13, cpu"
 [[ -z $ref || -n $repo ]] || fail "--ref=$ref needs --repo=URL"
 
-# Which CUDA this host's driver and GPUs take, into `accelerator`. CUDA 13 needs driver 580 and has
-# no code for GPUs before compute capability 7.5 (V100, P100, GTX 10); CUDA 12 needs driver 525.
+# Sets `accelerator` to the CUDA that this host's driver and GPUs support. CUDA 13 needs driver 580
+# and has no code for GPUs before compute capability 7.5 (V100, P100, GTX 10); CUDA 12 needs 525.
 choose_cuda() {
   local force='give --accelerator=cuda12 or cuda13' report driver capability major minor
   command -v nvidia-smi >/dev/null || fail "--accelerator=cuda asks nvidia-smi, not on PATH: $force"
@@ -81,13 +81,13 @@ usable_python() {
   "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# Which files and choices made the environment: the same again needs nothing.
+# The files and choices that made the environment: if they are the same, there is nothing to do.
 fingerprint() {
   { cat "$dir/requirements.txt" "$dir/pyproject.toml" && echo "$accelerator $python"; } |
     sha256sum | cut -d ' ' -f 1
 }
 
-# A dry run need not have the clone yet.
+# A dry run works without the clone.
 if [[ -f $dir/requirements.txt ]]; then
   grep -q '^jax==' "$dir/requirements.txt" || fail "$dir/requirements.txt pins no jax==VERSION"
 elif [[ -z $dry_run || -z $repo ]]; then
@@ -126,13 +126,13 @@ else
   run "$uv" venv --allow-existing --seed --python=3.13 "$venv"
 fi
 
-# Without a version: requirements.txt has it, for each Python its own, and pip obeys both.
+# No version here: requirements.txt pins one for each Python, and pip obeys both.
 jax="jax[$accelerator]"
 [[ $accelerator != cpu ]] || jax=jax
 run "$venv/bin/python" -m pip install --quiet --upgrade pip
 run "$venv/bin/python" -m pip install --quiet --requirement "$dir/requirements.txt" "$jax"
 run "$venv/bin/python" -m pip install --quiet --no-deps --editable "$dir"
-# Devices are left alone: on one host of a slice, asking for them waits for the other hosts.
+# Does not ask for devices: on one host of a slice, that would wait for the other hosts.
 run "$venv/bin/python" -c 'import jax, udp_jax; print("jax", jax.__version__)'
 if [[ -z $dry_run ]]; then
   fingerprint >"$venv/set_up.tmp"

@@ -82,7 +82,7 @@ done
 submit+=("${sbatch_flag[@]}")
 
 step=(srun --kill-on-bad-exit=1)
-# srun does not take this from sbatch since SLURM 22.05.
+# Since SLURM 22.05, srun does not inherit this option from sbatch.
 [[ -z $cpus_per_task ]] || step+=("--cpus-per-task=$cpus_per_task")
 
 script() {
@@ -94,7 +94,7 @@ source launch/common.sh
 export PATH=$(quote "$dir")/.venv/bin:\$PATH
 EOF
   if [[ $process_per == node ]] && ((gpus_per_node > 0)); then
-    # Under SLURM jax gives a process one device unless told otherwise.
+    # Under SLURM, jax gives a process one device by default.
     echo "export JAX_LOCAL_DEVICE_IDS=$(seq --separator=, 0 $((gpus_per_node - 1)))"
   fi
   cat <<EOF

@@ -40,7 +40,7 @@ require_count stop_seconds 1
 cd "$repository"
 export PATH="$repository/.venv/bin:$PATH"
 
-# In a JobSet of several slices Kubernetes counts the hosts of each slice from 0.
+# In a JobSet of several slices, Kubernetes numbers the hosts of each slice from 0.
 if [[ -n ${JOBSET_SLICE:-} ]]; then
   export UDP_PROCESS_ID=$((JOBSET_SLICE * JOBSET_HOSTS_PER_SLICE + JOB_COMPLETION_INDEX))
 fi
@@ -48,9 +48,9 @@ fi
 state=
 [[ -z $name ]] || state=${HOME:?}/.udp_jax/$name
 
-# Shows the log from byte $2 on until process $1 ends, then leaves with the command's exit code.
+# Prints the log from byte $2 on until process $1 ends, then exits with the command's exit code.
 follow() {
-  # -F: the log is there before the process; --pid: ends with it.
+  # -F follows the log, which exists before the process; --pid ends tail with the process.
   tail --pid="$1" --sleep-interval=0.3 --bytes="+$2" -F "$state/log" 2>/dev/null || true
   finish
 }

@@ -104,7 +104,7 @@ if contains "$action" up create; then
 fi
 require_program gcloud "install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)"
 
-# gcloud's own settings fill in; nothing is asked in a dry run.
+# Missing options come from gcloud's own settings; a dry run does not ask for them.
 setting() {
   local value
   value=$(gcloud config get-value "$1" --quiet 2>/dev/null) || true
@@ -118,7 +118,7 @@ if [[ -z $dry_run ]]; then
 fi
 require_option zone "the zone with the TPUs, e.g. --zone=us-west4-a"
 
-# Words that end every call.
+# Words at the end of every call.
 place=("--zone=$zone" --quiet)
 [[ -z $project ]] || place=("--zone=$zone" "--project=$project" --quiet)
 tpus=(gcloud compute tpus)
@@ -126,7 +126,7 @@ tpus=(gcloud compute tpus)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# ssh_run WORKER WORDS...: the words, run there by the login shell. A dead host is noticed in 2 minutes.
+# ssh_run WORKER WORDS...: runs the words there in the login shell. A dead host shows in 2 minutes.
 ssh_run() {
   run "${tpus[@]}" tpu-vm ssh "$name" "--worker=$1" "--command=$(quote "${@:2}")" \
     --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=4 \
@@ -150,7 +150,7 @@ delete_slice() {
   run "${tpus[@]}" queued-resources delete "$name" --force "${place[@]}"
 }
 
-# describe KIND FORMAT: the state in capitals, NONE where there is no such thing, else UNKNOWN.
+# describe KIND FORMAT: prints the state in capitals, NONE if it does not exist, else UNKNOWN.
 describe() {
   local state
   if state=$("${tpus[@]}" "$1" describe "$name" "--format=value($2)" "${place[@]}" \
@@ -195,7 +195,7 @@ show_look() {
   run "${tpus[@]}" tpu-vm describe "$name" "--format=value(state)" "${place[@]}"
 }
 
-# Until `state` is ready, lost or none.
+# Waits until `state` is ready, lost or none.
 wait_for_slice() {
   if [[ -n $dry_run ]]; then
     echo "# every $poll_seconds seconds until they say ACTIVE and READY:"
@@ -245,8 +245,8 @@ set_up_workers() {
   [[ -z $prepare ]] || ssh_run all bash -c "$prepare"
 }
 
-# run_command ATTEMPT: an attempt that is under way, or has ended, is not started again when the
-# connection breaks and gcloud connects anew.
+# run_command ATTEMPT: runs the command. An attempt that is running or has ended is not started
+# again when the connection breaks and gcloud reconnects.
 run_command() {
   ssh_run all bash "$dir/launch/supervise.sh" "--name=$name" "--attempt=$1" -- "${command[@]}"
 }
@@ -255,8 +255,8 @@ new_attempt() {
   if [[ -n $dry_run ]]; then echo 1; else echo "$(date +%s).$$"; fi
 }
 
-# After a command that failed with $1: sets `cause` to lost (the slice is gone), again (stopped, or
-# the connection broke, on a slice that is there) or failed.
+# find_cause STATUS: after a command that failed with this status, sets `cause` to lost (the slice
+# is gone), again (stopped, or the connection broke, while the slice exists) or failed.
 find_cause() {
   local looks
   for ((looks = 0; looks <= settle_polls; looks++)); do
@@ -268,7 +268,7 @@ find_cause() {
         return
         ;;
     esac
-    # The user's mistakes, and --stop, are no matter of the slice.
+    # These exit codes are the user's mistakes or --stop, and have nothing to do with the slice.
     if contains "$1" 2 3 4 5 130; then break; fi
   done
   case $1 in
@@ -277,7 +277,7 @@ find_cause() {
   esac
 }
 
-# One slice, from the request to the end of the command. Sets `cause` where it returns an error.
+# Runs one slice, from the request to the end of the command. Sets `cause` if it returns an error.
 try_once() {
   local status=0
   look
@@ -287,7 +287,7 @@ try_once() {
     state=none
   fi
   if [[ $state == none ]]; then
-    # Right after a deletion the name may still be taken: tried again.
+    # Right after a deletion the name may still be in use, so try again.
     cause=failed
     ((restarts == 0)) || cause=lost
     create_slice || return
@@ -331,8 +331,8 @@ up() {
     try_once || status=$?
     ((status != 0)) || break
     if [[ $cause == failed ]]; then
-      # gcloud returns 1 for a broken connection as well. Asked again, a run that has ended says the
-      # same without starting anew.
+      # gcloud also returns 1 for a broken connection. Asked again, a run that has ended reports the
+      # same code without starting anew.
       [[ $status == 1 && -z $confirmed ]] || break
       confirmed=yes
     else

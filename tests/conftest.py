@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax.models.base import DiffusionModel, pixel_diffusion
+from udp_jax.models import toy
+from udp_jax.models.base import DiffusionModel
 from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
+from udp_jax.models.pixel import pixel_diffusion
 from udp_jax.ops import schedules
-from udp_jax.ops.image import from_model_range
-from udp_jax.randomness import normal_each
 
 pytest_plugins = ("tests.upkeep",)
 
@@ -61,61 +60,14 @@ def tiny_model() -> TinyUNet:
 
 @pytest.fixture(scope="session")
 def gaussian_model() -> DiffusionModel:
-  """The best denoiser of normally distributed pictures, whose mean and spread are its parameters.
-
-  noise_pred = sigma_t (x_t - signal_t mean) / (signal_t^2 spread^2 + sigma_t^2): a few operations,
-  learns in a hundred steps, and what it should do can be worked out by hand.
-  """
-
-  def encode(params, images, keys):
-    del params, keys
-    return 2.0 * images - 1.0
-
-  def decode(params, x0, clip=True):
-    del params
-    return from_model_range(x0, clip=clip)
-
-  return _gaussian(encode, decode, (8, 8, 3))
+  """The best denoiser of normally distributed pictures of 8x8."""
+  return toy.on_pixels()
 
 
 @pytest.fixture(scope="session")
 def latent_model() -> DiffusionModel:
-  """As `gaussian_model`, on latents of 4x4: an autoencoder of a few operations and no parameters.
-
-  Latents are means of 2x2 pixels, drawn with a standard deviation of 0.05; decoding repeats them.
-  """
-
-  def encode(params, images, keys):
-    del params
-    count, height, width, _ = images.shape
-    mean = 2.0 * images.reshape(count, height // 2, 2, width // 2, 2, 3).mean((2, 4)) - 1.0
-    return mean if keys is None else mean + 0.05 * normal_each(keys, mean.shape[1:])
-
-  def decode(params, x0, clip=True):
-    del params
-    return from_model_range(jnp.repeat(jnp.repeat(x0, 2, axis=1), 2, axis=2), clip=clip)
-
-  def reconstruct(params, images):
-    return decode(params, encode(params, images, None), clip=False)
-
-  return _gaussian(encode, decode, (4, 4, 3))._replace(
-    image_shape=(8, 8, 3), reconstruct=reconstruct
-  )
-
-
-def _gaussian(encode, decode, shape: tuple[int, int, int]) -> DiffusionModel:
-  schedule = schedules.linear(50, beta_end=0.2)
-
-  def init(key):
-    return {"mean": 0.1 * jax.random.normal(key, shape), "log_spread": jnp.zeros((3,))}
-
-  def apply(params, x_t, timesteps, cond=None, key=None):
-    del cond, key
-    abar = schedules.gather(schedule.alphas_cumprod, timesteps, x_t.ndim)
-    variance = abar * jnp.exp(2.0 * params["log_spread"]) + 1.0 - abar
-    return jnp.sqrt(1.0 - abar) * (x_t - jnp.sqrt(abar) * params["mean"]) / variance
-
-  return DiffusionModel(init, encode, apply, decode, None, schedule, shape, shape)
+  """The same on latents of 4x4, with an autoencoder of averages."""
+  return toy.on_latents()
 
 
 @pytest.fixture(scope="session")

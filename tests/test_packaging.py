@@ -232,11 +232,11 @@ def test_the_wheel_s_own_requirements_are_enough(wheel: Path) -> None:
   """All methods are there, the packaged model is read, and pictures go through a purifier."""
   code = """
 import jax, numpy as np
-from udp_jax import lookup, purifiers
+from udp_jax import purifiers, registry
 from udp_jax.models import pipeline
 for kind in ("protections", "purifiers", "threats"):
-  names = lookup.available(f"udp_jax.{kind}")
-  assert all(callable(lookup.constructor(f"udp_jax.{kind}", name)) for name in names)
+  names = registry.available(f"udp_jax.{kind}")
+  assert all(callable(registry.constructor(f"udp_jax.{kind}", name)) for name in names)
   print(*names)
 tiny = pipeline.load_pipeline("tiny_ldm")
 assert str(pipeline.resolve("tiny_ldm")).startswith(sys.argv[1])
@@ -256,7 +256,7 @@ for hidden in ("sklearn", "skimage", "matplotlib", "jinja2", "diffusers", "trans
 @pytest.mark.slow
 def test_the_eval_extra_is_enough_for_reports(wheel: Path) -> None:
   code = """
-from udp_jax import evaluation
+from udp_jax.metrics import visibility
 from udp_jax.report import html, matrix
 from pathlib import Path
 import jinja2

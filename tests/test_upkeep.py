@@ -29,6 +29,11 @@ def test_unfinished_and_oldest_entries_are_swept(tmp_path: Path) -> None:
   assert set(tmp_path.iterdir()) == {young}
 
 
+def test_the_files_that_take_longest_are_there() -> None:
+  root = Path(upkeep.__file__).resolve().parents[1]
+  assert [name for name in upkeep.LONG if not (root / name).is_file()] == []
+
+
 @pytest.mark.slow
 def test_programs_are_kept_in_the_repository(pytestconfig: pytest.Config) -> None:
   if not hasattr(pytestconfig, "cache"):

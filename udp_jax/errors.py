@@ -1,7 +1,7 @@
-"""Errors that a user can cause and mend, each with its documented exit code.
+"""Errors that a user can cause and fix, each with its documented exit code.
 
-Entry points print `error: MESSAGE` on one line and leave with `exit_code`; anything else that is
-raised is a bug and keeps its traceback (exit code 1).
+Entry points print `error: MESSAGE` on one line and exit with `exit_code`; any other exception is a
+bug and keeps its traceback (exit code 1).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class ConfigError(UserError):
 
 
 class MissingDataError(UserError):
-  """Data or weights that are not there: which, where they were looked for, how to get them."""
+  """Data or weights are missing: the message says which, where they should be, how to get them."""
 
 
 class BadDataError(UserError):
-  """A file that is there but cannot be used (truncated, wrong checksum, no images). Exit code 3."""
+  """A file exists but cannot be used (truncated, wrong checksum, no images). Exit code 3."""
 
   exit_code = 3
 
 
 class OutputError(UserError):
-  """An output place that cannot be written (exists, read-only, full). Exit code 4."""
+  """An output cannot be written (it exists, is read-only, or the disk is full). Exit code 4."""
 
   exit_code = 4
 
@@ -48,10 +48,10 @@ class PeerLostError(UserError):
 
 
 class Preempted(Exception):
-  """The process was asked to stop, and everything is saved. Not an error.
+  """The process was asked to stop, and everything is saved. This is not an error.
 
   Attributes:
-    signal: the number of the signal that asked: SIGTERM, or SIGINT for Ctrl-C.
+    signal: number of the signal that asked for it: SIGTERM, or SIGINT for Ctrl-C.
   """
 
   def __init__(self, message: str, number: int = signal.SIGTERM):

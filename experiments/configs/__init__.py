@@ -1,1 +1,1 @@
-"""Configs: one folder an experiment, one file a config."""
+"""Configs: one folder per experiment, one file per config."""

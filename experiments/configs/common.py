@@ -1,4 +1,4 @@
-"""Building blocks of configs. Fields that change only speed are in `performance`, apart."""
+"""Building blocks of configs. Fields that change only speed are under `performance`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DDPM_CIFAR10 = {
   "norm_num_groups": 32,
   "dropout": 0.1,
 }
-# The same class at a size for two CPU cores: 0.7 M parameters.
+# The same architecture at a size for two CPU cores: 0.7 M parameters.
 DDPM_SMALL = {
   "sample_size": 32,
   "block_out_channels": (16, 32, 64),
@@ -23,7 +23,7 @@ DDPM_SMALL = {
   "layers_per_block": 1,
   "norm_num_groups": 8,
 }
-# Half of that in every direction, for comparing settings at 16x16: 0.2 M parameters.
+# Half the size in every dimension, to compare settings at 16x16: 0.2 M parameters.
 DDPM_16PX = {
   "sample_size": 16,
   "block_out_channels": (16, 32),
@@ -32,7 +32,7 @@ DDPM_16PX = {
   "layers_per_block": 1,
   "norm_num_groups": 8,
 }
-# The smallest of the class, for smoke runs: what costs there is compilation.
+# The smallest model of the architecture, for smoke runs, which spend their time on compilation.
 TINY = {
   "sample_size": 16,
   "block_out_channels": (8,),
@@ -48,7 +48,7 @@ ROWS = ("clean", "random_noise", "udp", "eudp")
 
 
 def study(title: str) -> ConfigDict:
-  """A study of training sets: everything an experiment may set, at its default."""
+  """A study of training sets, with every setting at its default."""
   config = ConfigDict()
   config.title = title
   config.notice = ""
@@ -57,7 +57,7 @@ def study(title: str) -> ConfigDict:
   # Budget and step in 8-bit levels of the saved file.
   config.radius_255 = 16.0
   config.step_size_255 = 2.0
-  # How much of the budget flat areas are spared, in [0, 1]: see `ops.visibility`.
+  # How far flat areas are spared, in [0, 1]: see `ops.visibility`.
   config.spare_flat = 0.0
   config.num_rounds = 20
   config.global_batch_size = 32
@@ -118,14 +118,14 @@ def study(title: str) -> ConfigDict:
   config.performance = ConfigDict(
     {
       "dtype": "float32",
-      # "" is the backend's default.
+      # "" uses the backend's default.
       "backend": "",
       "conv_method": "",
       "attention": "",
       "remat": False,
-      # Devices that share one copy of the weights; the data axis takes the rest.
+      # Devices that share one copy of the weights; the data axis uses the other devices.
       "fsdp": 1,
-      # One backward pass for both sides of the game: half the price, another algorithm.
+      # One backward pass for both sides of the game: half the cost, but another algorithm.
       "joint_gradients": False,
       # Batches on the device at a time, for data larger than its memory; 0 for all.
       "shard_batches": 0,
@@ -137,19 +137,19 @@ def study(title: str) -> ConfigDict:
 
 
 def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
-  """Turns a study into one of pictures as they are, protected against a latent model's learning."""
+  """Turns a study of training sets into one of pictures of any size against a latent model."""
   config.rows = ("clean", "random_noise", "udp", "eudp")
   config.data.update({"source": "builtin", "image_size": 0, "holdout": 0.0})
-  # Of pictures that have no caption in their folder (`udp_jax.data.captions`).
+  # Caption for pictures without one in their folder (`udp_jax.data.captions`).
   config.data.prompt = ""
   config.model.path = model
-  # Side of a tile, for models that are made for another; 0 for the model's own.
+  # Side of a tile in pixels; 0 for the model's own size.
   config.model.image_size = 0
   # overlap: pixels, -1 for an eighth of a tile. files_at_a_time: 0 for the method's default.
   config.pictures = ConfigDict({"tile_size": 0, "overlap": -1, "files_at_a_time": 0})
-  # Of the installed ones, where the source is "builtin".
+  # Names of the photographs, if the source is "builtin".
   config.pictures.photographs = ("cat", "coffee", "rocket")
-  # More than these change speed and memory of latent models: see `models.performance`.
+  # Further settings of latent models that change speed and memory: `models.performance`.
   config.performance.update({"frozen_dtype": "", "vae_attention": "", "vae_slices": 1})
   config.performance.frozen_parts = ("vae", "text_encoder")
   for row in ("udp", "eudp"):
@@ -158,10 +158,10 @@ def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
 
 
 def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
-  """Applies the `:smoke` variant: every part of the run in seconds, the numbers without meaning."""
+  """Applies the `:smoke` variant: runs every part in seconds; the numbers mean nothing."""
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
-    # Needs no other files. A source on the command line is taken instead.
+    # Built-in pictures need no other files; a source on the command line replaces them.
     config.data.update({"source": "builtin", "classes": (), "limit": 24, "holdout": 8.0})
     config.data.image_size = 16
     config.model.unet.update(TINY)
@@ -186,7 +186,7 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
 
 
 def without_eudp(config: ConfigDict) -> ConfigDict:
-  """The same study without the rows of EUDP."""
+  """Returns the study without the rows of EUDP."""
   config.rows = tuple(row for row in config.rows if "eudp" not in row)
   config.title = config.title.replace("UDP, EUDP", "UDP").replace("UDP and EUDP", "UDP")
   config.title = config.title.replace("EUDP", "UDP")

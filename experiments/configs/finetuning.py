@@ -6,19 +6,19 @@ from ml_collections import ConfigDict
 
 METHODS = ("full", "lora", "dreambooth", "textual_inversion")
 PACKAGED = "tiny_ldm"
-# Those that all methods have.
+# Options of all methods.
 OPTIONS = {"warmup_steps": 0, "decay": "constant", "weight_decay": 1e-2, "clip_norm": 1.0}
 OPTIONS |= {"sample_steps": 50, "guidance_scale": 7.5}
 
 
 def fine_tuning(method: str, title: str, *, model: str = "", **options) -> ConfigDict:
-  """Everything that a fine-tuning run of `experiments.train` may set, at its default.
+  """A fine-tuning run of `experiments.train`, with every setting at its default.
 
   Args:
     method: one of `METHODS`.
-    title: of the run.
+    title: title of the run.
     model: folder of the model, or "tiny_ldm".
-    **options: of the threat.
+    **options: options of the threat.
   """
   config = ConfigDict()
   config.title = title
@@ -28,29 +28,29 @@ def fine_tuning(method: str, title: str, *, model: str = "", **options) -> Confi
 
   config.data = ConfigDict()
   config.data.source = ""
-  # For all pictures; "" takes the captions of their folder (`udp_jax.data.captions`).
+  # Caption for all pictures; "" uses the captions in their folder (`udp_jax.data.captions`).
   config.data.prompt = ""
   config.data.limit = 0
   config.data.classes = ()
   config.data.strict = False
   config.data.captions_sha256 = ""
 
-  # Of DreamBooth: pictures of the class come from a source, or from the model before its training.
+  # DreamBooth's class pictures come from a source, or from the model before its training.
   config.prior = ConfigDict({"prompt": "", "source": "", "num_images": 200})
-  # Of textual inversion: the token, the one word that it starts from, "object" or "style".
+  # Textual inversion: the new token, the word that it starts from, and "object" or "style".
   config.concept = ConfigDict(
     {"token": "<concept>", "init_word": "painting", "kind": "object", "num_vectors": 1}
   )
   config.model = ConfigDict({"path": model, "image_size": 0})
   config.threat = ConfigDict({"name": method, "options": ConfigDict(OPTIONS | options)})
-  # What to draw afterwards; () takes the captions, 0 pictures draws nothing.
+  # Samples drawn after training; () uses the captions as prompts, 0 draws none.
   config.samples = ConfigDict({"prompts": (), "num_images": 8})
 
   config.checkpoint = ConfigDict({"every_steps": 100})
   config.performance = ConfigDict(
     {
       "dtype": "float32",
-      # Of parts that nothing trains; "" is float32.
+      # Dtype of parts that are not trained; "" is float32.
       "frozen_dtype": "",
       "conv_method": "",
       "attention": "",
@@ -66,13 +66,13 @@ def fine_tuning(method: str, title: str, *, model: str = "", **options) -> Confi
 
 
 def stable_diffusion(config: ConfigDict) -> ConfigDict:
-  """For a model of Stable Diffusion's size on an accelerator."""
+  """Sets up a config for a model of Stable Diffusion's size on an accelerator."""
   config.performance.update({"dtype": "bfloat16", "frozen_dtype": "bfloat16", "remat": True})
   return config
 
 
 def small(config: ConfigDict) -> ConfigDict:
-  """For the model in the package, on a CPU."""
+  """Sets up a config for the model in the package, on a CPU."""
   config.model.path = PACKAGED
   config.global_batch_size = 8
   config.prior.num_images = 32
@@ -83,7 +83,7 @@ def small(config: ConfigDict) -> ConfigDict:
 
 
 def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
-  """Applies the `:smoke` variant: every part of the run in seconds, the numbers without meaning."""
+  """Applies the `:smoke` variant: runs every part in seconds; the numbers mean nothing."""
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
     config.data.limit = 4

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 
 def training(title: str) -> ConfigDict:
-  """Everything that `experiments.train_ldm` may set, at its default."""
+  """A run of `experiments.train_ldm`, with every setting at its default."""
   config = ConfigDict()
   config.title = title
   config.seed = 0
@@ -14,8 +14,8 @@ def training(title: str) -> ConfigDict:
 
   config.data = ConfigDict()
   # A source of labelled photographs (cifar10:PATH, npz:PATH, a folder of folders), and a folder of
-  # paintings with a subfolder for every artist; "" leaves it out. Without both: the photographs
-  # inside scikit-image and scikit-learn.
+  # paintings with a subfolder for each artist; "" leaves it out. If both are empty, the photographs
+  # in scikit-image and scikit-learn are used.
   config.data.photos = ""
   config.data.photo_classes = ("automobile", "horse")
   config.data.photo_holdout = 0.2
@@ -25,7 +25,7 @@ def training(title: str) -> ConfigDict:
   config.data.paintings_held = 2
   config.data.windows_per_painting = 200
   config.data.smallest_window = 112
-  # What captions call a class, where its name will not do.
+  # Words for classes in captions, if the name of the class is not suitable.
   config.data.words = ConfigDict(
     {
       "automobile": "a car",
@@ -76,8 +76,8 @@ def training(title: str) -> ConfigDict:
       "learning_rate": 1.5e-3,
       "warmup_steps": 100,
       "ema_decay": 0.995,
-      # L1 of neighbouring differences, which blur gives away, and the KL divergence, both against
-      # an L1 of 1.
+      # Weights, relative to the L1 of pixels: of the L1 of neighbour differences, which penalises
+      # blur, and of the KL divergence.
       "gradient_weight": 1.0,
       "kl_weight": 3e-4,
     }
@@ -89,7 +89,7 @@ def training(title: str) -> ConfigDict:
       "learning_rate": 1e-3,
       "warmup_steps": 200,
       "ema_decay": 0.999,
-      # Of captions, for classifier-free guidance.
+      # Share of captions that are dropped, for classifier-free guidance.
       "drop_captions": 0.1,
     }
   )
@@ -109,7 +109,7 @@ def training(title: str) -> ConfigDict:
 
 
 def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
-  """Applies the `:smoke` variant: every part of the run in seconds, a model of no use."""
+  """Applies the `:smoke` variant: runs every part in seconds; the model is of no use."""
   if variant == "smoke":
     config.image_size = 32
     config.data.update({"photos": "", "paintings": "", "limit": 24})

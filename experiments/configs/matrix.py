@@ -1,8 +1,8 @@
 """Building blocks of the configs of `experiments.impress`.
 
-An entry of `protections`, `purifiers` or `threats` needs a `method` only where its name is not that
-of a module; what it does not set is at the constructor's default. Fields ending in _255 are 8-bit
-levels.
+An entry of `protections`, `purifiers` or `threats` needs a `method` only if its name is not that of
+a module; options that it does not set have the constructor's default. Fields ending in _255 are in
+8-bit levels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PERSON = {
   "num_class_images": 200,
   "sample_steps": 50,
 }
-# Metrics that need weights or draws, off; `udp_jax.metrics.given` tells what they are.
+# Metrics that need weights or draws, turned off; `udp_jax.metrics.given` documents them.
 GIVEN = {
   "clip": "",
   "clip_template": "a painting by {}",
@@ -45,39 +45,39 @@ ADAPTIVE = {"transforms": "identity,jpeg,resize,blur,noise"}
 
 
 def matrix(title: str, *, model: str = "") -> ConfigDict:
-  """Everything that a matrix may set, at its default.
+  """A matrix, with every setting at its default.
 
   Args:
-    title: of the report.
+    title: title of the report.
     model: folder of the model that is attacked and used, or "tiny_ldm".
   """
   config = ConfigDict()
   config.title = title
   config.notice = ""
   config.seed = 0
-  # Which entries of protections, purifiers and threats; "clean", "random_noise" and "none" always.
+  # Entries of protections, purifiers and threats; "clean", "random_noise" and "none" are added.
   config.rows = ()
   config.use_purifiers = ()
   config.use_threats = ()
-  # Repeats of every threat.
+  # One run of each threat per seed.
   config.seeds = (0,)
   # Budget and step in 8-bit levels of the saved file, for all rows that set no smaller ones.
   config.radius_255 = 8.0
   config.step_size_255 = 1.0
-  # How much of the budget flat areas are spared, in [0, 1]: see `ops.visibility`.
+  # How far flat areas are spared, in [0, 1]: see `ops.visibility`.
   config.spare_flat = 0.0
   config.num_rounds = 100
   config.global_batch_size = 8
-  # Of each trained model.
+  # Number of samples of each trained model.
   config.num_samples = 64
-  # What protections and threats are told of a picture; "{label}" is the name of its class.
+  # Prompt for each picture, in protections and threats; "{label}" is the name of its class.
   config.prompt = "a photo"
   config.negative_prompt = ""
 
   config.data = ConfigDict(
     {"source": "", "image_size": 0, "limit": 0, "holdout": 0.25, "classes": (), "strict": False}
   )
-  # image_size: for models that are made for another; 0 for the model's own.
+  # image_size: side in pixels; 0 for the model's own size.
   config.model = ConfigDict({"path": model, "image_size": 0})
 
   config.protections = ConfigDict({"random_noise": {"distribution": "uniform"}})
@@ -86,12 +86,12 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
 
   config.evaluation = ConfigDict(
     {
-      # "" for none: no classifier, and of trained models their losses alone.
+      # "" for none; then there is no style classifier, and trained models have only losses.
       "features": "efficientnet_lite0",
       "weights": "",
       "perceptual": "effnet_lite0_distance",
       "perceptual_weights": "",
-      # Timesteps and noises a picture, for denoising losses.
+      # (timestep, noise) pairs per picture, for denoising losses.
       "loss_draws": 32,
       "bootstrap": 1000,
     }
@@ -101,7 +101,7 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   config.performance = ConfigDict(
     {
       "dtype": "float32",
-      # "" is float32; the backend's default.
+      # "" is float32; in the fields below, it is the backend's default.
       "frozen_dtype": "",
       "conv_method": "",
       "attention": "",
@@ -119,7 +119,7 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
 
 
 def stable_diffusion(title: str) -> ConfigDict:
-  """For a model of Stable Diffusion's size on an accelerator; its folder is given by a flag."""
+  """A matrix for a model of Stable Diffusion's size on an accelerator; a flag gives its folder."""
   config = matrix(title)
   config.global_batch_size = 4
   config.seeds = (0, 1)
@@ -129,7 +129,7 @@ def stable_diffusion(title: str) -> ConfigDict:
 
 
 def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
-  """Applies the `:smoke` variant: every part of the run in seconds, the numbers without meaning."""
+  """Applies the `:smoke` variant: runs every part in seconds; the numbers mean nothing."""
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
     config.model.update({"path": PACKAGED, "image_size": 0})

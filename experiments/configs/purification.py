@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from ml_collections import ConfigDict
 
 
 def purification(method: str, **options: Any) -> ConfigDict:
-  """One purifier with all of its options, those not given at their defaults.
+  """Returns one purifier with all of its options; options that are not given have their default.
 
   Raises:
-    ConfigError: an unknown method.
+    ConfigError: the method is unknown.
   """
-  from udp_jax import lookup
+  from udp_jax import registry
 
   config = ConfigDict()
   config.method = method
   config.seed = 0
-  parameters = inspect.signature(lookup.constructor("udp_jax.purifiers", method)).parameters
-  # Conditioning is an array, made of --prompt.
+  known = registry.fields(registry.constructor("udp_jax.purifiers", method))
+  # `cond` is left out: it is an array, made from --prompt.
   config.options = ConfigDict(
     {
-      p.name: p.default
-      for p in parameters.values()
-      if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and p.name != "cond"
+      name: field.default
+      for name, field in known.items()
+      if field.default is not registry.REQUIRED and name != "cond"
     }
   )
   with config.options.unlocked():
@@ -36,7 +35,7 @@ def purification(method: str, **options: Any) -> ConfigDict:
   config.performance = ConfigDict(
     {
       "dtype": "float32",
-      # "" is the backend's default.
+      # "" uses the backend's default.
       "conv_method": "",
       "attention": "",
       "vae_attention": "",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.configs import benchmark
-from udp_jax.benchmark import models, serve
+from udp_jax.benchmark import models
 from udp_jax.errors import ConfigError
 
 
@@ -32,23 +32,3 @@ def test_weights_have_no_zeros() -> None:
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
   assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(params))
-
-
-def test_the_seat_goes_to_who_does_the_work() -> None:
-  class Player:
-    def __init__(self, name: str):
-      self._name = name
-
-    def prepare(self, works, **spec):
-      return {"name": self._name, "works": works, **spec}
-
-    def run(self, work):
-      return {"by": self._name, "work": work}
-
-    memory = run
-
-  handlers = serve.racing({"impress": lambda: Player("special")}, lambda: Player("usual"))
-  assert handlers["prepare"](["min", "max"], batch=2)["name"] == "usual"
-  assert handlers["run"]("max") == {"by": "usual", "work": "max"}
-  assert handlers["prepare"](["impress"])["name"] == "special"
-  assert handlers["memory"]("impress")["by"] == "special"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from udp_jax.data import captions
-from udp_jax.data.folder import ImageFile
+from udp_jax.data.listing import ImageFile
 from udp_jax.errors import BadDataError
 
 

@@ -98,7 +98,10 @@ def test_what_reading_changes_is_said_once_for_all_pictures(
     "16-bit reduced to 8": 1,
   }
   made = manifest.write_folder(
-    tmp_path / "out", loaded.images, loaded.names, metadata=loaded.metadata
+    tmp_path / "out",
+    loaded.images,
+    loaded.names,
+    details=manifest.Details(metadata=loaded.metadata),
   )
   assert made is not None
   assert made["images"][2]["notes"] == ["first of 2 frames"]
@@ -115,7 +118,10 @@ def test_a_name_that_is_not_utf8_is_read_and_can_be_written(tmp_path: Path) -> N
   assert loaded.names == ("%83C", "%FF/b\x1b[31m")
   assert loaded.metadata is not None and naming.NOT_UTF8 in loaded.metadata[0].notes
   made = manifest.write_folder(
-    tmp_path / "out", loaded.images, loaded.names, metadata=loaded.metadata
+    tmp_path / "out",
+    loaded.images,
+    loaded.names,
+    details=manifest.Details(metadata=loaded.metadata),
   )
   assert made is not None and (tmp_path / "out/%83C.png").is_file()
 
@@ -136,7 +142,10 @@ def test_captions_go_along_with_the_pictures_that_are_chosen(tmp_path: Path) -> 
   (tmp_path / "a.txt").write_text("both")
   loaded = sources.load(tmp_path)
   written = manifest.write_folder(
-    tmp_path / "out", loaded.images, loaded.names, metadata=loaded.metadata, beside=loaded.beside
+    tmp_path / "out",
+    loaded.images,
+    loaded.names,
+    details=manifest.Details(metadata=loaded.metadata, beside=loaded.beside),
   )
   assert written is not None
   assert [entry["file"] for entry in written["captions"]] == ["a.jpg.txt", "a.txt", "metadata.csv"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from udp_jax.data import image_set, sources
+from udp_jax.data import image_set, naming, sources
 from udp_jax.errors import ConfigError
 
 
 def _set(count: int = 20, groups: np.ndarray | None = None, labels: np.ndarray | None = None):
   images = np.arange(count * 12, dtype=np.uint32).reshape(count, 2, 2, 3).astype(np.uint8)
-  return image_set.finish(
-    images, [f"{i:02d}" for i in range(count)], "test", groups=groups, labels=labels
-  )
+  names = [f"{i:02d}" for i in range(count)]
+  read = image_set.ImageSet(images, names, groups=groups, labels=labels)
+  return image_set.finish(read, "test")
 
 
 def test_take_keeps_everything_in_step() -> None:
@@ -75,8 +75,8 @@ def test_impossible_split(holdout: int) -> None:
   "name", ["", "/a", "../a", "a/../../b", "a//b", ".a", "a/.b", "a\0b", None]
 )
 def test_unsafe_names(name: str) -> None:
-  assert not image_set.is_safe_name(name)
+  assert not naming.is_safe_name(name)
 
 
 def test_safe_names() -> None:
-  assert all(image_set.is_safe_name(name) for name in ("a", "a/b.c", "A: b", "é/1"))
+  assert all(naming.is_safe_name(name) for name in ("a", "a/b.c", "A: b", "é/1"))

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from udp_jax.data import files, images
+from udp_jax.data import images
 from udp_jax.errors import BadDataError, MissingDataError, OutputError
+from udp_jax.runtime import files
 
 
 def _pixels(height: int = 24, width: int = 36, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udp_jax.data import manifest, originals, output, picture_folder
+from udp_jax.data import manifest, marks, originals, picture_files, picture_folder
 from udp_jax.data.images import Picture
 from udp_jax.errors import OutputError
 
@@ -31,7 +31,7 @@ def _picture(path: Path, seed: int) -> Path:
 
 
 def _sources(folder: Path) -> dict[str, dict[str, Any]]:
-  found = picture_folder.list_pictures(folder)
+  found = picture_files.list_pictures(folder)
   place = str(folder.resolve())
   return {file.name: picture_folder.source_of(file, folder=place) for file in found.files}
 
@@ -275,7 +275,7 @@ def test_an_edited_manifest_is_refused(made, edit, words: str) -> None:
 
 def test_the_journal_is_gone_at_the_end(made) -> None:
   assert sorted(os.listdir(made[0])) == ["a.png", "b.png", "manifest.json"]
-  assert output.is_complete(made[0])
+  assert marks.is_complete(made[0])
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ def test_read_folder_returns_what_was_written(tmp_path: Path) -> None:
   alphas = (None, np.full((16, 16), 7, np.uint8), None)
   profile = b"\0" * 16 + b"RGB " + b"\0" * 100
   metadata = [image_set.Metadata("x.jpg", icc_profile=profile)] + [image_set.Metadata("y")] * 2
-  _write(tmp_path / "o", alphas=alphas, metadata=metadata, record={"origin": {"source": "s"}})
+  details = manifest.Details(alphas=alphas, metadata=metadata)
+  _write(tmp_path / "o", details=details, record={"origin": {"source": "s"}})
   read, record = manifest.read_folder(tmp_path / "o")
   assert record is not None and record["complete"]
   assert read.names == NAMES
@@ -313,7 +314,8 @@ def test_wrong_pixels_on_disk_are_noticed(tmp_path: Path, monkeypatch: pytest.Mo
     ({"names": ("a", "a", "b")}, "unique"),
     ({"names": ("a", "b", "../c")}, "leaves the folder"),
     ({"clean": _clean(8)}, "clean must be"),
-    ({"alphas": [None]}, "1 alphas"),
+    ({"details": manifest.Details(alphas=[None])}, "1 alphas"),
+    ({"details": manifest.Details(metadata=[image_set.Metadata("")])}, "1 metadata"),
     ({"record": {"images": []}}, "may not set images"),
     ({"record": {"config": object()}}, "JSON"),
     ({"record": {"loss": float("nan")}}, "JSON"),

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udp_jax.data import masks, picture_folder
+from udp_jax.data import masks, picture_files
 from udp_jax.errors import BadDataError, MissingDataError
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> tuple[picture_folder.PictureFile, ...]:
+def pictures(tmp_path: Path) -> tuple[picture_files.PictureFile, ...]:
   folder = tmp_path / "pictures"
   (folder / "sub").mkdir(parents=True)
   Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder / "one.jpg")
   Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder / "sub" / "two.png")
-  return picture_folder.list_pictures(folder).files
+  return picture_files.list_pictures(folder).files
 
 
 def _levels() -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udp_jax.data import naming, picture_folder
+from udp_jax.data import images, naming, picture_files, picture_folder
 from udp_jax.data.naming import unique_names
 from udp_jax.data.verify import verify
 
@@ -67,10 +67,10 @@ def test_verify_finds_the_counterparts_of_all_of_them(tmp_path: Path) -> None:
   for seed, name in enumerate(names):
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(source / name)
-  found = picture_folder.list_pictures(source)
+  found = picture_files.list_pictures(source)
   picture_folder.claim(output, [file.name for file in found.files])
   for file in found.files:
-    picture = picture_folder.read(file.path)
+    picture = images.read_large(file.path)
     picture_folder.write(output, tmp_path / "records", file.name, picture)
   assert sorted(p.relative_to(output).as_posix() for p in output.rglob("*.png") if p.is_file()) == [
     "a.jpg.png",
@@ -80,7 +80,7 @@ def test_verify_finds_the_counterparts_of_all_of_them(tmp_path: Path) -> None:
     f"{unicodedata.normalize('NFD', CAFE)}.png",
   ]
   np.testing.assert_array_equal(
-    picture_folder.read(output / "c.png").pixels, picture_folder.read(source / "c.png").pixels
+    images.read_large(output / "c.png").pixels, images.read_large(source / "c.png").pixels
   )
   # As after a copy to a file system that stores accents in another way.
   (output / f"{unicodedata.normalize('NFD', CAFE)}.png").rename(output / f"{CAFE}.png")

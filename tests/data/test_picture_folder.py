@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udp_jax.data import picture_folder
+from udp_jax.data import picture_files, picture_folder
 from udp_jax.data.images import Picture
 from udp_jax.errors import BadDataError, MissingDataError, OutputError
 
@@ -29,7 +29,7 @@ def test_pictures_of_different_sizes_are_listed_upright(tmp_path: Path) -> None:
   _save(tmp_path / "b.png", 0, 1, 1)
   _save(tmp_path / "a" / "x.jpg", 1, 5, 9, exif=exif)
   (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-  found = picture_folder.list_pictures(tmp_path)
+  found = picture_files.list_pictures(tmp_path)
   assert [(f.name, f.relative, f.height, f.width) for f in found.files] == [
     ("a/x", "a/x.jpg", 9, 5),
     ("b", "b.png", 1, 1),
@@ -37,10 +37,10 @@ def test_pictures_of_different_sizes_are_listed_upright(tmp_path: Path) -> None:
   assert found.origin["count"] == 2
   assert [file for file, _ in found.origin["skipped"]] == ["a/broken.png"]
   with pytest.raises(BadDataError, match=r"broken\.png"):
-    picture_folder.list_pictures(tmp_path, strict=True)
+    picture_files.list_pictures(tmp_path, strict=True)
   (tmp_path / "empty").mkdir()
   with pytest.raises(MissingDataError, match="no images in it"):
-    picture_folder.list_pictures(tmp_path / "empty")
+    picture_files.list_pictures(tmp_path / "empty")
 
 
 def test_identity_is_that_of_pixels_transparency_and_names(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_identity_is_that_of_pixels_transparency_and_names(tmp_path: Path) -> No
     if alpha is not None:
       pixels = np.concatenate([pixels, np.full((4, 6, 1), alpha, np.uint8)], -1)
     Image.fromarray(pixels).save(folder / f"{name}.png")
-    return picture_folder.list_pictures(folder).origin["sha256"]
+    return picture_files.list_pictures(folder).origin["sha256"]
 
   assert identity("a") == identity("a")
   assert len({identity("a"), identity("b"), identity("a", 0), identity("a", 9)}) == 4
@@ -61,8 +61,8 @@ def test_identity_is_that_of_pixels_transparency_and_names(tmp_path: Path) -> No
 def test_limit_is_that_of_other_sources(tmp_path: Path) -> None:
   for i in range(6):
     _save(tmp_path / f"{i}.png", i, i + 1, 3)
-  few = picture_folder.list_pictures(tmp_path, limit=3, seed=1)
-  assert len(few.files) == 3 and few == picture_folder.list_pictures(tmp_path, limit=3, seed=1)
+  few = picture_files.list_pictures(tmp_path, limit=3, seed=1)
+  assert len(few.files) == 3 and few == picture_files.list_pictures(tmp_path, limit=3, seed=1)
   assert [f.name for f in few.files] == sorted(f.name for f in few.files)
 
 
@@ -74,8 +74,9 @@ def test_written_files_are_measured_and_recorded(tmp_path: Path) -> None:
   changed[299, 6, 2] += 4
   alpha = _pixels(1, 300, 7)[..., 0]
   picture_folder.claim(folder, ["a/x", "y"])
+  bound = picture_folder.Bound(9)
   first = picture_folder.write(
-    folder, records, "a/x", Picture(changed, alpha), clean=clean, radius_255=9
+    folder, records, "a/x", Picture(changed, alpha), clean=clean, bound=bound
   )
   assert first | {"sha256": ""} == {
     "file": "a/x.png",
@@ -101,7 +102,9 @@ def test_file_over_the_budget_is_a_bug(tmp_path: Path) -> None:
   clean = np.zeros((2, 2, 3), np.uint8)
   with pytest.raises(RuntimeError, match="10 levels from its clean image, over the budget of 9"):
     picture_folder.write(
-      tmp_path, tmp_path / "records", "x", Picture(clean + 10), clean=clean, radius_255=9
+      *(tmp_path, tmp_path / "records", "x", Picture(clean + 10)),
+      clean=clean,
+      bound=picture_folder.Bound(9),
     )
   assert picture_folder.finished(tmp_path, tmp_path / "records", ["x"]) == {}
 

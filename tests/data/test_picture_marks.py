@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udp_jax.data import metadata, picture_marks
+from udp_jax.data import picture_marks
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]
 
@@ -47,7 +47,7 @@ HIDDEN = {
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("form", sorted(HIDDEN))
 def test_pictures_are_found(kind: str, form: str) -> None:
-  assert metadata.holds_picture(HIDDEN[form](_picture(kind)))
+  assert picture_marks.found(HIDDEN[form](_picture(kind)))
 
 
 HARMLESS = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import pkgutil
 import subprocess
@@ -17,27 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from absl import flags
-from PIL import Image
 
 import experiments
 from experiments import _cli
-from udp_jax.data import folder, locks, manifest, output, places, work_folder
-from udp_jax.errors import ConfigError, MissingDataError, OutputError
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _picture(path: Path, seed: int = 0) -> Path:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
-  Image.fromarray(pixels).save(path)
-  return path
-
-
-def _finished(place: Path, record: dict[str, Any] | None = None, names=("a", "b")) -> Path:
-  pixels = np.random.default_rng(0).integers(0, 256, (len(names), 8, 9, 3), dtype=np.uint8)
-  manifest.write_folder(place, pixels, names, record=record or {"method": "x"})
-  return place
+from tests.data.made import ROOT, finished_folder, save_picture
+from udp_jax.data import clearing, folder, manifest, marks, places
+from udp_jax.errors import ConfigError, OutputError
+from udp_jax.runtime import locks, workdir
 
 
 @pytest.mark.parametrize("role", ["outputs", "work"])
@@ -59,8 +44,8 @@ def test_what_is_read_and_what_is_written_keep_apart(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str, read: str, written: str, words: str
 ) -> None:
   monkeypatch.chdir(tmp_path)
-  _picture(tmp_path / "in" / "a.png")
-  _picture(tmp_path / "out.work" / "clean" / "a.png")
+  save_picture(tmp_path / "in" / "a.png")
+  save_picture(tmp_path / "out.work" / "clean" / "a.png")
   (tmp_path / "link").symlink_to("in")
   before = sorted(tmp_path.rglob("*"))
   inside = places.use(pictures={"--input": read}, **{role: {"--there": written}})
@@ -88,7 +73,7 @@ def test_what_is_harmless_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyP
   """A file, a model or an archive in the folder where the output stands; `~`; "."."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("HOME", str(tmp_path))
-  _picture(tmp_path / "start.png")
+  save_picture(tmp_path / "start.png")
   (tmp_path / "data.npz").touch()
   (tmp_path / "empty").mkdir()
   with places.use(
@@ -106,16 +91,16 @@ def test_what_is_harmless_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_configs_name_places_as_flags_do(tmp_path: Path) -> None:
   config = _cli.get_config("eudp", "demo:smoke")
   assert places.from_config(config) == {}
-  _picture(tmp_path / "in" / "a.png")
+  save_picture(tmp_path / "in" / "a.png")
   config.data.source = f"folder:{tmp_path / 'in'}"
   inside = places.use(config=config, work={"--workdir": tmp_path / "in" / "run"})
   with pytest.raises(OutputError, match=r"--workdir .* lies in config\.data\.source"), inside:
     pytest.fail("the run began")
 
 
-# The entry points.
-
 _PLACES = {"input", "output", "workdir", "json", "clean", "protected", "real", "samples"}
+
+
 # What each needs beside its places; an entry point that is new may need a line here.
 _WORDS: dict[str, list[str]] = {
   "benchmark": ["--config=default:smoke"],
@@ -226,13 +211,13 @@ def test_every_entry_point_asks_the_guard_first(
 def test_nothing_is_written_into_the_folders_of_another_run(
   tmp_path: Path, role: str, place: str, words: str
 ) -> None:
-  _finished(tmp_path / "out")
-  _finished(tmp_path / "out.work" / "clean", {"method": "clean"})
-  _finished(tmp_path / "elsewhere", {"method": "clean"})
-  work_folder.mark(tmp_path / "out.work")
+  finished_folder(tmp_path / "out")
+  finished_folder(tmp_path / "out.work" / "clean", {"method": "clean"})
+  finished_folder(tmp_path / "elsewhere", {"method": "clean"})
+  workdir.mark(tmp_path / "out.work")
   (tmp_path / "link").symlink_to("out.work")
   (tmp_path / "half").mkdir()
-  (tmp_path / "half" / output.INCOMPLETE).write_text('{"files": ["c.png"]}')
+  (tmp_path / "half" / marks.INCOMPLETE).write_text('{"files": ["c.png"]}')
   (tmp_path / "old.work").mkdir()
   (tmp_path / "old.work" / "config.json").write_text('{"data": {}, "seed": 0, "performance": {}}')
   before = sorted(tmp_path.rglob("*"))
@@ -247,9 +232,6 @@ def test_nothing_is_written_into_the_folders_of_another_run(
     reports={"--json": tmp_path / "old.work" / "report.json"},
   ):
     pass
-
-
-# Spellings, and what others may see of them.
 
 
 def test_a_place_has_many_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,18 +252,20 @@ def test_a_place_has_many_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_work_folder_belongs_to_a_place_and_not_to_its_spelling(
   tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-  from udp_jax import purifying, run_config
   from udp_jax.data import image_set
+  from udp_jax.stages import purify
+  from udp_jax.studies import settings as settings_lib
 
   for place in ("one/r", "one/m", "two/r", "elsewhere"):
     (tmp_path / place).mkdir(parents=True)
   config = _cli.get_config("eudp", "demo:smoke")
-  pictures = image_set.finish(np.zeros((1, 8, 8, 3), np.uint8), ["a"], "folder r")
+  pictures = image_set.ImageSet(np.zeros((1, 8, 8, 3), np.uint8), ["a"])
+  pictures = image_set.finish(pictures, "folder r")
   work = tmp_path / "work"
 
   def check(source: str, model: str = "m", place: Path = work) -> None:
     config.data.source, config.model.path = source, model
-    run_config.check(config, place, pictures)
+    settings_lib.check(config, place, pictures)
 
   monkeypatch.chdir(tmp_path / "one")
   for number, first in enumerate(("r", "folder:r/", str(tmp_path / "one" / "r"))):
@@ -298,10 +282,10 @@ def test_a_work_folder_belongs_to_a_place_and_not_to_its_spelling(
       check(source, model)
   monkeypatch.chdir(tmp_path / "one")
   settings = {"method": "x", "options": {}, "model": "m", "seed": 0, "pictures": 1}
-  purifying._check_settings(tmp_path / "pure", settings, False)
-  purifying._check_settings(tmp_path / "pure", settings | {"model": f"{tmp_path}/one/m/"}, False)
+  purify._check_settings(tmp_path / "pure", settings, False)
+  purify._check_settings(tmp_path / "pure", settings | {"model": f"{tmp_path}/one/m/"}, False)
   with pytest.raises(ConfigError, match="other settings"):
-    purifying._check_settings(tmp_path / "pure", settings | {"model": "../two/m"}, False)
+    purify._check_settings(tmp_path / "pure", settings | {"model": "../two/m"}, False)
 
 
 def test_what_leaves_names_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,9 +336,6 @@ def test_what_leaves_names_no_folders(tmp_path: Path, monkeypatch: pytest.Monkey
   assert places.published(said, tmp_path / "out") == said
 
 
-# Locks.
-
-
 def test_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(locks, "_PATIENCE_S", 0.1)
   place = tmp_path / "new" / "out"
@@ -368,178 +349,11 @@ def test_one_run_for_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
       assert " since 20" in str(caught.value) and caught.value.exit_code == 4
     manifest.check_output(place)
     assert place.is_dir()
-    _finished(place)
+    finished_folder(place)
   assert sorted(os.listdir(place)) == ["a.png", "b.png", "manifest.json"]
   with places.use(outputs={"--output": tmp_path / "other" / "out"}):
     pass
   assert not (tmp_path / "other").exists()
-
-
-_HOLD = """
-import sys, time
-from pathlib import Path
-from udp_jax.data import locks
-from udp_jax.errors import OutputError
-locks._PATIENCE_S = float(sys.argv[2])
-try:
-  lock = locks.acquire(Path(sys.argv[1]))
-except OutputError as error:
-  print(error)
-  sys.exit(4)
-print("held", flush=True)
-time.sleep(float(sys.argv[3]))
-locks.release(lock)
-"""
-
-
-def _hold(place: Path, patience: float, seconds: float) -> subprocess.Popen:
-  words = [sys.executable, "-c", _HOLD, str(place), str(patience), str(seconds)]
-  return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-
-
-def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
-  place = tmp_path / "out"
-  first = _hold(place, 0, 600)
-  assert first.stdout is not None and first.stdout.readline() == "held\n"
-  second = _hold(place, 0.2, 0)
-  said, _ = second.communicate(timeout=60)
-  assert second.returncode == 4 and f"in use by process {first.pid}" in said
-  assert len(said.splitlines()) == 1
-  first.kill()
-  first.wait()
-  first.stdout.close()
-  assert (place / locks.LOCK).exists()  # Nobody's now.
-  lock = locks.acquire(place)
-  assert lock is not None
-  locks.release(lock)
-  assert os.listdir(place) == []
-
-
-def test_of_many_that_start_together_one_at_a_time_runs(tmp_path: Path) -> None:
-  """The file is removed by everyone who held it: a lock on a removed file must not count."""
-  place = tmp_path / "out"
-  started = [_hold(place, 0.3, 2.0) for _ in range(4)]
-  said = [process.communicate(timeout=60)[0] for process in started]
-  assert [process.returncode for process in started].count(0) >= 1
-  assert all("held" in text or "in use by" in text for text in said)
-  # Of two that overlap, the second found the folder there: it may stay, without the lock's file.
-  assert not place.exists() or os.listdir(place) == []
-
-
-def test_a_lock_on_a_file_that_was_removed_does_not_count(tmp_path: Path) -> None:
-  place = tmp_path / "out"
-  lock = locks.acquire(place)
-  assert lock is not None
-  (place / locks.LOCK).unlink()  # As a run that ends does, before it lets go.
-  second = locks.acquire(place)
-  assert second is not None
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(locks, "_PATIENCE_S", 0.1)
-    with pytest.raises(OutputError, match="in use by process"):
-      locks.acquire(place)
-  for held in (second, lock):
-    locks.release(held)
-
-
-def test_file_systems_without_locks_are_named(
-  tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-  import errno
-
-  def none(descriptor: int, operation: int) -> None:
-    raise OSError(errno.ENOLCK, "No locks available")
-
-  monkeypatch.setattr(locks.fcntl, "flock", none)
-  with places.use(outputs={"--output": tmp_path / "out"}):
-    assert not (tmp_path / "out" / locks.LOCK).exists()
-  assert "its file system has no locks; do not start a second run on it" in caplog.text
-
-
-# Inputs that are ours.
-
-
-def test_nested_folders_of_ours_are_left_out(
-  tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-  source = tmp_path / "in"
-  _picture(source / "mine.png")
-  _picture(source / "album" / "also.png")
-  _finished(source / "out")
-  _picture(source / "half" / "c.png")
-  (source / "half" / output.INCOMPLETE).write_text('{"files": ["c.png"]}')
-  _picture(source / "out.work" / "photographs" / "d.png")
-  work_folder.mark(source / "out.work")
-  _picture(source / "old.work" / "clean" / "e.png")
-  (source / "old.work" / "config.json").write_text('{"data": {}, "seed": 0, "performance": {}}')
-  _picture(source / "theirs" / "f.png")
-  (source / "theirs" / "config.json").write_text('{"theme": "dark"}')
-  found = folder.scan(source)
-  assert [file.name for file in found.files] == ["album/also", "mine", "theirs/f"]
-  assert found.left_out == ("half", "old.work", "out", "out.work")
-  (line,) = caplog.messages
-  assert line.endswith("left out 4 folders that udp_jax wrote: half, old.work, out, out.work")
-  loaded = folder.load_folder(
-    source, image_size=None, limit=None, seed=0, strict=False, classes=None
-  )
-  assert loaded.origin["left_out"] == ["half", "old.work", "out", "out.work"]
-  for name in ("mine.png", "album/also.png", "theirs/f.png"):
-    (source / name).unlink()
-  with pytest.raises(MissingDataError, match="no images in it but in 4 folders that udp_jax wrote"):
-    folder.load_folder(source, image_size=None, limit=None, seed=0, strict=False, classes=None)
-
-
-def test_links_to_what_is_ours_are_left_out(
-  tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-  source = tmp_path / "in"
-  _picture(source / "mine.png")
-  _picture(tmp_path / "theirs" / "x.png")
-  ours = _finished(tmp_path / "out", names=("a", "sub/b"))
-  (source / "theirs.png").symlink_to("../theirs/x.png")
-  (source / "z.png").symlink_to("../out/a.png")
-  (source / "part").symlink_to("../out/sub")
-  found = folder.scan(source)
-  assert [file.name for file in found.files] == ["mine", "theirs"]
-  assert found.linked == ("z.png",) and found.left_out == ("part",)
-  assert any(
-    line.endswith("left out 1 links to what udp_jax wrote: z.png") for line in caplog.messages
-  )
-  loaded = folder.load_folder(
-    source, image_size=None, limit=None, seed=0, strict=False, classes=None
-  )
-  assert loaded.origin["linked"] == ["z.png"]
-  # A folder of ours that is asked for is read, links within it and all.
-  (tmp_path / "again").symlink_to("out")
-  (ours / "sub" / "c.png").symlink_to("../a.png")
-  for place in (ours, tmp_path / "again"):
-    assert [file.name for file in folder.scan(place).files] == ["a", "sub/b", "sub/c"]
-  assert [file.name for file in folder.scan(ours / "sub").files] == ["b", "c"]
-  for name in ("mine.png", "theirs.png", "part"):
-    (source / name).unlink()
-  with pytest.raises(MissingDataError, match=r"1 links to what udp_jax wrote \(z\.png\)"):
-    folder.load_folder(source, image_size=None, limit=None, seed=0, strict=False, classes=None)
-
-
-def test_hidden_pictures_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-  for name in (".dot.png", ".hid/p0.png", ".hid/deep/p1.JPG", "sub/.x.heic"):
-    (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "in" / name).touch()
-  for name in ("._mine.png", ".DS_Store", ".hid/notes.txt", ".hid/._p0.png", ".udp-lock"):
-    (tmp_path / "in" / name).touch()
-  with pytest.raises(MissingDataError, match=r"no images in it .4 hidden ones are passed over"):
-    folder.load_folder(
-      tmp_path / "in", image_size=None, limit=None, seed=0, strict=False, classes=None
-    )
-  _picture(tmp_path / "in" / "mine.png")
-  caplog.clear()
-  found = folder.scan(tmp_path / "in")
-  assert found.hidden == (".dot.png", ".hid/deep/p1.JPG", ".hid/p0.png", "sub/.x.heic")
-  (line,) = caplog.messages
-  assert "passed over 4 hidden pictures: .dot.png, .hid/deep/p1.JPG" in line
-  loaded = folder.load_folder(
-    tmp_path / "in", image_size=None, limit=None, seed=0, strict=False, classes=None
-  )
-  assert loaded.origin["hidden"] == 4 and loaded.names == ("mine",)
 
 
 @pytest.mark.parametrize(
@@ -554,7 +368,7 @@ def test_hidden_pictures_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_an_input_of_ours_is_named(
   tmp_path: Path, caplog: pytest.LogCaptureFixture, record: dict, words: str
 ) -> None:
-  place = _finished(tmp_path / "ours", record)
+  place = finished_folder(tmp_path / "ours", record)
   for protects, level in ((True, "WARNING"), (False, "INFO")):
     caplog.clear()
     with caplog.at_level("INFO"), places.use(pictures={"--input": place}, protects=protects):
@@ -566,28 +380,6 @@ def test_an_input_of_ours_is_named(
   )
   assert words in loaded.origin["input_is"]
   assert loaded.names == ("a", "b")
-
-
-# What may be replaced.
-
-
-def test_overwriting_spares_what_somebody_put_there(tmp_path: Path) -> None:
-  place = _finished(tmp_path / "out")
-  mine = _picture(place / "a.png", seed=9).read_bytes()
-  for extend in (False, True):
-    with pytest.raises(OutputError, match=r"a\.png is not the file that its manifest.json names"):
-      manifest.check_output(place, overwrite=not extend, extend=extend)
-  with pytest.raises(OutputError, match=r"a\.png is not the file"):
-    manifest.write_folder(place, np.zeros((1, 8, 8, 3), np.uint8), ["z"], overwrite=True)
-  assert (place / "a.png").read_bytes() == mine and (place / "b.png").exists()
-  (place / "a.png").unlink()  # Moved away.
-  (place / "b.png").write_bytes(b"")  # Nothing that could be lost.
-  with pytest.raises(
-    OutputError, match=r"finished output .* of which a\.png is missing or not as it was .2 "
-  ):
-    manifest.check_output(place)
-  manifest.write_folder(place, np.zeros((1, 8, 8, 3), np.uint8), ["z"], overwrite=True)
-  assert sorted(os.listdir(place)) == ["manifest.json", "z.png"]
 
 
 @pytest.mark.parametrize(
@@ -620,7 +412,7 @@ def test_reports_replace_reports_alone(tmp_path: Path, content: str, ours: bool)
 
 
 def test_devices_and_pipes_take_reports_as_they_are(tmp_path: Path) -> None:
-  from udp_jax.data import files
+  from udp_jax.runtime import files
 
   pipe = tmp_path / "pipe"
   os.mkfifo(pipe)
@@ -637,85 +429,14 @@ def test_devices_and_pipes_take_reports_as_they_are(tmp_path: Path) -> None:
 def test_a_folder_in_use_by_others_is_no_work_folder(tmp_path: Path) -> None:
   (tmp_path / "home").mkdir()
   (tmp_path / "home" / "notes.txt").touch()
-  work_folder.check(tmp_path / "home")
+  workdir.check(tmp_path / "home")
   (tmp_path / "home" / "config.json").write_text('{"theme": "dark"}')
   inside = places.use(work={"--workdir": tmp_path / "home"})
   with pytest.raises(OutputError, match="no work folder of ours and holds config.json"), inside:
     pytest.fail("the run began")
   with pytest.raises(OutputError, match="no work folder of ours"):
-    work_folder.clear(tmp_path / "home")
+    clearing.clear(tmp_path / "home")
   assert len(os.listdir(tmp_path / "home")) == 2
-
-
-def _work(tmp_path: Path, *, sources: bool = True) -> tuple[Path, Path]:
-  """A work folder as a run leaves it, and the folder of its pictures."""
-  from udp_jax import pictures
-  from udp_jax.data import picture_folder
-
-  work, source = tmp_path / "out.work", tmp_path / "in"
-  for number, name in enumerate("ab"):
-    _picture(source / f"{name}.png", number)
-  pictures._write_clean(picture_folder.list_pictures(source), work, progress=False)
-  if not sources:  # As older versions did.
-    for path in [work / "clean" / "manifest.json", *(work / "stages").rglob("*.json")]:
-      content = json.loads(path.read_text())
-      for entry in content.get("images", [content]):
-        entry.pop("source")
-      path.write_text(json.dumps(content))
-  (work / "stages" / "protect_x" / "checkpoints" / "3").mkdir(parents=True)
-  (work / "stages" / "protect_x" / "checkpoints" / "3" / "state").touch()
-  (work / "stages" / "protect_x" / "metrics.jsonl").touch()
-  (work / "config.json").write_text('{"data": {}, "seed": 0, "performance": {}}')
-  return work, source
-
-
-@pytest.mark.parametrize("sources", [True, False])
-def test_what_a_run_left_is_cleared_and_nothing_else(tmp_path: Path, sources: bool) -> None:
-  work, _ = _work(tmp_path, sources=sources)
-  _picture(work / "stages" / "protect_x" / "checkpoints" / "saved.png")
-  (work / "notes.txt").touch()
-  work_folder.clear(work)
-  left = {path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()}
-  assert left == {"stages/protect_x/checkpoints/saved.png", "notes.txt"}
-
-
-@pytest.mark.parametrize("sources", [True, False])
-@pytest.mark.parametrize("case", ["gone", "changed", "folder gone"])
-def test_the_last_copy_of_a_picture_is_never_deleted(
-  tmp_path: Path, sources: bool, case: str
-) -> None:
-  work, source = _work(tmp_path, sources=sources)
-  if case == "changed":
-    _picture(source / "b.png", 7)
-  elif case == "gone":
-    (source / "b.png").unlink()
-  else:
-    source.rename(tmp_path / "elsewhere")
-  before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file()}
-  with pytest.raises(OutputError, match=r"\.png may be the last copy of a picture: .*; move them"):
-    work_folder.clear(work)
-  assert {path: path.read_bytes() for path in work.rglob("*") if path.is_file()} == before
-  for file in ("a.png", "b.png"):
-    (work / "clean" / file).unlink()
-  work_folder.clear(work)
-  assert not (work / "clean").exists()
-
-
-def test_a_clean_picture_that_somebody_changed_is_kept(tmp_path: Path) -> None:
-  work, _ = _work(tmp_path)
-  _picture(work / "clean" / "a.png", 5)
-  with pytest.raises(OutputError, match=r"a\.png is not the file that its manifest"):
-    work_folder.clear(work)
-  assert (work / "config.json").exists() and (work / "clean" / "b.png").exists()
-
-
-def test_the_pixels_decide_whether_a_picture_is_there(tmp_path: Path) -> None:
-  work, source = _work(tmp_path)
-  with Image.open(source / "a.png") as image:
-    image.load()
-    image.save(source / "a.png", dpi=(300, 300), compress_level=1)
-  work_folder.clear(work)
-  assert not (work / "clean").exists()
 
 
 def test_guard_is_quick(tmp_path: Path) -> None:

@@ -23,16 +23,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from tests.drill import (
-  budget,
-  hostile,
-  kills,
-  processes,
-  programs,
-  readers,
-  table,
-  together,
-)
+from tests.drill import budget, hostile, kills, processes, programs, readers, table, together
 from tests.drill.ledger import Ledger, Try
 
 PARTS = ("kills", "hostile", "budget", "two")
@@ -231,8 +222,7 @@ def _report(
   memory: Path,
   seconds: float,
 ) -> int:
-  from udp_jax import provenance
-  from udp_jax.data import files
+  from udp_jax.runtime import files, provenance
 
   rows = [table.row(t.part, t.kind, found.of(t.part, t.kind), t.wanted) for t in wanted]
   hardware = provenance.hardware()

@@ -4,7 +4,7 @@ Pictures, transparency, masks and deltas are drawn a batch at a time. Each batch
 one radius, which is a method's own or drawn; every path that a user's picture can take is taken:
 
   sets     `constraints.saved` and `data.manifest.write_folder`, as studies do
-  singles  `tile_batches.protected` and `data.picture_folder.write`, as `experiments.protect` does:
+  singles  `stages.tiles.protected` and `data.picture_folder.write`, as `experiments.protect` does:
            from a clean reference on the disk, by tiles, with masks; the row's radius is another
            than the config's
   not finite   deltas with NaN or infinity anywhere: refused, and nothing is written
@@ -153,8 +153,8 @@ def draw_alpha(generator: np.random.Generator, size: tuple[int, int]) -> np.ndar
 
 def sets(generator: np.random.Generator, count: int, folder: Path) -> list[str]:
   """One set of pictures of one size, written together; one line for each that breaks its budget."""
-  from udp_jax import constraints
   from udp_jax.data import manifest
+  from udp_jax.protections import constraints
 
   size = _SIZES[generator.integers(len(_SIZES))]
   radius_255 = draw_radius(generator)
@@ -168,7 +168,7 @@ def sets(generator: np.random.Generator, count: int, folder: Path) -> list[str]:
     made,
     names,
     clean=clean,
-    alphas=alphas,
+    details=manifest.Details(alphas=alphas),
     record={"method": "drill", "radius_255": radius_255},
   )
   said, changed = [], False
@@ -184,7 +184,6 @@ def sets(generator: np.random.Generator, count: int, folder: Path) -> list[str]:
 
 def singles(generator: np.random.Generator, count: int, folder: Path) -> list[str]:
   """Pictures of all modes one by one, with masks; one line for each that breaks its budget."""
-  from udp_jax import tile_batches
   from udp_jax.data import picture_folder
 
   radius_255 = draw_radius(generator, 1.0)  # A row of a config may not promise less.
@@ -194,12 +193,12 @@ def singles(generator: np.random.Generator, count: int, folder: Path) -> list[st
     copies = min(_DELTAS, count - number * _DELTAS)
     deltas = draw_deltas(generator, (copies, single.grid.num_tiles, _TILE, _TILE, 3), radius_255)
     for copy in range(copies):
-      clean, made = tile_batches.protected(single.job, single.file, single.grid, deltas[copy])
+      clean, made = single.protected(deltas[copy])
       name = f"{number:04d}-{copy:02d}"
       picture_folder.write(
         *(folder / "out", folder / "records", name, made),
         clean=clean.pixels,
-        radius_255=radius_255,
+        bound=picture_folder.Bound(radius_255),
       )
       found, found_alpha = read_again(folder / "out" / f"{name}.png")
       what = broken(single.levels, found, radius_255, single.alpha, found_alpha, single.allowed)
@@ -215,10 +214,11 @@ class _Single:
   """A clean picture of any mode on the disk, perhaps with a mask, and what protecting it needs."""
 
   def __init__(self, generator: np.random.Generator, name: str, radius_255: float, folder: Path):
-    from udp_jax import tile_batches
-    from udp_jax.data import picture_folder
-    from udp_jax.data.picture_folder import PictureFile
+    from udp_jax.data import images, picture_folder
+    from udp_jax.data.picture_files import PictureFile, PictureFolder
     from udp_jax.ops import tiles
+    from udp_jax.stages import tiles as tiles_lib
+    from udp_jax.studies import rows
 
     height, width = _SIZES[generator.integers(len(_SIZES))]
     self.mode = str(generator.choice(["RGB", "RGBA", "L", "LA"]))
@@ -230,7 +230,7 @@ class _Single:
     source = folder / f"{name}.png"
     Image.fromarray(planes[..., 0] if self.mode == "L" else planes).save(source)
     # As `experiments.protect` does: the reference on the disk is what everything starts from.
-    picture_folder.write(folder / "clean", folder / "seen", name, picture_folder.read(source))
+    picture_folder.write(folder / "clean", folder / "seen", name, images.read_large(source))
     self.allowed = np.ones((height, width), bool) if self.alpha is None else self.alpha > 0
     masks = {}
     if generator.random() < 0.5:
@@ -241,10 +241,15 @@ class _Single:
       self.allowed &= mask >= 128
     self.file = PictureFile(name, source, f"{name}.png", height, width, "")
     self.grid = tiles.plan(height, width, _TILE, overlap=_OVERLAP)
-    self.job = tile_batches.Job(
-      *(_config(radius_255), "drill", None, None),  # type: ignore[arg-type]  # No method runs.
-      *(tile_batches.Tiling(_TILE, _OVERLAP), folder / "clean", masks, None),
-    )
+    self.row = rows.row(_config(radius_255), "drill")
+    found = PictureFolder(folder, (self.file,), {})
+    self.pictures = tiles_lib.Pictures(found, tiles_lib.Tiling(_TILE, _OVERLAP), folder, masks)
+
+  def protected(self, deltas: np.ndarray) -> Any:
+    """The clean and the protected picture, from the deltas of its tiles."""
+    from udp_jax.stages import tiles as tiles_lib
+
+    return tiles_lib.protected(self.pictures, self.row, self.file, self.grid, deltas)
 
 
 @functools.cache
@@ -261,7 +266,7 @@ def _config(radius_255: float) -> Any:
 
 def not_finite(generator: np.random.Generator, count: int, folder: Path) -> list[str]:
   """Deltas that hold NaN or infinity somewhere; one line for each that is not refused."""
-  from udp_jax import constraints, tile_batches
+  from udp_jax.protections import constraints
 
   said = []
   for number in range(count):
@@ -278,7 +283,7 @@ def not_finite(generator: np.random.Generator, count: int, folder: Path) -> list
         single = _Single(generator, f"{number:04d}", radius_255, folder)
         delta = draw_deltas(generator, (single.grid.num_tiles, _TILE, _TILE, 3), radius_255)
         delta[..., generator.integers(3)] = bad
-        tile_batches.protected(single.job, single.file, single.grid, delta)
+        single.protected(delta)
     except UserError:
       continue
     said.append(f"a delta with {bad} is saved")
@@ -359,10 +364,10 @@ def _work(kind: str, seed: int, folder: Path) -> None:
   """The worker: a batch for each line of its input."""
   answers = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)
-  from udp_jax import tile_batches
+  from udp_jax.stages import tiles as tiles_lib
 
   # Padded to this many values: a hundred times less work for pictures as small as these.
-  tile_batches._CHUNK = 1 << 11
+  tiles_lib._CHUNK = 1 << 11
   for line in sys.stdin:
     request = json.loads(line)
     start = time.monotonic()

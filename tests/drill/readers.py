@@ -19,8 +19,19 @@ import numpy as np
 from PIL import Image
 
 from tests.drill import mutate, samples
-from udp_jax.data import captions, folder, images, manifest, masks, npz, output, picture_folder
-from udp_jax.data.picture_folder import PictureFile
+from udp_jax.data import (
+  captions,
+  folder,
+  images,
+  manifest,
+  marks,
+  masks,
+  npz,
+  output,
+  picture_files,
+  picture_folder,
+)
+from udp_jax.data.picture_files import PictureFile
 from udp_jax.errors import UserError
 
 # Larger ones are read, but not saved again: that is the time of zlib alone.
@@ -85,11 +96,11 @@ class Folder:
   def check(self) -> None:
     """Raises Finding unless the good files are as they were, and are found and can be used."""
     self.check_good()
-    found = {file.name: file for file in picture_folder.list_pictures(self.input).files}
+    found = {file.name: file for file in picture_files.list_pictures(self.input).files}
     for name, levels in self.pixels.items():
       if name not in found:
         raise Finding(f"good picture {name} is not found any more")
-      picture = picture_folder.read(found[name].path)
+      picture = images.read_large(found[name].path)
       if not np.array_equal(picture.pixels, levels):
         raise Finding(f"good picture {name} is read as something else")
       picture_folder.write(self.out, self.root / "records", name, picture, clean=levels)
@@ -111,16 +122,17 @@ def outcome(use: Callable[[Folder, Path], None], place: Folder, path: Path) -> s
 
 
 def _picture(place: Folder, path: Path) -> None:
-  picture = picture_folder.read(path)
+  picture = images.read_large(path)
   images.is_lossy(path)
   if picture.pixels.size > 3 * _SAVED_PIXELS:
     return
   images.resize_picture(picture, 8)
   records = place.root / "records"
+  bound = picture_folder.Bound(0)
   entry = picture_folder.write(
-    place.out, records, "hostile", picture, clean=picture.pixels, radius_255=0
+    place.out, records, "hostile", picture, clean=picture.pixels, bound=bound
   )
-  again = picture_folder.read(place.out / "hostile.png")
+  again = images.read_large(place.out / "hostile.png")
   if not np.array_equal(again.pixels, picture.pixels) or entry["max_abs_255"] != 0:
     raise Finding("saved again, it has other pixels")
 
@@ -144,8 +156,8 @@ def _captions(place: Folder, path: Path) -> None:
 
 
 def _manifest(place: Folder, path: Path) -> None:
-  output.read_manifest(place.input)
-  output.is_complete(place.input)
+  marks.read_manifest(place.input)
+  marks.is_complete(place.input)
   for overwrite in (False, True):
     try:
       output.check_output(place.input, overwrite=overwrite)
@@ -185,17 +197,17 @@ def _good_pixels() -> np.ndarray:
 
 def _config(place: Folder, path: Path) -> None:
   from experiments import _cli
-  from udp_jax import run_config
   from udp_jax.data.image_set import ImageSet
+  from udp_jax.studies import settings
 
   config = _cli.get_config("eudp", "folder")
   pictures = ImageSet(np.zeros((0, 1, 1, 3), np.uint8), (), origin={"sha256": "0"})
-  run_config.check(config, path.parent, pictures)
+  settings.check(config, path.parent, pictures)
 
 
 def _config_samples() -> tuple[bytes, ...]:
   from experiments import _cli
-  from udp_jax.data import files
+  from udp_jax.runtime import files
 
   config = json.loads(files.to_json(_cli.get_config("eudp", "folder").to_dict()))
   return (json.dumps(config | {"pictures": "0"}).encode(),)
@@ -215,8 +227,8 @@ def _weights() -> bytes:
   import safetensors.numpy
 
   from udp_jax.models import weights
-  from udp_jax.models.base import pixel_diffusion
   from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
+  from udp_jax.models.pixel import pixel_diffusion
   from udp_jax.ops import schedules
 
   model = pixel_diffusion(UNet2D(UNet2DConfig.from_dict(_model_config())), schedules.linear(10))
@@ -259,14 +271,14 @@ def _scheduler(place: Folder, path: Path) -> None:
 
 
 def _tensors(place: Folder, path: Path) -> None:
-  from udp_jax.models import learned_tokens, lora, weights
+  from udp_jax.models import learned_tokens, lora_files, weights
 
   kernel = np.zeros((8, 8), np.float32)
   params = {"unet": {"down_blocks_0": {"attentions_0": {"to_q": {"kernel": kernel}}}}}
   refused = []
   for load in (
     lambda: learned_tokens.load_learned_token(path),
-    lambda: lora.load_lora(path, params),
+    lambda: lora_files.load_lora(path, params),
     lambda: weights.load_pretrained(path.parent),
   ):
     try:

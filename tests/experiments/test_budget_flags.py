@@ -9,6 +9,7 @@ import pytest
 
 from experiments import _cli
 from udp_jax.errors import ConfigError
+from udp_jax.studies import settings
 
 FOLDER = Path(_cli.__file__).parent
 ENTRY_POINTS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
@@ -47,7 +48,7 @@ def test_flags_reach_the_config(name: str, with_config: bool, load_entry_point) 
   else:
     words += WITHOUT_CONFIG.get(name, [])
   config, budget = _budget(name, load_entry_point, *words)
-  budget.apply(config)
+  config = settings.frozen(config, budget.changes(config))
   assert (config.radius_255, config.step_size_255, config.spare_flat) == (7.5, 0.5, 0.25)
 
 
@@ -69,13 +70,13 @@ def test_flags_reach_the_config(name: str, with_config: bool, load_entry_point) 
 def test_values_that_cannot_be_used(name: str, word: str, message: str, load_entry_point) -> None:
   config, budget = _budget(name, load_entry_point, word)
   with pytest.raises(ConfigError, match=message):
-    budget.apply(config)
+    budget.changes(config)
 
 
 def test_no_flag_changes_nothing(load_entry_point) -> None:
   config, budget = _budget("impress", load_entry_point, "--config=photoguard")
   before = config.to_dict()
-  budget.apply(config)
+  config = settings.frozen(config, budget.changes(config))
   assert config.to_dict() == before
   assert before["spare_flat"] == 0
 
@@ -83,10 +84,10 @@ def test_no_flag_changes_nothing(load_entry_point) -> None:
 def test_rows_that_name_their_own_keep_it_unless_they_are_alone(load_entry_point) -> None:
   words = ["--config=photoguard", "--radius_255=5", "--step_size_255=1"]
   config, budget = _budget("impress", load_entry_point, *words)
-  budget.apply(config)
+  config = settings.frozen(config, budget.changes(config))
   assert config.radius_255 == 5 and config.protections.photoguard_encoder.radius_255 == 7.65
   config, budget = _budget("impress", load_entry_point, *words)
-  budget.apply(config, row="photoguard_encoder")
+  config = settings.frozen(config, budget.changes(config, row="photoguard_encoder"))
   assert config.protections.photoguard_encoder.radius_255 == 5
   assert config.protections.photoguard_encoder_adaptive.radius_255 == 7.65
 

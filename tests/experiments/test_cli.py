@@ -112,12 +112,10 @@ def test_mistakes_are_one_line_and_exit_2(words: list[str], message: str, entry_
 def _parsed(words: list[str], monkeypatch: pytest.MonkeyPatch):
   """The config that words lead to, through the flags' own parser."""
   from absl import flags
-  from ml_collections import config_flags
 
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", None, "", values, lock_config=True)
-  monkeypatch.setattr(_cli, "_EXPERIMENT", ["eudp"])
-  monkeypatch.setattr(_cli.flags, "FLAGS", values)
+  monkeypatch.setattr(_cli, "_EXPERIMENT", [])
+  monkeypatch.setattr(_cli.flags, "FLAGS", flags.FlagValues())
+  holder = _cli.define_config("eudp")
   monkeypatch.setattr("sys.argv", ["program", *words])
   _cli._parse(["program", *words])
   return holder.value

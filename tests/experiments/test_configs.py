@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import _cli
-from udp_jax import lookup, protections, run_config, study, threats, training
+from udp_jax import protections, registry, threats
+from udp_jax.data import batches, marks
 from udp_jax.models import factory
+from udp_jax.studies import rows, settings
 
 CONFIGS = Path(_cli.__file__).parent / "configs"
 NAMES = [
@@ -48,22 +51,22 @@ def test_config_is_short_and_says_how_to_run_it(experiment: str, name: str) -> N
 @pytest.mark.parametrize(("experiment", "name"), STUDIES)
 def test_everything_builds_from_the_config(experiment: str, name: str, variant: str) -> None:
   config = _cli.get_config(experiment, f"{name}:{variant}")
-  run_config.check_values(config)
-  assert config.rows[0] == study.CLEAN
-  methods = {study.row_settings(config, row)[0] for row in config.rows[1:]}
+  settings.check_values(config)
+  assert config.rows[0] == marks.CLEAN
+  methods = {rows.settings(config, row).method for row in config.rows[1:]}
   assert experiment in methods
   assert (experiment == "eudp") == ("eudp" in methods)
   model, unet, params = factory.build(config.model, config.performance)
   assert params is None
   assert model.shape[0] == config.data.image_size == unet.sample_size
   for row in config.rows:
-    if row != study.CLEAN:
-      method, rounds, of, options = study.row_settings(config, row)
-      protection = protections.build(method, model, options)
-      assert rounds >= 1
+    if row != marks.CLEAN:
+      found = rows.settings(config, row)
+      protection = protections.build(found.method, model, dict(found.options))
+      assert found.num_rounds >= 1
       assert not protection.needs_params
       # A row that imitates another needs that one described too.
-      assert protection.needs_reference == (of in config.protections)
+      assert protection.needs_reference == (found.imitates in config.protections)
   threat = threats.build(config.threat.name, model, dict(config.threat.options))
   assert threat.train_steps == config.threat.options.train_steps
   assert config.threat.options.sample_steps <= config.model.num_train_timesteps
@@ -80,13 +83,13 @@ def test_paper_setting_traces_without_allocating() -> None:
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 35_746_307
   batch = config.global_batch_size
   shape = (3, batch, *model.shape)
-  data = training.Batch(
+  data = batches.Batch(
     images=jax.ShapeDtypeStruct(shape, jnp.uint8),
     ids=jax.ShapeDtypeStruct(shape[:2], jnp.int32),
     weight=jax.ShapeDtypeStruct(shape[:2], jnp.float32),
   )
-  method, _, _, options = study.row_settings(config, "eudp")
-  protection = protections.build(method, model, options)
+  row = rows.settings(config, "eudp")
+  protection = protections.build(row.method, model, dict(row.options))
   state = jax.eval_shape(protection.init, key, data, None)
   state, info = jax.eval_shape(protection.update, key, state, data, None)
   assert state.delta.shape == shape and state.delta.dtype == jnp.float32
@@ -107,19 +110,21 @@ def test_paper_setting_traces_without_allocating() -> None:
 @pytest.mark.parametrize(("experiment", "name"), PICTURES)
 def test_pictures_as_they_are(experiment: str, name: str, variant: str) -> None:
   config = _cli.get_config(experiment, f"{name}:{variant}")
-  run_config.check_values(config)
-  assert config.rows[0] == study.CLEAN and experiment in config.rows
+  settings.check_values(config)
+  assert config.rows[0] == marks.CLEAN and experiment in config.rows
   if variant == "smoke":
     assert config.data.source == "builtin" and config.model.path == "tiny_ldm"
   for row in config.rows[1:]:
-    method, rounds, _, options = study.row_settings(config, row)
-    lookup.check_options(
-      lookup.constructor("udp_jax.protections", method), row, _without_levels(options)
+    found = rows.settings(config, row)
+    registry.check_options(
+      registry.constructor("udp_jax.protections", found.method),
+      row,
+      _without_levels(found.options),
     )
-    assert rounds >= 1
+    assert found.num_rounds >= 1
 
 
-def _without_levels(options: dict) -> dict:
+def _without_levels(options: Mapping) -> dict:
   return {name.removesuffix("_255"): value for name, value in options.items()}
 
 

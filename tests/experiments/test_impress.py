@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from experiments import _cli
-from udp_jax import protections, study
-from udp_jax.matrix import plan, threatening
+from udp_jax import protections
+from udp_jax.studies import rows
+from udp_jax.studies.matrix import plan, threatening
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = _cli.config_names("impress")
@@ -45,8 +46,9 @@ def test_everything_builds_from_the_config(
   assert name == "finetuning" or "impress" in wanted.purifiers
   assert len(wanted.rows) == len(set(wanted.rows))
   for row in wanted.rows[1:]:
-    method, rounds, _, options = study.row_settings(config, row)
-    assert rounds >= 1 and options["radius_255"] <= config.radius_255
+    found = rows.settings(config, row)
+    method, options = found.method, dict(found.options)
+    assert found.num_rounds >= 1 and options["radius_255"] <= config.radius_255
     # The perceptual distance of Glaze needs larger pictures than the test's model has.
     options |= {"perceptual": ""} if method == "glaze" else {}
     protections.build(method, tiny_pipeline.model, options)
@@ -55,10 +57,10 @@ def test_everything_builds_from_the_config(
       given = plan.settings(config, kind, entry, threatening.OWN)
       known = {"token_ids": [0], "init_from": 0}
       options = plan.completed(kind, given.method, given.options, known)
-      from udp_jax import lookup
+      from udp_jax import registry
 
-      constructor = lookup.constructor(f"udp_jax.{kind}", given.method)
-      lookup.check_options(constructor, entry, options)
+      constructor = registry.constructor(f"udp_jax.{kind}", given.method)
+      registry.check_options(constructor, entry, options)
   if name == "demo":
     assert len(wanted.rows) - 2 >= 6 and len(wanted.purifiers) - 1 >= 5
     assert len(wanted.threats) >= 2

@@ -16,9 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import constraints, metrics_writer, parallel, protections, stages
+from udp_jax import protections
 from udp_jax.data import image_set
-from udp_jax.metrics_writer import read_metrics
+from udp_jax.models import sharded
+from udp_jax.models.context import Model
+from udp_jax.protections import constraints
+from udp_jax.runtime import mesh, metrics_log
+from udp_jax.runtime.metrics_log import read_metrics
+from udp_jax.stages import protect
+from udp_jax.stages.records import Row, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS, STEPS = 30, 40
@@ -80,30 +86,29 @@ def protect_stage(workdir: Path, pause_s: float = 0.0) -> None:
     targets = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(keys)
     return jnp.square(images - targets).mean((1, 2, 3)), {}
 
-  class Slow(metrics_writer.MetricsWriter):
+  class Slow(metrics_log.MetricsWriter):
     def write(self, *args, **options):
       super().write(*args, **options)
       time.sleep(pause_s)
 
   inner = protections.pgd(objective, constraints.linf(16 / 255), protections.sign_descent(1 / 255))
+  run = Run(
+    mesh=mesh.make_mesh(jax.devices()[:1]),
+    folder=workdir / "scratch",
+    key=jax.random.key(0),
+    label="protect",
+    global_batch_size=6,
+    checkpoint_every=10,
+    progress=False,
+  )
+  row = Row("a test", "a test", {}, 60, 16.0, record={"method": "a test"})
+  clean = image_set.finish(image_set.ImageSet(images, [f"p{i}" for i in range(6)]), "a test")
+  protection = protections.over_batches(inner)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(stages, "MetricsWriter", Slow)
-    stages.protect_stage(
-      protections.over_batches(inner),
-      image_set.finish(images, [f"p{i}" for i in range(6)], "a test"),
-      workdir / "out",
-      key=jax.random.key(0),
-      params=None,
-      mesh=parallel.make_mesh(jax.devices()[:1]),
-      radius_255=16,
-      num_rounds=60,
-      global_batch_size=6,
-      scratch_folder=workdir / "scratch",
-      checkpoint_every=10,
-      label="protect",
-      record={"method": "a test"},
-      progress=False,
-    )
+    patch.setattr(metrics_log, "MetricsWriter", Slow)
+    patch.setattr(protect, "build_protection", lambda *_, **__: protection)
+    patch.setattr(sharded, "split_weights", lambda model, mesh: model)
+    protect.protect(row, Model(None), clean, workdir / "out", run)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ import pytest
 
 from udp_jax.data import manifest
 from udp_jax.errors import PeerLostError
-from udp_jax.metrics_writer import read_metrics
+from udp_jax.runtime.metrics_log import read_metrics
 
 # Whole runs of several processes: `make test_slow`.
 pytestmark = pytest.mark.slow

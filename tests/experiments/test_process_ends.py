@@ -20,7 +20,7 @@ PROGRAM = '''
 """A stand-in for an entry point."""
 import sys, time
 from experiments import _cli
-from udp_jax import processes
+from udp_jax.runtime import processes
 from udp_jax.errors import OutputError
 
 def fail():

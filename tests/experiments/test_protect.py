@@ -16,12 +16,13 @@ import optax
 import pytest
 from PIL import Image
 
-from udp_jax import constraints, protections
+from udp_jax import protections
 from udp_jax.data.images import read_image
 from udp_jax.data.verify import verify
 from udp_jax.errors import DivergedError
-from udp_jax.metrics_writer import read_metrics
 from udp_jax.models import factory
+from udp_jax.protections import constraints
+from udp_jax.runtime.metrics_log import read_metrics
 
 
 def _photograph(seed: int, height: int, width: int) -> np.ndarray:
@@ -102,7 +103,7 @@ def test_pictures_keep_their_sizes(protected) -> None:
 def test_by_default_pictures_are_protected_by_eudp(
   pictures: Path, tmp_path: Path, entry_point
 ) -> None:
-  """Of any size; tests/test_pictures.py has the same without a network."""
+  """Of any size; tests/stages/test_protect_pictures.py has the same without a network."""
   done = entry_point("protect", *_smoke(pictures, tmp_path / "out"))
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith(f"8 pictures protected in {tmp_path / 'out'} (at most ")

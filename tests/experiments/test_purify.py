@@ -1,4 +1,4 @@
-"""`experiments.purify` and its configs; tests/test_purifying.py has the rest."""
+"""`experiments.purify` and its configs; tests/stages/test_purify.py has the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import _cli
-from udp_jax import lookup, purifiers
+from udp_jax import purifiers, registry
 
 CONFIGS = _cli.config_names("purify")
 
@@ -18,8 +18,8 @@ CONFIGS = _cli.config_names("purify")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_fit_their_methods(name, variant):
   config = _cli.get_config("purify", f"{name}:{variant}")
-  function = lookup.constructor("udp_jax.purifiers", config.method)
-  lookup.check_options(function, name, config.options.to_dict())
+  function = registry.constructor("udp_jax.purifiers", config.method)
+  registry.check_options(function, name, config.options.to_dict())
   assert config.method in purifiers.available()
   assert config.per_device_batch_size >= 1 and config.steps_per_call >= 1
 

@@ -19,6 +19,7 @@ PROGRAMS = ("make", "python", "bash", "hf", "pip")
 # Commands that the test does not run, and why; `PROGRAM TARGET` stands for the command.
 NOT_RUN = {
   "make demo": "minutes, and a virtual environment of its own; CI runs it",
+  "make docs": "CI runs it",
   "make test": "it is what runs this",
   "make test_slow": "it is what runs this",
   "python udp_jax.data.metadata": "prints a table; tests/data/test_metadata.py reads it",
@@ -184,10 +185,23 @@ def test_every_command_runs(
   assert {"protect", "verify", "eudp", "udp", "impress"} <= set(ran)
 
 
+def _python_blocks() -> list[str]:
+  return re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.readme
+def test_the_short_python_block_runs() -> None:
+  clean = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+  names: dict = {"clean_uint8": clean}
+  exec(_python_blocks()[0], names)
+  assert 4 < np.abs(names["protected"].astype(int) - clean).max() <= 8
+  assert (names["purified"] != names["protected"]).any()
+
+
 @pytest.mark.readme
 def test_the_python_block_runs() -> None:
   """As printed, with a smaller model and fewer rounds, each of which must be there to replace."""
-  (block,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+  _, block = _python_blocks()
   smaller = "sample_size=8, block_out_channels=(8,), down_block_types=('DownBlock2D',), "
   smaller += "up_block_types=('UpBlock2D',), layers_per_block=1, norm_num_groups=4"
   for printed, small in (

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from udp_jax.data import manifest
-from udp_jax.models import lora, trainable
+from udp_jax.models import lora, lora_files, trainable
 from udp_jax.models.learned_tokens import save_learned_token
 
 
@@ -34,7 +34,7 @@ def test_prompts_take_turns_with_files_of_what_was_learned(sample, tiny_pipeline
   factors = lora.init_factors(
     jax.random.key(0), tiny_pipeline.params["unet"], rank=2, targets=targets
   )
-  low_rank = lora.save_lora(tmp_path, {"unet": factors})
+  low_rank = lora_files.save_lora(tmp_path, {"unet": factors})
   width = trainable.token_table(tiny_pipeline.params).shape[1]
   embedding = save_learned_token(tmp_path, "<mine>", np.ones((2, width), np.float32))
   (tmp_path / "prompts.txt").write_text("a dog by the sea\n\n")

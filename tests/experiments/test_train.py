@@ -12,9 +12,11 @@ from PIL import Image
 
 from experiments import _cli
 from experiments.configs import finetuning
-from udp_jax import finetune, run_config, threats
+from udp_jax import threats
 from udp_jax.errors import ConfigError
-from udp_jax.models import learned_tokens, lora, pipeline
+from udp_jax.models import learned_tokens, lora_files, pipeline
+from udp_jax.models.context import Model
+from udp_jax.studies import build, fine_tuning, settings
 
 NAMES = [n for n in _cli.config_names("train") if n.rsplit("_", 1)[-1] in ("sd15", "ldm")]
 
@@ -40,12 +42,12 @@ def test_there_is_a_config_for_every_method_and_model() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_threats_build_from_the_configs(name: str, variant: str, tiny_pipeline) -> None:
   config = _cli.get_config("train", f"{name}:{variant}")
-  run_config.check_values(config)
+  settings.check_values(config)
   assert name.startswith(config.threat.name)
   assert config.model.path == ("tiny_ldm" if name.endswith("tiny_ldm") else "")
   assert set(config.performance) >= {"dtype", "frozen_dtype", "remat"}
   options = dict(config.threat.options) | {"scheduler": tiny_pipeline.scheduler}
-  if config.threat.name == finetune.CONCEPT:
+  if config.threat.name == fine_tuning.CONCEPT:
     options |= {"token_ids": [1], "init_from": 0}
   threat = threats.build(config.threat.name, tiny_pipeline.model, options)
   assert threat.train_steps == config.threat.options.train_steps
@@ -57,15 +59,17 @@ def test_threats_build_from_the_configs(name: str, variant: str, tiny_pipeline) 
 def test_a_run_that_cannot_work_is_refused_before_anything_is_written(
   pictures: Path, tiny_pipeline, tmp_path: Path
 ) -> None:
-  def error(name: str, opened=tiny_pipeline, **fields) -> str:
+  def error(name: str, **fields) -> str:
     config = _cli.get_config("train", name)
     config.data.source = str(pictures)
+    found = tiny_pipeline
+    opened = Model(found.model, found.params, pipeline=found)
     with config.unlocked():
       for field, value in fields.items():
         section, _, inner = field.partition("__")
         config[section].update({inner: value})
     with pytest.raises(ConfigError) as raised:
-      finetune.fine_tune(config, tmp_path, opened, progress=False)
+      fine_tuning.fine_tune(build.open_study(config, tmp_path, opened, progress=False))
     assert not list(tmp_path.iterdir())
     return str(raised.value)
 
@@ -76,7 +80,7 @@ def test_a_run_that_cannot_work_is_refused_before_anything_is_written(
   )
   config = _cli.get_config("train", "lora_sd15")
   with pytest.raises(ConfigError, match="give --model=FOLDER"):
-    finetune.load_model(config)
+    fine_tuning.load_model(config)
 
 
 def test_words_for_mistakes(entry_point, pictures: Path, tmp_path: Path) -> None:
@@ -109,7 +113,7 @@ def test_whole_runs(
   assert done.returncode == 0, done.stderr
   opened = pipeline.load_pipeline(tiny_pipeline_folder)
   if method == "lora":
-    assert set(lora.load_lora(workdir / "adapter", opened.params)) == {"unet"}
+    assert set(lora_files.load_lora(workdir / "adapter", opened.params)) == {"unet"}
   elif method == "textual_inversion":
     token, vectors = learned_tokens.load_learned_token(workdir / "adapter")
     assert token == "<concept>" and vectors.shape == (2, 16)

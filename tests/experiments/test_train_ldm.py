@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udp_jax.metrics_writer import read_metrics
 from udp_jax.models.pipeline import load_pipeline
+from udp_jax.runtime.metrics_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = "--config=tiny_ldm:smoke"

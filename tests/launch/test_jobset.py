@@ -46,7 +46,7 @@ def test_the_hosts_of_a_jobset_find_each_other(stand_in: StandIn, replicas: int,
   # What each container would see, and what the entry points make of it.
   words = (f"--replicas={replicas}", "--topology=4x4" if hosts == 4 else "--topology=2x4")
   detect = (
-    "from udp_jax import processes; s = processes.detect(); "
+    "from udp_jax.runtime import processes; s = processes.detect(); "
     "print('GOT' + __import__('json').dumps(s and s[:3]))"
   )
   done = stand_in.launch("jobset.sh", *JOBSET, *words, "--", sys.executable, "-c", detect)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from udp_jax import parallel
 from udp_jax.errors import ConfigError
 from udp_jax.metrics.clip_score import CLIPScores
+from udp_jax.runtime import mesh
 
 TEXTS = ["a painting by monet", "a photo of a cat", "the sea", "a dog"]
 
 
 @pytest.fixture(scope="module")
 def scores(tiny_clip):
-  return CLIPScores(tiny_clip, per_device_batch_size=4, mesh=parallel.make_mesh())
+  return CLIPScores(tiny_clip, per_device_batch_size=4, mesh=mesh.make_mesh())
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import parallel, prompts
 from udp_jax.errors import ConfigError
 from udp_jax.metrics import diffusion_classifier as dc
-from udp_jax.randomness import example_keys, normal_each, stream
+from udp_jax.models.base import embed_prompts
+from udp_jax.ops.keys import example_keys, normal_each, stream
+from udp_jax.runtime import mesh
 
 # Flat pictures of four brightnesses; a prompt says which brightness the model expects.
 CONDS = np.array([-0.6, -0.2, 0.2, 0.6], np.float32)[:, None]
@@ -29,7 +30,7 @@ def images():
 
 
 def build(model, **options):
-  settings = {"seed": 3, "draws": 10, "per_device_batch_size": 4, "mesh": parallel.make_mesh()}
+  settings = {"seed": 3, "draws": 10, "per_device_batch_size": 4, "mesh": mesh.make_mesh()}
   return dc.DiffusionClassifier(model, **settings | options)
 
 
@@ -94,7 +95,7 @@ def test_timesteps_are_even_from_the_beginning():
 @pytest.mark.slow
 def test_a_latent_model_with_text(tiny_pipeline):
   model, params = tiny_pipeline.model, tiny_pipeline.params
-  conds = prompts.embed(model, params, tiny_pipeline.tokenizer(["a cat", "a dog", "the sea"]))
+  conds = embed_prompts(model, params, tiny_pipeline.tokenizer(["a cat", "a dog", "the sea"]))
   pictures = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
   classify = build(model, draws=2)
   found = classify(params, pictures, conds)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from udp_jax import parallel
 from udp_jax.errors import ConfigError, MissingDataError
 from udp_jax.metrics.clip_score import CLIPScores
 from udp_jax.metrics.given import Given, Judged
+from udp_jax.runtime import mesh
 
 CLASSES = ["monet", "degas", "renoir"]
 LABELS = np.array([0, 2, 1, 1])
-OPTIONS = {"seed": 0, "per_device_batch_size": 4, "mesh": parallel.make_mesh()}
+OPTIONS = {"seed": 0, "per_device_batch_size": 4, "mesh": mesh.make_mesh()}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_nothing_given_nothing_measured(images):
 
 def test_clip(images, clip_folder, tiny_clip):
   given = Given({"clip": str(clip_folder)}, classes=CLASSES, judged=None, **OPTIONS)
-  scores = CLIPScores(tiny_clip, per_device_batch_size=4, mesh=parallel.make_mesh())
+  scores = CLIPScores(tiny_clip, per_device_batch_size=4, mesh=mesh.make_mesh())
   texts = [f"a painting by {name}" for name in CLASSES]
   found = given.samples(images, LABELS, images)
   assert set(found) == {"clip_style"}

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import parallel
 from udp_jax.errors import ConfigError
 from udp_jax.metrics.identity import IdentitySimilarity
+from udp_jax.runtime import mesh
 
 
 class MeanColour(NamedTuple):
@@ -35,7 +35,7 @@ def flat(colours):
 
 @pytest.fixture(scope="module")
 def similarity():
-  return IdentitySimilarity(MeanColour(), per_device_batch_size=2, mesh=parallel.make_mesh())
+  return IdentitySimilarity(MeanColour(), per_device_batch_size=2, mesh=mesh.make_mesh())
 
 
 def test_each_with_its_own_reference(similarity):

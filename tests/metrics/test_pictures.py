@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from skimage import metrics as reference
 
-from udp_jax import parallel
-from udp_jax.metrics.batches import over_pictures
 from udp_jax.metrics.pictures import Comparison
+from udp_jax.runtime import mesh
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 
 def test_values_are_those_of_scikit_image(pair) -> None:
   clean, noisy = pair
-  compare = Comparison(None, per_device_batch_size=2, mesh=parallel.make_mesh())
+  compare = Comparison(None, per_device_batch_size=2, mesh=mesh.make_mesh())
   found = compare(clean, noisy)
   for i in range(5):
     rmse = np.sqrt(((clean[i].astype(float) - noisy[i]) ** 2).mean())
@@ -41,20 +40,6 @@ def test_values_are_those_of_scikit_image(pair) -> None:
 
 
 def test_shapes_must_agree(pair) -> None:
-  compare = Comparison(None, per_device_batch_size=2, mesh=parallel.make_mesh())
+  compare = Comparison(None, per_device_batch_size=2, mesh=mesh.make_mesh())
   with pytest.raises(ValueError, match="cannot compare"):
     compare(pair[0], pair[1][:4])
-
-
-def test_batches_give_every_picture_once() -> None:
-  seen: list[int] = []
-
-  def double(numbers, nothing):
-    assert nothing is None
-    seen.append(len(numbers))
-    return 2 * numbers
-
-  values = np.arange(7)
-  found = over_pictures(double, values, None, per_device_batch_size=3, mesh=parallel.make_mesh())
-  np.testing.assert_array_equal(found, 2 * values)
-  assert seen == [3, 3, 3]

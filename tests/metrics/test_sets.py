@@ -34,3 +34,26 @@ def test_distributions_are_not_told_from_few_pictures() -> None:
   assert sets.distances(many, many[:-1]) == {}
   assert set(sets.distances(many, many + 1.0)) == {"fd", "mmd"}
   assert sets.distances(many, many + 1.0)["fd"] == pytest.approx(4.0, rel=1e-6)
+
+
+def test_distribution_metrics():
+  generator = np.random.default_rng(0)
+  real = generator.normal(size=(300, 6))
+  same = sets.distribution_metrics(real, real)
+  assert same["fd"] == pytest.approx(0, abs=1e-8)
+  assert same["precision"] == same["recall"] == 1
+  assert set(same) == {"fd", "precision", "recall", "mmd", "mmd_se"}
+  # Another sample of the same distribution is near, a shifted one is its shift away.
+  near = sets.distribution_metrics(real, generator.normal(size=(300, 6)))
+  shifted = sets.distribution_metrics(real, real + 5.0)
+  assert near["fd"] < 1 and abs(near["mmd"]) < 5 * near["mmd_se"]
+  assert shifted["fd"] == pytest.approx(6 * 25)
+  assert shifted["precision"] == shifted["recall"] == 0
+  assert shifted["mmd"] > 10 * shifted["mmd_se"] > 0
+
+
+def test_statistics_are_the_mean_and_the_scatter():
+  features = np.random.default_rng(0).normal(size=(50, 4))
+  statistics = sets.statistics(features)
+  np.testing.assert_allclose(statistics.mean, features.mean(0))
+  np.testing.assert_allclose(statistics.m2 / 49, np.cov(features, rowvar=False))

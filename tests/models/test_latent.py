@@ -13,7 +13,7 @@ from udp_jax.errors import ConfigError
 from udp_jax.models import latent, pipeline
 from udp_jax.models.base import Held
 from udp_jax.models.sd_unet import UNet2DCondition
-from udp_jax.randomness import normal_each
+from udp_jax.ops.keys import normal_each
 
 TIMESTEPS = np.array([3, 600, 900], np.int32)
 KEYS = jax.random.split(jax.random.key(4), 3)

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
-from udp_jax.models import clip, factory, lora, pipeline, places, torch_zip
+from udp_jax.models import clip, factory, lora_files, pipeline, places, torch_zip
 from udp_jax.models.ddpm_unet import UNet2DConfig
 
 GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "unet_cifar_like"
@@ -230,7 +230,7 @@ def test_other_weight_files_that_are_pointers(tmp_path: Path) -> None:
   file.write_text(POINTER)
   shutil.copy(file, tmp_path / "face.pth")
   for read in (
-    lambda: lora.read_tensors(file),
+    lambda: lora_files.read_tensors(file),
     lambda: features.load("inception_v3", weights=file),
     lambda: features.load("efficientnet_lite0", weights=file),
     lambda: perceptual.load("lpips_vgg", weights=file),

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import objectives
 from udp_jax.data import sources
-from udp_jax.ldm import denoiser
 from udp_jax.models import pipeline as pipeline_lib
+from udp_jax.objectives.denoising import denoising
 from udp_jax.ops import timesteps
 from udp_jax.ops.image import to_float
 from udp_jax.ops.similarity import psnr
+from udp_jax.studies.tiny_ldm import denoiser
 
 FOLDER = pipeline_lib.resolve("tiny_ldm")
 
@@ -70,7 +70,7 @@ def test_reconstructs_photographs(there_and_back, photographs) -> None:
 def test_predicts_noise(tiny, there_and_back) -> None:
   x0, _ = there_and_back
   model = tiny.model._replace(encode=lambda params, latents, keys: latents)
-  objective = jax.jit(objectives.denoising(model, timesteps.uniform(model.schedule.num_steps)))
+  objective = jax.jit(denoising(model, timesteps.uniform(model.schedule.num_steps)))
   keys = jax.random.split(jax.random.key(0), len(x0))
   ids = jnp.asarray(tiny.tokenizer(["a photo of a car"] * len(x0)))
   losses, _ = objective(tiny.params, x0, ids, keys)

@@ -1,6 +1,5 @@
 """Attention against a softmax written out in NumPy."""
 
-import doctest
 import itertools
 import logging
 import threading
@@ -140,7 +139,7 @@ def test_the_default_exists_for_every_backend():
 
 @pytest.mark.slow
 def test_flash_attention_is_attention():
-  # Pallas interprets its TPU kernel here. Over several devices: tests/test_parallel.py.
+  # Pallas interprets its TPU kernel here. Over several devices: tests/runtime/test_mesh.py.
   batch = [
     jax.random.normal(key, (2, 256, 2, 40)) for key in jax.random.split(jax.random.key(0), 4)
   ]
@@ -266,6 +265,7 @@ def machine(monkeypatch):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gpu", [None, V100, A100, H100, B200])
+@pytest.mark.usefixtures("standard_dtypes")
 def test_the_library_s_form_by_gpu_and_dtype(gpu, dtype, machine):
   asked = machine(gpu)
   for size in (32, 160, 256, 12):
@@ -281,12 +281,14 @@ def test_the_library_s_form_by_gpu_and_dtype(gpu, dtype, machine):
   assert [name for name, _ in asked] == [name or "xla" for name in expected]
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 def test_what_fails_where_it_is_tried_is_not_used(machine):
   asked = machine(H100, works=False)
   attention.library_attention(*(jnp.ones((1, 5, 2, 8), jnp.bfloat16),) * 3)
   assert asked == [("xla", 8)]
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 def test_cudnn_is_tried_once_and_its_failure_is_said(monkeypatch, caplog):
   """There is no cuDNN here, so that the attempt on a pretended A100 fails, within a trace."""
   monkeypatch.setattr(attention, "local_gpu", lambda: A100)
@@ -342,12 +344,15 @@ def test_every_form_and_its_gradient_against_a_softmax_in_float32(name, dtype, a
 
   exact = [v.astype(jnp.float32) for v in (weights, *values)]
   expected = jax.jit(partial(found, plain))(*exact)
-  got = jax.jit(partial(found, attention.FUNCTIONS[name]))(weights, *values)
+  # jax's own form promotes as it goes.
+  with jax.numpy_dtype_promotion("standard" if name == "library" else "strict"):
+    got = jax.jit(partial(found, attention.FUNCTIONS[name]))(weights, *values)
   for ours, theirs in zip(got, expected, strict=True):
     assert ours.dtype == dtype
     np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=atol)
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 def test_the_fallback_keeps_no_weights_of_a_long_sequence():
   shape = jax.ShapeDtypeStruct((1, 2048, 1, 4), jnp.bfloat16)
   function = jax.grad(
@@ -358,6 +363,7 @@ def test_the_fallback_keeps_no_weights_of_a_long_sequence():
   assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4
 
 
+@pytest.mark.usefixtures("standard_dtypes")
 def test_the_fallback_s_logits_are_not_rounded():
   """Logits of 512 and 513 are one number in bfloat16."""
   rows = jnp.zeros((1, 3, 1, 64), jnp.bfloat16)
@@ -366,7 +372,3 @@ def test_the_fallback_s_logits_are_not_rounded():
   value = rows[:, 1:].at[0, 1].set(1)
   got = attention.library_attention(query, key, value)
   np.testing.assert_allclose(got.astype(jnp.float32), 1 / (1 + np.exp(-1)), rtol=0.01)
-
-
-def test_examples():
-  assert doctest.testmod(attention).failed == 0

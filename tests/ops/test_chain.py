@@ -38,9 +38,8 @@ def test_a_known_region_is_kept_and_seen_by_the_network(sampler):
     return 0.5 * x
 
   def run(known):
-    return sampler(
-      jax.random.key(1), predict, schedule, x_t, num_steps=5, clip_sample=False, known=known
-    )
+    options = samplers.arguments(sampler.__name__, {"num_steps": 5, "clip_sample": False})
+    return sampler(jax.random.key(1), predict, schedule, x_t, known=known, **options)
 
   free = run(None)
   jax.effects_barrier()
@@ -59,7 +58,7 @@ def test_a_known_region_is_kept_and_seen_by_the_network(sampler):
 
 
 def _denoise(x_t, timesteps, cond):
-  return x_t * cond["gain"][:, None] + timesteps[:, None] + cond["bias"]
+  return x_t * cond["gain"][:, None] + timesteps[:, None].astype(x_t.dtype) + cond["bias"]
 
 
 def test_guidance_goes_beyond_the_condition():

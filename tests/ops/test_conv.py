@@ -259,7 +259,9 @@ def test_convolving_a_doubled_image(method):
       return conv.upsampled_conv2d(x, kernel, bias, method=method)
 
     def plain(x, kernel):
-      return reference(x.repeat(2, 1).repeat(2, 2), kernel, stride=1, padding=1) + bias
+      return (
+        reference(x.repeat(2, 1).repeat(2, 2), kernel, stride=1, padding=1) + bias[None, None, None]
+      )
 
     cotangent = np.random.default_rng(0).normal(size=(2, 18, 16, 17))
     run = jax.jit(lambda *values: [with_gradients(f, *values) for f in (doubled, plain)])
@@ -271,7 +273,7 @@ def test_bias_and_default_method():
   x, kernel, _ = draw(CASES["small_map"], np.float32)
   bias = np.arange(4, dtype=np.float32)
   with_bias, without = jax.jit(lambda: (conv2d(x, kernel, bias), conv2d(x, kernel)))()
-  np.testing.assert_allclose(with_bias, without + bias, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(with_bias, without + bias[None, None, None], rtol=1e-5, atol=1e-5)
   assert conv.default_method("cpu") == "winograd"
   assert conv.default_method("tpu") == conv.default_method("gpu") == "xla"
 

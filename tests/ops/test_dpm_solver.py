@@ -49,6 +49,7 @@ def _error(schedule, sampler, x_t, num_steps):
     return _gaussian_denoiser(schedule)(x, timesteps)
 
   options = {"num_steps": num_steps, "spacing": "trailing", "clip_sample": False}
+  options = samplers.arguments(sampler.__name__, options)
   sampler(jax.random.key(0), predict, schedule, x_t, **options)
   jax.effects_barrier()
   assert len(seen) == num_steps
@@ -78,7 +79,12 @@ def test_a_step_of_each_order_by_hand():
     return jnp.asarray(predictions)[timesteps[0] // 333 - 1]
 
   end = samplers.dpm_solver_pp_2m(
-    jax.random.key(0), predict, schedule, jnp.float32(x), num_steps=3, clip_sample=False
+    jax.random.key(0),
+    predict,
+    schedule,
+    jnp.float32(x),
+    steps=samplers.Steps(3),
+    clip_sample=False,
   )
   x0 = (x - sigma[0] * predictions[2]) / signal[0]
   lam = np.log(signal[:3] / sigma[:3])
@@ -130,7 +136,7 @@ def test_a_chain_that_starts_in_the_middle_begins_with_first_order():
     return (x - jnp.sqrt(at) * x0) / jnp.sqrt(1 - at)
 
   got = samplers.dpm_solver_pp_2m(
-    jax.random.key(4), predict, schedule, x_t, num_steps=10, first_step=first
+    jax.random.key(4), predict, schedule, x_t, steps=samplers.Steps(10), first_step=first
   )
   np.testing.assert_allclose(got, x0, atol=1e-4)
   jax.effects_barrier()
@@ -141,7 +147,7 @@ def test_clipping_bounds_the_sample():
   schedule = schedules.linear(prediction_type="sample")
   predict = lambda x_t, timesteps: jnp.full_like(x_t, 5.0)
   run = lambda **options: samplers.dpm_solver_pp_2m(
-    jax.random.key(7), predict, schedule, (2, 3), num_steps=5, **options
+    jax.random.key(7), predict, schedule, (2, 3), steps=samplers.Steps(5), **options
   )
   np.testing.assert_allclose(run(), 1.0, atol=1e-5)
   np.testing.assert_allclose(run(clip_sample=False), 5.0, atol=1e-4)

@@ -61,9 +61,11 @@ def test_every_step(trajectories, method, kind, clip):
   def step(x_t, t, prev, noise):
     prediction = predict(x_t, jnp.full(2, t))
     if method == "ddpm":
-      return samplers.ddpm_step(schedule, prediction, x_t, t, prev, noise, clip_sample=clip)
-    options = {"eta": 1.0, "noise": noise} if method == "ddim1" else {}
-    return samplers.ddim_step(schedule, prediction, x_t, t, prev, clip_sample=clip, **options)
+      options = samplers.DDPM(clip_sample=clip)
+      return samplers.ddpm_step(schedule, prediction, x_t, t, prev, noise, options=options)
+    options = samplers.DDIM(float(method == "ddim1"), clip_sample=clip)
+    noise = noise if options.eta else None
+    return samplers.ddim_step(schedule, prediction, x_t, t, prev, noise=noise, options=options)
 
   for i, (t, prev) in enumerate(zip(timesteps, previous, strict=True)):
     actual = step(states[i], t, prev, trajectories["noises"][i])
@@ -77,7 +79,12 @@ def test_whole_ddim_trajectory(trajectories, kind, clip):
   schedule = schedules.linear(prediction_type=kind)
   chain = jax.jit(
     lambda x_t: samplers.ddim(
-      jax.random.key(0), predict, schedule, x_t, num_steps=10, clip_sample=clip
+      jax.random.key(0),
+      predict,
+      schedule,
+      x_t,
+      steps=samplers.Steps(10),
+      options=samplers.DDIM(clip_sample=clip),
     )
   )
   expected = trajectories[f"ddim0_{kind}{'_clip' if clip else ''}"][-1]

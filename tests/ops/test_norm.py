@@ -19,6 +19,7 @@ def reference(x, scale, bias, *, activation: str):
   grouped = x.reshape(x.shape[0], -1, GROUPS, x.shape[-1] // GROUPS)
   mean = grouped.mean((1, 3), keepdims=True)
   variance = ((grouped - mean) ** 2).mean((1, 3), keepdims=True)
+  scale, bias = (v.reshape((1,) * (x.ndim - 1) + v.shape) for v in (scale, bias))
   y = ((grouped - mean) / jnp.sqrt(variance + EPSILON)).reshape(x.shape) * scale + bias
   return y / (1 + jnp.exp(-y)) if activation == "silu" else y
 

@@ -1,11 +1,13 @@
 """Samplers against the papers' formulas in float64, and on data whose best denoiser is known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax.ops import samplers, schedules
+from udp_jax.ops import chain, samplers, schedules
 
 MEAN, STD = 0.4, 0.25
 
@@ -102,10 +104,8 @@ def test_ddim_step_matches_the_paper(eta, clip, previous):
     x_t,
     400,
     previous,
-    eta=eta,
     noise=noise,
-    clip_sample=clip[0],
-    use_clipped_prediction=clip[1],
+    options=samplers.DDIM(eta, *clip),
   )
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
@@ -115,9 +115,8 @@ def test_ddim_step_to_the_data_without_alpha_one():
   x_t, prediction, _ = _step_inputs()
   abar, first = np.float64(schedule.alphas_cumprod[[1, 0]])
   x0 = (x_t - np.sqrt(1 - abar) * prediction) / np.sqrt(abar)
-  got = samplers.ddim_step(
-    schedule, prediction, x_t, 1, -19, clip_sample=False, set_alpha_to_one=False
-  )
+  options = samplers.DDIM(clip_sample=False, set_alpha_to_one=False)
+  got = samplers.ddim_step(schedule, prediction, x_t, 1, -19, options=options)
   np.testing.assert_allclose(
     got, np.sqrt(first) * x0 + np.sqrt(1 - first) * prediction, rtol=1e-4, atol=1e-5
   )
@@ -145,8 +144,7 @@ def test_ddpm_step_matches_the_paper(variance, clip_sample):
     t,
     t - 1,
     noise,
-    variance=variance,
-    clip_sample=clip_sample,
+    options=samplers.DDPM(variance, clip_sample),
   )
   np.testing.assert_allclose(got, mean + spread * noise, rtol=1e-3, atol=1e-4)
 
@@ -154,9 +152,9 @@ def test_ddpm_step_matches_the_paper(variance, clip_sample):
 def test_the_last_ddpm_step_adds_no_noise():
   x_t, prediction, noise = _step_inputs()
   schedule = schedules.linear()
-  for variance in samplers.VARIANCES:
+  for variance in chain.VARIANCES:
     steps = [
-      samplers.ddpm_step(schedule, prediction, x_t, 0, -1, n, variance=variance)
+      samplers.ddpm_step(schedule, prediction, x_t, 0, -1, n, options=samplers.DDPM(variance))
       for n in (noise, 2 * noise)
     ]
     np.testing.assert_array_equal(*steps)
@@ -168,8 +166,8 @@ def test_ddim_with_eta_one_is_ddpm(prediction_type):
   x_t, prediction, noise = _step_inputs()
   at = (schedule, prediction, x_t, jnp.array([500, 30]), jnp.array([480, 10]))
   np.testing.assert_allclose(
-    samplers.ddim_step(*at, eta=1.0, noise=noise, clip_sample=False),
-    samplers.ddpm_step(*at, noise, clip_sample=False),
+    samplers.ddim_step(*at, noise=noise, options=samplers.DDIM(1.0, clip_sample=False)),
+    samplers.ddpm_step(*at, noise, options=samplers.DDPM(clip_sample=False)),
     rtol=1e-3,
     atol=1e-4,
   )
@@ -178,9 +176,11 @@ def test_ddim_with_eta_one_is_ddpm(prediction_type):
 def test_steps_reject_bad_options():
   x_t, prediction, noise = _step_inputs()
   with pytest.raises(ValueError, match="noise"):
-    samplers.ddim_step(schedules.linear(), prediction, x_t, 5, 4, eta=0.5)
+    samplers.ddim_step(schedules.linear(), prediction, x_t, 5, 4, options=samplers.DDIM(0.5))
   with pytest.raises(ValueError, match="learned"):
-    samplers.ddpm_step(schedules.linear(), prediction, x_t, 5, 4, noise, variance="learned")
+    samplers.ddpm_step(
+      schedules.linear(), prediction, x_t, 5, 4, noise, options=samplers.DDPM("learned")
+    )
 
 
 COUNT = 40_000
@@ -200,13 +200,13 @@ def test_ddim_reaches_the_data_distribution(prediction_type):
     _gaussian_denoiser(schedule),
     schedule,
     (COUNT, 1),
-    num_steps=250,
-    clip_sample=False,
+    steps=samplers.Steps(250),
+    options=samplers.DDIM(clip_sample=False),
   )
   _assert_data_distribution(samples)
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("spacing", ["trailing", pytest.param("linspace", marks=pytest.mark.slow)])
 def test_ddim_with_noise_and_other_spacings(spacing):
   schedule = schedules.linear()
   samples = samplers.ddim(
@@ -214,10 +214,8 @@ def test_ddim_with_noise_and_other_spacings(spacing):
     _gaussian_denoiser(schedule),
     schedule,
     (COUNT, 1),
-    num_steps=250,
-    eta=1.0,
-    clip_sample=False,
-    spacing=spacing,
+    steps=samplers.Steps(250, spacing),
+    options=samplers.DDIM(1.0, clip_sample=False),
   )
   # With eta = 1 a coarse chain loses a little variance: 250 steps leave about 2%.
   _assert_data_distribution(samples, tolerance=0.015)
@@ -233,8 +231,7 @@ def test_ddpm_reaches_the_data_distribution(variance):
       _gaussian_denoiser(schedule),
       schedule,
       (COUNT, 1),
-      variance=variance,
-      clip_sample=False,
+      options=samplers.DDPM(variance, clip_sample=False),
     )
   )(jax.random.key(2))
   _assert_data_distribution(samples)
@@ -254,7 +251,9 @@ def test_a_chain_may_start_in_the_middle(sampler, first_step):
     jax.debug.callback(lambda t: seen.append(int(t[0])), timesteps, ordered=True)
     return _point_denoiser(schedule, x0)(x, timesteps)
 
-  got = sampler(jax.random.key(4), predict, schedule, x_t, num_steps=10, first_step=first_step)
+  got = sampler(
+    jax.random.key(4), predict, schedule, x_t, steps=samplers.Steps(10), first_step=first_step
+  )
   np.testing.assert_allclose(got, x0, atol=1e-4)
   jax.effects_barrier()
   assert seen == steps[first_step:].tolist()
@@ -274,17 +273,21 @@ def test_noise_of_a_step_depends_on_its_index_only():
     steps[1],
     jax.random.normal(jax.random.fold_in(jax.random.split(jax.random.key(6))[1], 0), x_t.shape),
   )
-  full = samplers.ddpm(jax.random.key(6), predict, schedule, x_t, num_steps=4)
-  rest = samplers.ddpm(jax.random.key(6), predict, schedule, first, num_steps=4, first_step=1)
+  four = samplers.Steps(4)
+  full = samplers.ddpm(jax.random.key(6), predict, schedule, x_t, steps=four)
+  rest = samplers.ddpm(jax.random.key(6), predict, schedule, first, steps=four, first_step=1)
   np.testing.assert_allclose(full, rest, rtol=1e-5, atol=1e-6)
 
 
 def test_clipping_bounds_the_sample():
   schedule = schedules.linear(prediction_type="sample")
   predict = lambda x_t, timesteps: jnp.full_like(x_t, 5.0)
-  for sampler in (samplers.ddim, samplers.ddpm):
-    clipped = sampler(jax.random.key(7), predict, schedule, (2, 3), num_steps=5)
-    free = sampler(jax.random.key(7), predict, schedule, (2, 3), num_steps=5, clip_sample=False)
+  for sampler, free in (
+    (samplers.ddim, samplers.DDIM(clip_sample=False)),
+    (samplers.ddpm, samplers.DDPM(clip_sample=False)),
+  ):
+    run = partial(sampler, jax.random.key(7), predict, schedule, (2, 3), steps=samplers.Steps(5))
+    clipped, free = run(), run(options=free)
     np.testing.assert_allclose(clipped, 1.0, atol=1e-5)
     np.testing.assert_allclose(free, 5.0, atol=1e-4)
 
@@ -293,14 +296,14 @@ def test_clipping_bounds_the_sample():
 def test_starting_points_that_make_no_sense_are_refused(sampler):
   schedule = schedules.linear()
   with pytest.raises(ValueError, match="first_step"):
-    sampler(jax.random.key(0), jnp.add, schedule, (2, 3), num_steps=5, first_step=5)
+    sampler(jax.random.key(0), jnp.add, schedule, (2, 3), steps=samplers.Steps(5), first_step=5)
   with pytest.raises(ValueError, match="x_t"):
-    sampler(jax.random.key(0), jnp.add, schedule, (2, 3), num_steps=5, first_step=2)
+    sampler(jax.random.key(0), jnp.add, schedule, (2, 3), steps=samplers.Steps(5), first_step=2)
 
 
 def test_a_half_precision_network_leaves_a_float32_chain():
   schedule = schedules.linear()
   predict = lambda x_t, timesteps: x_t.astype(jnp.bfloat16)
   for sampler in (samplers.ddim, samplers.ddpm):
-    got = sampler(jax.random.key(8), predict, schedule, (2, 3), num_steps=3)
+    got = sampler(jax.random.key(8), predict, schedule, (2, 3), steps=samplers.Steps(3))
     assert got.dtype == jnp.float32

@@ -11,8 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from udp_jax import prompts
-from udp_jax.models import learned_tokens, lora, pipeline, trainable
+from udp_jax.models import learned_tokens, lora, lora_files, pipeline, prompts, trainable
 
 PROMPTS = ["a photograph of a cat", "the sea at night"]
 # Relative to the largest value, as everywhere in these comparisons.
@@ -92,7 +91,7 @@ def _trained(kind, params, seed=0):
 def test_lora_of_unet_and_text_encoder(ours, theirs, tmp_path, scale):
   kind = trainable.lora(3, scale, text_encoder_targets=lora.TEXT_ENCODER_TARGETS)
   theta = _trained(kind, ours.params)
-  lora.save_lora(tmp_path / "lora", theta, scale=scale)
+  lora_files.save_lora(tmp_path / "lora", theta, scale=scale)
   ids = ours.tokenizer(PROMPTS)
   before = _their_unet(theirs), _their_text(theirs, ids)
   theirs.load_lora_weights(tmp_path / "lora")
@@ -106,7 +105,7 @@ def test_lora_of_unet_and_text_encoder(ours, theirs, tmp_path, scale):
 def test_lora_of_convolutions(ours, theirs, tmp_path):
   kind = trainable.lora(2, 1.0, ("conv1", "proj_in", "to_q"))
   theta = _trained(kind, ours.params, seed=5)
-  lora.save_lora(tmp_path, theta)
+  lora_files.save_lora(tmp_path, theta)
   before = _their_unet(theirs)
   theirs.load_lora_weights(tmp_path)
   merged = kind.merge(theta, ours.params)
@@ -128,7 +127,7 @@ def test_their_lora_file_in_ours(ours, theirs, tmp_path):
   StableDiffusionPipeline.save_lora_weights(
     tmp_path, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
   )
-  merged = lora.merge_factors(lora.load_lora(tmp_path, ours.params), ours.params)
+  merged = lora.merge_factors(lora_files.load_lora(tmp_path, ours.params), ours.params)
   _compare("theirs", _our_unet(ours.model, merged), _their_unet(theirs), before)
 
 

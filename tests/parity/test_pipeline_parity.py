@@ -30,7 +30,7 @@ from udp_jax import threats
 from udp_jax.models import pipeline
 from udp_jax.models.noise_scheduler import sampler_options
 from udp_jax.ops import samplers
-from udp_jax.randomness import normal_each, split_each
+from udp_jax.ops.keys import normal_each, split_each
 
 PROMPTS = ["a photograph of a cat", "the sea at night"]
 NEGATIVE = "a dog"
@@ -109,9 +109,10 @@ def test_text_to_image(both, kind, sampler, spacing):
     uncond = jnp.repeat(ours.model.embed(params, negative), 2, axis=0)
     denoise = lambda x_t, t, cond: ours.model.apply(params, x_t, t, cond)
     predict = samplers.guided(denoise, cond, uncond, scale=SCALE)
-    options = sampler_options(scheduler, sampler, latent=True)
+    options = {"num_steps": 8, **sampler_options(scheduler, sampler, latent=True)}
+    options = samplers.arguments(sampler, options)
     function = getattr(samplers, sampler)
-    x0 = function(jax.random.key(0), predict, ours.model.schedule, noise, num_steps=8, **options)
+    x0 = function(jax.random.key(0), predict, ours.model.schedule, noise, **options)
     return ours.model.decode(params, x0)
 
   try:

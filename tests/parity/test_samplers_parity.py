@@ -16,7 +16,7 @@ from diffusers.schedulers import scheduling_ddpm
 from make_goldens import SCHEDULES, prediction
 
 from udp_jax.models import weights
-from udp_jax.ops import samplers, schedules
+from udp_jax.ops import chain, samplers, schedules
 
 SHAPE = (2, 4, 4, 3)
 # Largest absolute error over the largest magnitude of a chain's end. Rounding of abar (float32 in
@@ -143,9 +143,8 @@ def test_ddim(record, name, kind, clip, eta):
       predict,
       our_schedule(name, kind),
       x_t,
-      num_steps=20,
-      eta=eta,
-      clip_sample=clip,
+      steps=samplers.Steps(20),
+      options=samplers.DDIM(eta, clip),
     )
 
   end, noises = record(chain, start())
@@ -166,12 +165,10 @@ def test_ddim_options(record, spacing, to_one, clipped_prediction):
       predict,
       our_schedule("scaled_linear", "epsilon"),
       x_t,
-      num_steps=20,
-      eta=0.7,
-      spacing=spacing,
-      steps_offset=offset,
-      set_alpha_to_one=to_one,
-      use_clipped_prediction=clipped_prediction,
+      steps=samplers.Steps(20, spacing, offset),
+      options=samplers.DDIM(
+        0.7, use_clipped_prediction=clipped_prediction, set_alpha_to_one=to_one
+      ),
     )
 
   end, noises = record(chain, start())
@@ -187,7 +184,7 @@ def test_ddim_options(record, spacing, to_one, clipped_prediction):
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 @pytest.mark.parametrize("kind", schedules.PREDICTION_TYPES)
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize("variance", samplers.VARIANCES)
+@pytest.mark.parametrize("variance", chain.VARIANCES)
 def test_ddpm(record, monkeypatch, name, kind, clip, variance):
 
   def chain(x_t):
@@ -196,9 +193,8 @@ def test_ddpm(record, monkeypatch, name, kind, clip, variance):
       predict,
       our_schedule(name, kind),
       x_t,
-      num_steps=20,
-      clip_sample=clip,
-      variance=variance,
+      steps=samplers.Steps(20),
+      options=samplers.DDPM(variance, clip),
     )
 
   end, noises = record(chain, start())
@@ -219,11 +215,11 @@ def test_all_thousand_steps_of_ddpm(record, monkeypatch):
 @pytest.mark.parametrize("spacing", samplers.SPACINGS)
 def test_ddpm_spacings(record, monkeypatch, spacing):
   offset = 1 if spacing == "leading" else 0
-  options = {"spacing": spacing, "steps_offset": offset}
+  steps = samplers.Steps(20, spacing, offset)
 
   def chain(x_t):
     schedule = our_schedule("scaled_linear", "epsilon")
-    return samplers.ddpm(jax.random.key(3), predict, schedule, x_t, num_steps=20, **options)
+    return samplers.ddpm(jax.random.key(3), predict, schedule, x_t, steps=steps)
 
   end, noises = record(chain, start())
   scheduler = DDPMScheduler(
@@ -261,15 +257,14 @@ def test_timesteps_of_dpm_solver(spacing, num_steps):
 def test_dpm_solver(kind, name, spacing, num_steps, first_step):
   offset = 1 if spacing == "leading" else 0
   schedule = our_schedule(name, kind)
-  options = {"spacing": spacing, "steps_offset": offset, "first_step": first_step}
   end = samplers.dpm_solver_pp_2m(
     jax.random.key(3),
     predict,
     schedule,
     start(),
-    num_steps=num_steps,
+    steps=samplers.Steps(num_steps, spacing, offset),
     clip_sample=False,
-    **options,
+    first_step=first_step,
   )
   scheduler = DPMSolverMultistepScheduler(
     **SCHEDULES[name], prediction_type=kind, timestep_spacing=spacing, steps_offset=offset
@@ -286,23 +281,24 @@ def test_zero_terminal_snr(record, monkeypatch, name, kind):
   expected = DDPMScheduler(**fields).alphas_cumprod.numpy()
   assert schedule.alphas_cumprod[-1] == expected[-1] == 0.0
   np.testing.assert_allclose(schedule.alphas_cumprod, expected, rtol=2e-3, atol=1e-7)
-  options = {"num_steps": 20, "spacing": "trailing"}
+  steps = samplers.Steps(20, "trailing")
 
   def ddim(x_t):
-    return samplers.ddim(jax.random.key(3), predict, schedule, x_t, eta=0.5, **options)
+    options = samplers.DDIM(0.5)
+    return samplers.ddim(jax.random.key(3), predict, schedule, x_t, steps=steps, options=options)
 
   end, noises = record(ddim, start())
   scheduler = DDIMScheduler(**fields, timestep_spacing="trailing")
   check(end, their_ddim(scheduler, start(), noises, 20, 0.5))
 
   def ddpm(x_t):
-    return samplers.ddpm(jax.random.key(3), predict, schedule, x_t, **options)
+    return samplers.ddpm(jax.random.key(3), predict, schedule, x_t, steps=steps)
 
   end, noises = record(ddpm, start())
   scheduler = DDPMScheduler(**fields, timestep_spacing="trailing")
   check(end, their_ddpm(scheduler, start(), noises, 20, monkeypatch))
   end = samplers.dpm_solver_pp_2m(
-    jax.random.key(3), predict, schedule, start(), clip_sample=False, **options
+    jax.random.key(3), predict, schedule, start(), clip_sample=False, steps=steps
   )
   scheduler = DPMSolverMultistepScheduler(**fields, timestep_spacing="trailing")
   check(end, their_dpm_solver(scheduler, start(), 20))

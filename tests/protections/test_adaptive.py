@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import lookup, objectives_latent, protections
+from tests.protections.rounds import DATA, PARAMS, blocks, build, deltas
+from udp_jax import protections, registry
+from udp_jax.data import batches
 from udp_jax.errors import ConfigError
+from udp_jax.objectives import latent, transforms
+from udp_jax.objectives.transforms import over_transforms
 from udp_jax.ops import image
-from udp_jax.protections import adaptive
-from udp_jax.randomness import example_keys
+from udp_jax.ops.image import to_float
+from udp_jax.ops.keys import example_keys
+from udp_jax.protections import adaptive, targets
+from udp_jax.protections.options import Adaptive
+
+
+def adapted(model, objective, **options):
+  return adaptive.adapted(model, objective, Adaptive(**options))
+
 
 KEYS = example_keys(jax.random.key(4), 0, np.arange(24))
 CONTROLS = ("matched_noise", "random_noise", "shuffled_delta")
@@ -27,9 +36,9 @@ def images():
   return jnp.asarray(np.repeat(np.clip(picture, 0, 1)[None], 24, axis=0), jnp.float32)
 
 
-@pytest.fixture(scope="module", params=adaptive.TRANSFORMS)
+@pytest.fixture(scope="module", params=transforms.TRANSFORMS)
 def transformed(request, images):
-  transform = jax.jit(adaptive.TRANSFORMS[request.param])
+  transform = jax.jit(transforms.TRANSFORMS[request.param])
   return request.param, transform, transform(KEYS, images)
 
 
@@ -54,12 +63,12 @@ def test_transforms_have_gradients(transformed, images):
 
 
 def test_resize_is_there_and_back(images):
-  moved = jax.jit(adaptive.TRANSFORMS["resize"])(KEYS, images)
+  moved = jax.jit(transforms.TRANSFORMS["resize"])(KEYS, images)
 
   @jax.jit
   def by_every_scale(picture):
     found = []
-    for scale in adaptive.SCALES:
+    for scale in transforms.SCALES:
       small = image.resize(picture, (round(16 * scale), round(12 * scale)), method="cubic")
       found.append(jnp.clip(image.resize(small, (16, 12), method="cubic")[0], 0, 1))
     return jnp.stack(found)
@@ -67,28 +76,28 @@ def test_resize_is_there_and_back(images):
   expected = np.asarray(by_every_scale(images[:1]))
   distance = np.abs(np.asarray(moved)[:, None] - expected).max((2, 3, 4))
   np.testing.assert_allclose(distance.min(1), 0, atol=1e-5)
-  assert set(distance.argmin(1)) == set(range(len(adaptive.SCALES)))
+  assert set(distance.argmin(1)) == set(range(len(transforms.SCALES)))
 
 
 def test_noise_and_blur_are_as_strong_as_the_table_says():
   keys = example_keys(jax.random.key(4), 0, np.arange(200))
   grey = jnp.full((200, 16, 16, 3), 0.5)
-  spread = np.asarray(jax.jit(adaptive.TRANSFORMS["noise"])(keys, grey)).std((1, 2, 3))
+  spread = np.asarray(jax.jit(transforms.TRANSFORMS["noise"])(keys, grey)).std((1, 2, 3))
   assert 0 < spread.min() < 0.01 and 0.09 < spread.max() < 0.11
   point = jnp.zeros((200, 16, 16, 3)).at[:, 8, 8].set(1.0)
-  centre = np.asarray(jax.jit(adaptive.TRANSFORMS["blur"])(keys, point))[:, 8, 8, 0]
+  centre = np.asarray(jax.jit(transforms.TRANSFORMS["blur"])(keys, point))[:, 8, 8, 0]
   # A narrow blur leaves the point, the widest 1 / (2 pi sigma^2) of it.
   assert centre.max() > 0.9 and 0.07 < centre.min() < 0.08
 
 
 def test_parse():
-  found = adaptive.parse("jpeg, identity")
-  assert found == (adaptive.TRANSFORMS["jpeg"], adaptive.TRANSFORMS["identity"])
+  found = transforms.parse("jpeg, identity")
+  assert found == (transforms.TRANSFORMS["jpeg"], transforms.TRANSFORMS["identity"])
   for names in ("jpeg,swirl", "swirl"):
     with pytest.raises(ConfigError, match="unknown transform 'swirl'; known: identity, jpeg, res"):
-      adaptive.parse(names)
+      transforms.parse(names)
   with pytest.raises(ConfigError, match="unknown transform ''"):
-    adaptive.parse("jpeg,")
+    transforms.parse("jpeg,")
 
 
 def first_value(params, images, cond, keys):
@@ -97,15 +106,15 @@ def first_value(params, images, cond, keys):
 
 def test_adapted_adds_what_is_asked_for(latent_model):
   pictures = jax.random.uniform(jax.random.key(1), (24, 8, 8, 3))
-  assert adaptive.adapted(latent_model, first_value) is first_value
-  plain = adaptive.adapted(latent_model, first_value, transforms="identity")
+  assert adapted(latent_model, first_value) is first_value
+  plain = adapted(latent_model, first_value, transforms="identity")
   np.testing.assert_array_equal(plain(None, pictures, None, KEYS)[0], pictures[:, 0, 0, 0])
-  weighted = adaptive.adapted(latent_model, first_value, consistency_weight=2.5)
-  lost, _ = objectives_latent.consistency(latent_model)(None, pictures, None, KEYS)
+  weighted = adapted(latent_model, first_value, consistency_weight=2.5)
+  lost, _ = latent.consistency(latent_model)(None, pictures, None, KEYS)
   losses, _ = weighted(None, pictures, None, KEYS)
   np.testing.assert_allclose(losses, pictures[:, 0, 0, 0] + 2.5 * lost, rtol=1e-5)
   # The picture that is made consistent is the one that is saved, not a transformed one.
-  both = adaptive.adapted(latent_model, first_value, transforms="noise", consistency_weight=2.5)
+  both = adapted(latent_model, first_value, transforms="noise", consistency_weight=2.5)
   losses, aux = both(None, pictures, None, KEYS)
   np.testing.assert_allclose(losses, aux["seen"][:, 0, 0, 0] + 2.5 * lost, rtol=1e-5)
   assert np.abs(aux["seen"] - pictures).max() > 0.01
@@ -113,19 +122,70 @@ def test_adapted_adds_what_is_asked_for(latent_model):
 
 def test_options_that_cannot_be_used(latent_model, gaussian_model):
   with pytest.raises(ConfigError, match="consistency_weight must not be negative, got -1"):
-    adaptive.adapted(latent_model, first_value, consistency_weight=-1)
+    adapted(latent_model, first_value, consistency_weight=-1)
   with pytest.raises(ConfigError, match="a consistency term needs a latent diffusion model"):
-    adaptive.adapted(gaussian_model, first_value, consistency_weight=1)
+    adapted(gaussian_model, first_value, consistency_weight=1)
 
 
 @pytest.mark.parametrize("name", [n for n in protections.available() if n not in CONTROLS])
 def test_every_method_has_an_adaptive_form(name, latent_model):
   """Both options reach the objective: they are refused, or traced into the round."""
-  parameters = inspect.signature(lookup.constructor("udp_jax.protections", name)).parameters
-  assert parameters["transforms"].default == "" and parameters["consistency_weight"].default == 0
-  required = {n: 0.03 for n, p in parameters.items() if p.default is p.empty and n != "model"}
-  required |= {"perceptual": ""} if "perceptual" in parameters else {}
+  known = registry.fields(registry.constructor("udp_jax.protections", name))
+  assert known["transforms"].default == "" and known["consistency_weight"].default == 0
+  required = {n: 0.03 for n, field in known.items() if field.default is registry.REQUIRED}
+  required |= {"perceptual": ""} if "perceptual" in known else {}
   with pytest.raises(ConfigError, match="unknown transform 'swirl'"):
     protections.build(name, latent_model, required | {"transforms": "swirl"})
   with pytest.raises(ConfigError, match="consistency_weight must not be negative"):
     protections.build(name, latent_model, required | {"consistency_weight": -1.0})
+
+
+def test_draws_are_averaged_by_every_method(gaussian_model):
+  """AdvDM for all: `adapted` is where the option is used."""
+  options = {"radius_255": 8, "step_size_255": 2}
+  data = batches.make_batches(np.full((2, 8, 8, 3), 100, np.uint8), 2)
+  params = gaussian_model.init(jax.random.key(0))
+  losses = []
+  for draws in (1, 1, 3):
+    method = protections.build("advdm", gaussian_model, options | {"num_draws": draws})
+    state = method.init(jax.random.key(1), data, params)
+    losses.append(jax.jit(method.update)(jax.random.key(1), state, data, params)[1].loss)
+  np.testing.assert_array_equal(losses[0], losses[1])
+  assert np.all(losses[0] != losses[2])
+
+
+def test_consistency_leaves_a_picture_that_the_autoencoder_gives_back(latent_model):
+  """With a large weight, what averages lose goes out of the protected picture."""
+
+  def lost(delta):
+    moved = np.asarray(to_float(DATA.images)) + delta
+    return np.square(moved - blocks(moved)).mean()
+
+  options = {"target": "grey", "start": "zero"}
+  plain = deltas(build("photoguard_encoder", latent_model, **options), 6)
+  options |= {"consistency_weight": 1e4}
+  consistent = deltas(build("photoguard_encoder", latent_model, **options), 6)
+  np.testing.assert_allclose(lost(plain[-1]), lost(plain[0]), rtol=1e-4)
+  assert lost(consistent[-1]) < 0.9 * lost(plain[0])
+
+
+# Its parts are tested above, and in tests/objectives/test_transforms.py and test_denoising.py.
+@pytest.mark.slow
+def test_what_is_expected_survives_what_is_expected(latent_model):
+  """Delta that expects transforms keeps more of its effect under them than one that does not."""
+  options, names = {"target": "pattern", "start": "zero"}, "blur,resize"
+  plain = deltas(build("photoguard_encoder", latent_model, **options), 6)[-1]
+  options |= {"transforms": names}
+  expecting = deltas(build("photoguard_encoder", latent_model, **options), 6)[-1]
+  picture = targets.picture("pattern", (8, 8, 3))
+  distance = latent.latent_distance(latent_model, picture)
+  expected = over_transforms(distance, transforms.parse(names), 30)
+  keys = example_keys(jax.random.key(99), 0, DATA.ids.reshape(-1))
+
+  @jax.jit
+  def left(delta):
+    moved = (DATA.images / np.float32(255) + delta).reshape(-1, 8, 8, 3)
+    return jnp.mean(expected(PARAMS, moved, None, keys)[0])
+
+  clean = left(np.zeros_like(plain))
+  assert left(expecting) < left(plain) < clean

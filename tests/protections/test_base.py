@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from udp_jax import constraints, objectives, protections, training
-from udp_jax.protections.base import fixed
-from udp_jax.randomness import stream
+from udp_jax import protections
+from udp_jax.data import batches
+from udp_jax.objectives.base import negate
+from udp_jax.ops.keys import stream
+from udp_jax.protections import constraints
+from udp_jax.protections.base import Rounds, fixed
 
 KEY = jax.random.key(8)
 RADIUS, STEP = 8 / 255, 3 / 255
@@ -44,7 +47,7 @@ def test_steps_by_hand():
   pictures = some_pictures()
   constraint = constraints.linf(RADIUS)
   protection = protections.pgd(towards, constraint, protections.sign_descent(STEP))
-  batch = jax.tree.map(lambda leaf: leaf[0], training.make_batches(pictures, 10))
+  batch = jax.tree.map(lambda leaf: leaf[0], batches.make_batches(pictures, 10))
   params = {"grey": jnp.float32(0.5)}
   state, update = protection.init(KEY, batch, params), jax.jit(protection.update)
   images = pictures / 255
@@ -61,7 +64,7 @@ def test_steps_by_hand():
 
 
 def test_a_schedule_of_step_sizes():
-  batch = jax.tree.map(lambda leaf: leaf[0], training.make_batches(some_pictures(2) // 2 + 100, 2))
+  batch = jax.tree.map(lambda leaf: leaf[0], batches.make_batches(some_pictures(2) // 2 + 100, 2))
   rate = optax.piecewise_constant_schedule(0.01, {2: 0.1})
   protection = protections.pgd(towards, constraints.linf(0.5), protections.sign_descent(rate))
   params = {"grey": jnp.float32(0.0)}
@@ -86,7 +89,7 @@ def test_only_delta_is_differentiated():
     return towards({"grey": opaque(params["grey"])}, images, cond, keys)
 
   protection = protections.pgd(objective, constraints.linf(RADIUS), protections.sign_descent(STEP))
-  batch = jax.tree.map(lambda leaf: leaf[0], training.make_batches(some_pictures(), 10))
+  batch = jax.tree.map(lambda leaf: leaf[0], batches.make_batches(some_pictures(), 10))
   params = {"grey": jnp.float32(0.5)}
   state = jax.eval_shape(protection.init, KEY, batch, params)
   jax.eval_shape(protection.update, KEY, state, batch, params)
@@ -110,7 +113,7 @@ def deltas_after(protection, data, rounds):
 
 
 def test_two_steps_a_round_are_two_rounds(lifted):
-  data = training.make_batches(some_pictures(), 4)
+  data = batches.make_batches(some_pictures(), 4)
   twice, info = deltas_after(lifted[1], data, 4)
   double, double_info = deltas_after(lifted[2], data, 2)
   # Two programs, so that the compiler may round differently.
@@ -125,15 +128,15 @@ def test_a_pictures_delta_does_not_depend_on_the_batch(lifted):
   pictures = some_pictures()
   expected = None
   for size in (1, 4, 10):
-    state, _ = deltas_after(lifted[1], training.make_batches(pictures, size), 3)
-    delta = training.unbatch(state.delta, 10)
+    state, _ = deltas_after(lifted[1], batches.make_batches(pictures, size), 3)
+    delta = batches.unbatch(state.delta, 10)
     expected = delta if expected is None else expected
     np.testing.assert_array_equal(delta, expected)
   assert len(np.unique(delta.reshape(10, -1), axis=0)) == 10
 
 
 def test_run_is_the_rounds_in_one_call(lifted):
-  data = training.make_batches(some_pictures(), 4)
+  data = batches.make_batches(some_pictures(), 4)
   state, last = deltas_after(lifted[1], data, 3)
   images, infos = protections.run(lifted[1], KEY, data, None, num_rounds=3)
   assert images.shape == data.images.shape and infos.loss.shape == (3, *data.ids.shape)
@@ -143,7 +146,7 @@ def test_run_is_the_rounds_in_one_call(lifted):
 
 def test_fixed_stays():
   protection = fixed(constraints.linf(RADIUS, start="sign").init)
-  data = training.make_batches(some_pictures(), 4)
+  data = batches.make_batches(some_pictures(), 4)
   start = jax.jit(protection.init)(KEY, data, None)
   state, info = protection.update(KEY, start, data, None)
   assert state is start and info.loss.shape == data.ids.shape and info.train_loss.shape == (0,)
@@ -154,16 +157,15 @@ def test_fixed_stays():
 
 def max_min(learning_rate=0.0, **options):
   """A surrogate that knows one grey value, and pictures that flee from it."""
-  inner = protections.pgd(
-    objectives.negate(towards), constraints.linf(RADIUS), protections.sign_descent(STEP)
-  )
-  options = {"train_steps": 2, "perturb_steps": 1, "init_params": init_params} | options
-  return protections.bilevel(inner, towards, optax.sgd(learning_rate), **options)
+  inner = protections.pgd(negate(towards), constraints.linf(RADIUS), protections.sign_descent(STEP))
+  rounds = Rounds(train_steps=2)._replace(**options)
+  tx = optax.sgd(learning_rate)
+  return protections.bilevel(inner, towards, tx, rounds, init_params=init_params)
 
 
 def rounds(protection, num_rounds, params=None, donate=False):
   """States after 0, 1, 2... rounds, fetched, and the infos."""
-  data = jax.tree.map(jnp.asarray, training.make_batches(some_pictures(), 5))
+  data = jax.tree.map(jnp.asarray, batches.make_batches(some_pictures(), 5))
   state = jax.jit(protection.init)(KEY, data, params)
   update = jax.jit(protection.update, donate_argnums=1 if donate else ())
   states, infos = [jax.tree.map(np.array, state)], []
@@ -182,7 +184,7 @@ def test_a_round_trains_and_then_perturbs():
   # Gradient steps by hand, on the batches that the shuffle took: both cover all pictures.
   trained = float(states[1].surrogate.params["grey"])
   assert trained != start
-  images = np.asarray(training.make_batches(some_pictures(), 5).images) / 255
+  images = np.asarray(batches.make_batches(some_pictures(), 5).images) / 255
   away = np.clip(images + STEP * np.sign(images - trained), 0, 1) - images
   np.testing.assert_allclose(states[1].delta, away, atol=1e-6)
   np.testing.assert_allclose(infos[0].loss, -np.square(images - trained).mean((2, 3, 4)), rtol=1e-4)
@@ -232,7 +234,7 @@ def test_timesteps_of_the_family_reach_the_perturb_step(gaussian_model):
   params = {"mean": jnp.zeros((8, 8, 3)), "log_spread": jnp.zeros(3)}
   options = {"radius_255": 8, "step_size_255": 2, "start": "zero", "a": 50.0}
   protection = protections.build("advdm", gaussian_model, options)
-  data = training.make_batches(pictures, 6)
+  data = batches.make_batches(pictures, 6)
   state = protection.init(KEY, data, params)
   _, info = jax.jit(protection.update)(KEY, state, data, params)
   # noise - sigma x_t for small sigma: one of noise, and next to nothing of it recovered.

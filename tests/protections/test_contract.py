@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import evaluation, protections, training
+from tests.docstrings import check_constructor
+from udp_jax import protections, registry
+from udp_jax.data import batches
 from udp_jax.errors import ConfigError
+from udp_jax.metrics import denoising
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops.image import quantise_within
 from udp_jax.protections.base import PERTURB, TRAIN, WHOLE, Protection
-from udp_jax.threats.passing import argument_entry
 
 KEY = jax.random.key(21)
 RADIUS_255 = 8
@@ -24,7 +26,7 @@ ROUNDS = 6
 # Given to the protections that have them: sizes that suit a model of a few operations.
 OPTIONS: dict[str, Any] = {"radius_255": RADIUS_255, "step_size_255": 2, "learning_rate": 0.05}
 OPTIONS |= {"train_steps": 8, "perturb_steps": 2, "num_draws": 2}
-# A network that compares pictures wants larger ones; tested in test_glaze.
+# A network that compares pictures needs larger ones: test_glaze_is_held_back_by_what_can_be_seen.
 OPTIONS |= {"perceptual": ""}
 # What the others do to the denoising loss is not their aim.
 RAISE_THE_DENOISING_LOSS = ("advdm", "fsmg", "aspl")
@@ -35,8 +37,11 @@ def constructor(name: str):
 
 
 def options(name: str) -> dict[str, Any]:
-  accepted = inspect.signature(constructor(name)).parameters
-  return {k: v for k, v in OPTIONS.items() if k.removesuffix("_255") in accepted}
+  accepted = registry.fields(constructor(name))
+  given = {k: v for k, v in OPTIONS.items() if k.removesuffix("_255") in accepted}
+  if "num_draws" in given and accepted["num_draws"].default == 1:
+    del given["num_draws"]  # One draw is what the method is about.
+  return given
 
 
 def fit(model: DiffusionModel, pictures: np.ndarray) -> dict:
@@ -52,7 +57,7 @@ class Case(NamedTuple):
   name: str
   model: DiffusionModel
   protection: Protection
-  data: training.Batch
+  data: batches.Batch
   params: Any
   init: Any
   update: Any
@@ -79,7 +84,7 @@ def case(request, gaussian_model, latent_model, pictures):
     protection = protections.build(name, model, options(name))
   levels = np.random.default_rng(2).integers(-RADIUS_255, RADIUS_255 + 1, pictures.shape)
   reference = np.clip(pictures + levels, 0, 255).astype(np.uint8)
-  data = training.make_batches(
+  data = batches.make_batches(
     pictures, 6, reference=reference if protection.needs_reference else None
   )
   params = fit(model, pictures) if protection.needs_params else None
@@ -92,8 +97,8 @@ def outcome(case):
   """State and infos after `ROUNDS`, and the protected 8-bit pictures."""
   state, infos = case.rounds(KEY, ROUNDS)
   count = int(case.data.weight.sum())
-  clean = jnp.asarray(training.unbatch(case.data.images, count))
-  delta = jnp.asarray(training.unbatch(state.delta, count))
+  clean = jnp.asarray(batches.unbatch(case.data.images, count))
+  delta = jnp.asarray(batches.unbatch(state.delta, count))
   return state, infos, np.asarray(quantise_within(clean, delta, RADIUS_255))
 
 
@@ -107,13 +112,10 @@ def test_modules_were_found():
 def test_interface(name, gaussian_model):
   """One function of the module's name: a model, then documented keyword-only options."""
   function = constructor(name)
-  parameters = list(inspect.signature(function).parameters.values())
-  assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["model"]
+  check_constructor(function)
   assert inspect.signature(function).return_annotation in ("Protection", Protection)
   assert "Args:" in function.__doc__ and inspect.getmodule(function).__doc__
-  for parameter in parameters:
-    assert argument_entry(function, parameter.name)
-  assert "radius" in inspect.signature(function).parameters
+  assert "radius" in registry.fields(function)
 
   with pytest.raises(
     ConfigError, match=f"protection {name} has no option 'loudness'; it has: .*radius"
@@ -131,6 +133,39 @@ def test_unknown_protection(gaussian_model):
     protections.build("base", gaussian_model, {})
 
 
+def of_a_visit(name: str, given: dict, num_shards: int) -> tuple[dict, int]:
+  """Options of a method whose round is a visit, and how many visits of a round train."""
+  known, made, visits = registry.fields(constructor(name)), dict(given), num_shards
+  if "train_steps" in known:
+    total = given.get("train_steps", known["train_steps"].default)
+    visits = next(n for n in range(num_shards, 0, -1) if total % n == 0)
+    made["train_steps"] = total // visits
+  for counted in {"warmup_rounds", "restart_every"} & known.keys():
+    made[counted] = given.get(counted, known[counted].default) * num_shards
+  return made, visits
+
+
+@pytest.mark.parametrize("num_shards", [1, 4, 7])
+def test_rounds_are_divided_as_options_are(case, num_shards):
+  """A visit is what a method with fewer train steps, and later restarts, does in a round."""
+  given = registry.scaled(options(case.name), case.name)
+  of_visit, visits = of_a_visit(case.name, given, num_shards)
+  expected = protections.build(case.name, case.model, of_visit)
+  visit, train_visits = case.protection.divided(num_shards)
+  assert train_visits == visits and visit.trains == expected.trains
+  assert visit.trains * train_visits == case.protection.trains or not visit.trains
+  assert case.protection.trains == given.get("train_steps", 0)
+  # What is divided can be divided again.
+  assert visit.divided(1)[0].trains == visit.trains
+  if num_shards != 4 or of_visit == given:  # The numbers above decide what is built.
+    return
+  args = KEY, case.data, case.params
+  state = jax.eval_shape(visit.init, *args)
+  for name, given in (("init", args), ("update", (KEY, state, *args[1:]))):
+    one, other = (jax.jit(getattr(p, name)).lower(*given) for p in (visit, expected))
+    assert one.as_text() == other.as_text()
+
+
 def test_structure_is_kept(case):
   """The state is a pytree that goes round, as donation and checkpoints need it."""
   state = jax.eval_shape(case.protection.init, KEY, case.data, case.params)
@@ -145,7 +180,7 @@ def test_structure_is_kept(case):
 
 def test_budget(case, outcome):
   state, infos, protected = outcome
-  clean = training.unbatch(case.data.images, len(protected))
+  clean = batches.unbatch(case.data.images, len(protected))
   levels = protected.astype(int) - clean.astype(int)
   assert np.abs(levels).max() <= RADIUS_255
   assert (np.abs(levels).max((1, 2, 3)) > 0).all()
@@ -192,7 +227,7 @@ def test_a_run_goes_on_where_it_stopped(case, outcome):
 @pytest.fixture(scope="module")
 def loss(gaussian_model):
   """Denoising loss with draws that no protection has seen."""
-  return evaluation.denoising_loss(gaussian_model, seed=99, draws=16)
+  return denoising.denoising_loss(gaussian_model, seed=99, draws=16)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +261,7 @@ def test_max_min_leaves_more_loss_than_noise(case, outcome, loss, pictures, sign
 
 def own_loss(case, state, pictures: np.ndarray) -> float:
   """The method's own objective at these pictures, with draws that it has not seen."""
-  delta = (pictures.astype(np.float32) - training.unbatch(case.data.images, len(pictures))) / 255
+  delta = (pictures.astype(np.float32) - batches.unbatch(case.data.images, len(pictures))) / 255
   rows = np.arange(case.data.ids.size) % len(pictures)
   delta = jnp.asarray(delta[rows].reshape(state.delta.shape))
   inner = getattr(state, "inner", state)._replace(delta=delta)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import lookup, training
+from udp_jax import protections
+from udp_jax.data import batches
 
 # One for each way to use the parts: training with its text, encoder and decoder, sampler.
 OPTIONS = {
@@ -32,10 +33,10 @@ def test_a_round_with_text(name, tiny_pipeline):
   if name == "glaze":  # It sees no text; embeddings made beforehand must do as well.
     cond = np.zeros((*cond.shape, 16), np.float32)
   pictures = np.zeros((3, *model.image_shape), np.uint8)
-  data = training.make_batches(pictures, 2, cond=cond)
+  data = batches.make_batches(pictures, 2, cond=cond)
   options = {"radius": 8 / 255, "step_size": 1 / 255} | OPTIONS[name]
   options |= ADAPTIVE if name == "glaze" else {}
-  protection = lookup.constructor("udp_jax.protections", name)(model, **options)
+  protection = protections.build(name, model, options)
   state = jax.eval_shape(protection.init, jax.random.key(0), data, params)
   after, info = jax.eval_shape(protection.update, jax.random.key(0), state, data, params)
   assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -8,8 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from udp_jax import constraints, protections, training
+from udp_jax import protections
+from udp_jax.data import batches
 from udp_jax.errors import ConfigError
+from udp_jax.protections import constraints
 
 KEY = jax.random.key(8)
 RADIUS, STEP, RATE = 8 / 255, 3 / 255, 0.05
@@ -33,7 +35,7 @@ def make(train_steps, ascent=None):
 
 
 def test_one_step_by_hand():
-  data = training.make_batches(PICTURES, 4)
+  data = batches.make_batches(PICTURES, 4)
   protection = make(1)
   state, info = jax.jit(protection.update)(KEY, protection.init(KEY, data, None), data, None)
   images = data.images / 255
@@ -53,7 +55,7 @@ def test_one_step_by_hand():
 
 
 def test_an_epoch_visits_every_picture_once_and_keeps_the_budget():
-  data = training.make_batches(PICTURES, 4)
+  data = batches.make_batches(PICTURES, 4)
   protection = make(3)
   update = jax.jit(protection.update)
   state = protection.init(KEY, data, None)
@@ -66,7 +68,7 @@ def test_an_epoch_visits_every_picture_once_and_keeps_the_budget():
 
 
 def test_rounds_of_any_length_make_the_same_game():
-  data = training.make_batches(PICTURES, 4)
+  data = batches.make_batches(PICTURES, 4)
   deltas = []
   for train_steps, rounds in ((2, 6), (4, 3)):
     protection = make(train_steps)

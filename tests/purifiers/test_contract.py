@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import purifiers
+from tests.docstrings import check_constructor
+from udp_jax import purifiers, registry
 from udp_jax.errors import ConfigError
 from udp_jax.ops.image import to_float
 from udp_jax.purifiers import Purifier, ranges
-from udp_jax.threats.passing import argument_entry
 
 KEY = jax.random.key(31)
 IDS = np.array([4, 900_000_000, 17, 5])
@@ -52,12 +52,9 @@ def test_modules_were_found():
 def test_interface(name, latent_model):
   """One function of the module's name: a model, then documented keyword-only options."""
   function = constructor(name)
-  parameters = list(inspect.signature(function).parameters.values())
-  assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["model"]
+  check_constructor(function)
   assert inspect.signature(function).return_annotation in ("Purifier", Purifier)
   assert inspect.getmodule(function).__doc__
-  for parameter in parameters:
-    assert argument_entry(function, parameter.name)
   with pytest.raises(ConfigError, match=f"purifier {name} has no option 'strength'"):
     purifiers.build(name, latent_model, {"strength": 1})
 
@@ -103,7 +100,7 @@ def test_eight_bits_in_and_out(case):
   levels = np.asarray(jnp.round(255 * images), np.uint8)
   done: list[float] = []
   out = purifiers.purify(
-    purifier, params, KEY, levels, IDS, per_device_batch_size=3, on_progress=done.append
+    purifier, params, KEY, levels, IDS, purifiers.Batching(3), on_progress=done.append
   )
   assert out.dtype == np.uint8 and done[-1] == 4 and sorted(done) == done
   # A value within rounding of a half may fall on either side in a batch of another size.
@@ -113,14 +110,14 @@ def test_eight_bits_in_and_out(case):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_has_a_type_and_every_number_a_range(name):
   function = constructor(name)
-  for option in list(inspect.signature(function).parameters.values())[1:]:
-    if option.annotation in ("int", "float", "int | Sequence[int]"):
-      assert option.name in ranges.RANGES, option
+  for option, field in registry.fields(function).items():
+    if field.annotation in ("int", "float", "int | Sequence[int]"):
+      assert option in ranges.RANGES, option
       for value in (float("nan"), float("inf"), -1e30, 1e30, True, "many", None):
-        with pytest.raises(ConfigError, match=f"purifier {name}: {option.name} must be"):
-          ranges.check(function, name, {option.name: value})
-    if option.default is not option.empty:
-      ranges.check(function, name, {option.name: option.default})
+        with pytest.raises(ConfigError, match=f"purifier {name}: {option} must be"):
+          ranges.check(function, name, {option: value})
+    if field.default is not registry.REQUIRED:
+      ranges.check(function, name, {option: field.default})
 
 
 def test_unknown_and_missing(latent_model, gaussian_model):

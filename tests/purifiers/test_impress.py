@@ -164,7 +164,8 @@ def test_divergence_is_said(latent_model, plain_distance, pictures):
 SEVERAL = """
 import json
 import jax, jax.numpy as jnp, numpy as np
-from udp_jax import parallel, purifiers
+from udp_jax import purifiers
+from udp_jax.runtime import mesh as mesh_lib
 from udp_jax.models.base import DiffusionModel
 from udp_jax.models.perceptual import PerceptualDistance
 from udp_jax.ops import schedules
@@ -182,12 +183,12 @@ options = {"impress": {"num_steps": 6, "perceptual": distance, "perceptual_budge
   "jpeg": {"quality": (30, 90)}, "gaussian_noise": {}}
 levels = np.random.default_rng(0).integers(0, 256, (13, 8, 8, 3)).astype(np.uint8)
 ids, key = np.arange(13), jax.random.key(1)
-mesh = parallel.make_mesh()
+mesh = mesh_lib.make_mesh()
 found = {"devices": mesh.size}
 for name, own in options.items():
   purifier = purifiers.build(name, model, own)
   params = purifier.init(key)
-  many = purifiers.purify(purifier, params, key, levels, ids, mesh=mesh, per_device_batch_size=2)
+  many = purifiers.purify(purifier, params, key, levels, ids, purifiers.Batching(2, mesh))
   one = purifiers.purify(purifier, params, key, levels, ids)
   found[name] = int(np.abs(many.astype(int) - one).max())
 purifier = purifiers.build("impress", model, options["impress"])

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.report.pages import make_assets, make_report
+from udp_jax.report import html
+
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
   "--headless",
@@ -28,6 +31,8 @@ _FLAGS = (
   "--virtual-time-budget=20000",
   "--dump-dom",
 )
+
+
 # First on the page, so that nothing the page itself does goes unseen.
 _WATCH = """<script>
 window.seenErrors = [];
@@ -40,6 +45,8 @@ for (const level of ["error", "warn"]) {
   console[level] = (...args) => { seenErrors.push(args.join(" ")); original(...args); };
 }
 </script>"""
+
+
 _REPORT = """<script>
 addEventListener("load", async () => {
   let result = null;
@@ -98,3 +105,9 @@ def open_in_browser(tmp_path: Path) -> Callable[[Path, str], dict[str, Any]]:
     return json.loads(parser.findings)
 
   return visit
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+  """The page of `make_report` and `make_assets`, which takes a second to draw."""
+  return html.render(make_report(), make_assets())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from importlib import import_module
 
@@ -11,18 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import objectives, parallel, stages, threats, training
+from tests.docstrings import check_constructor
+from udp_jax import threats
+from udp_jax.data import batches
 from udp_jax.errors import ConfigError
 from udp_jax.models import lora as low_rank
-from udp_jax.models import trainable
+from udp_jax.models import lora_files, trainable
 from udp_jax.models.base import DiffusionModel
 from udp_jax.models.learned_tokens import load_learned_token
+from udp_jax.models.sampling import Sampling
+from udp_jax.objectives.denoising import denoising
 from udp_jax.ops import schedules
+from udp_jax.ops.keys import example_keys, stream
 from udp_jax.ops.timesteps import uniform
-from udp_jax.randomness import example_keys, stream
-from udp_jax.threats import dreambooth as dreambooth_lib
-from udp_jax.threats.finetuning import one_caption
-from udp_jax.threats.passing import argument_entry
+from udp_jax.runtime import mesh
+from udp_jax.stages import train
+from udp_jax.stages.records import Run
+from udp_jax.threats.finetuning import Training, learning_rates, one_caption
 
 KEY = jax.random.key(4)
 SIZE, WIDTH, VOCABULARY, LENGTH = 8, 6, 10, 3
@@ -112,7 +116,7 @@ def _ids(method: str, count: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def data(images):
-  return lambda method: training.make_batches(images, 3, cond=_ids(method, len(images)))
+  return lambda method: batches.make_batches(images, 3, cond=_ids(method, len(images)))
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +137,7 @@ def trained(model, params, data):
 @pytest.fixture(scope="module")
 def fixed_loss(model, images):
   """The denoising loss of params on a batch that never changes."""
-  objective = objectives.denoising(model, uniform(50))
+  objective = denoising(model, uniform(50))
   keys = jax.random.split(jax.random.key(9), 4 * len(images))
   pictures = jnp.tile(jnp.float32(images / 255), (4, 1, 1, 1))
   return jax.jit(lambda params, ids: objective(params, pictures, ids, keys)[0].mean())
@@ -197,19 +201,17 @@ def test_taken_up_again_ends_the_same(method, trained, params, data) -> None:
 @pytest.mark.slow
 def test_the_stage_goes_on_from_a_checkpoint(model, params, data, tmp_path) -> None:
   def run(folder: str, steps: int):
-    return stages.train_stage(
-      _build(model, "lora", train_steps=steps, decay="constant"),
-      data("lora"),
+    how = Run(
+      mesh=mesh.make_mesh(jax.devices()[:1]),
+      folder=tmp_path / folder,
       key=KEY,
-      params=params,
-      mesh=parallel.make_mesh(jax.devices()[:1]),
-      global_batch_size=3,
-      scratch_folder=tmp_path / folder,
+      label="train",
       checkpoint_every=2,
       steps_per_call=2,
-      label="train",
       progress=False,
     )
+    threat = _build(model, "lora", train_steps=steps, decay="constant")
+    return train.train(threat, data("lora"), params, how)
 
   whole = run("whole", 6)
   run("parts", 4)
@@ -221,7 +223,7 @@ def test_files_hold_what_was_learned(model, trained, params, tmp_path) -> None:
   threat, state, _ = trained("lora with text")
   theta = threat.final(state)
   path = threat.save(tmp_path, theta)
-  merged = low_rank.merge_factors(low_rank.load_lora(path, params), params)
+  merged = low_rank.merge_factors(lora_files.load_lora(path, params), params)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
     merged,
@@ -257,7 +259,7 @@ def test_one_caption_of_each_picture_is_drawn(params) -> None:
 def test_class_pictures_are_half_of_every_batch(images) -> None:
   prior = np.arange(4 * images[0].size, dtype=np.uint8).reshape(4, *images.shape[1:])
   own, other = np.repeat(np.int32(SUBJECT), 6, 0), np.repeat(np.int32(CLASS), 4, 0)
-  batch = dreambooth_lib.batches_with_prior(
+  batch = batches.batches_with_prior(
     images, own, prior, other, prior_weight=0.5, global_batch_size=8
   )
   assert batch.images.shape == (2, 8, 8, 8, 3)
@@ -268,11 +270,9 @@ def test_class_pictures_are_half_of_every_batch(images) -> None:
   np.testing.assert_array_equal(batch.weight, [[1.0] * 4 + [0.5] * 4] * 2)
   assert len(np.unique(batch.ids)) == 16
   with pytest.raises(ConfigError, match="a global batch of 3 has no halves"):
-    dreambooth_lib.batches_with_prior(
-      images, own, prior, other, prior_weight=1.0, global_batch_size=3
-    )
+    batches.batches_with_prior(images, own, prior, other, prior_weight=1.0, global_batch_size=3)
   with pytest.raises(ConfigError, match="do not go together"):
-    dreambooth_lib.batches_with_prior(
+    batches.batches_with_prior(
       images, own, prior[:, :4], other, prior_weight=1.0, global_batch_size=4
     )
 
@@ -284,15 +284,15 @@ def test_dreambooth_learns_and_preserves(model, params, images, fixed_loss) -> N
   options = {"learning_rate": 0.05, "prior_weight": 0.5, "rank": 2}
   threat = threats.build("dreambooth", model, OPTIONS | options)
   assert threat.prior_weight == 0.5 and threat.save is not None
-  data = dreambooth_lib.batches_with_prior(
+  data = batches.batches_with_prior(
     images, own, prior, other, prior_weight=0.5, global_batch_size=6
   )
   state, losses = threat.update(KEY, threat.init(KEY, params), data, STEPS, params)
   # The loss is the subject's plus the weight times the class's (Ruiz et al., equation 2).
   data = jax.tree.map(jnp.asarray, data)
-  batch = training.take(data, training.take_rows(stream(KEY, "shuffle"), jnp.int32(0), 2, 6))
+  batch = batches.take(data, batches.take_rows(stream(KEY, "shuffle"), jnp.int32(0), 2, 6))
   keys = example_keys(stream(KEY, "draws"), 0, batch.ids)
-  objective = jax.jit(objectives.denoising(model, uniform(50)))
+  objective = jax.jit(denoising(model, uniform(50)))
   each, _ = objective(params, batch.images / 255.0, batch.cond, keys)
   np.testing.assert_allclose(losses[0], each[:3].mean() + 0.5 * each[3:].mean(), rtol=1e-5)
   merged = threat.trainable.merge(threat.final(state), params)
@@ -413,6 +413,25 @@ def test_what_edits_refuse(model) -> None:
 )
 def test_interface(name: str) -> None:
   function = getattr(import_module(f"udp_jax.threats.{name}"), name)
-  parameters = list(inspect.signature(function).parameters.values())
-  assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["model"]
-  assert all(argument_entry(function, p.name) for p in parameters)
+  check_constructor(function)
+
+
+@pytest.mark.parametrize("decay", ["constant", "cosine"])
+@pytest.mark.parametrize(("steps", "warmup"), [(100, 10), (100, 0), (5, 10), (900, 50)])
+def test_learning_rates_by_hand(decay, steps, warmup) -> None:
+  """A line from 0, then the rate itself, or half a cosine over the rest."""
+  training = Training(learning_rate=0.3, warmup_steps=warmup, decay=decay)
+  at = np.arange(max(steps, warmup) + 5)
+  found = jax.jit(jax.vmap(learning_rates(steps, training)))(at)
+  done = np.clip((at - warmup) / max(1, steps - warmup), 0, 1)
+  after = np.ones(len(at)) if decay == "constant" else 0.5 + 0.5 * np.cos(np.pi * done)
+  expected = 0.3 * np.where(at < warmup, at / max(1, warmup), after)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_what_a_threat_has_no_use_for_is_refused(gaussian_model) -> None:
+  asked = Sampling(sample_steps=5, uncond_ids=(1,))
+  for name, given in (("full", {"train_steps": 1}), ("img2img", {}), ("inpaint", {})):
+    function = getattr(import_module(f"udp_jax.threats.{name}"), name)
+    with pytest.raises(ConfigError, match=r"has no use for Sampling.uncond_ids; it takes: sample_"):
+      function(gaussian_model, sampling=asked, **given)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udp_jax import evaluation, threats, training
+from tests.docstrings import check_constructor
+from udp_jax import threats
+from udp_jax.data import batches
 from udp_jax.errors import ConfigError
-from udp_jax.threats.passing import argument_entry
+from udp_jax.metrics import denoising
 from udp_jax.threats.scratch import scratch
 
 KEY = jax.random.key(4)
@@ -27,7 +27,7 @@ def threat(gaussian_model):
 
 @pytest.fixture(scope="module")
 def data(pictures):
-  return jax.tree.map(jnp.asarray, training.make_batches(pictures, 8))
+  return jax.tree.map(jnp.asarray, batches.make_batches(pictures, 8))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_it_learns(threat, trained, gaussian_model, pictures):
   losses, state = trained
   assert losses.shape == (2 * STEPS,) and np.isfinite(losses).all()
   assert state.step == 2 * STEPS and threat.train_steps == 2 * STEPS
-  loss = evaluation.denoising_loss(gaussian_model, draws=4)
+  loss = denoising.denoising_loss(gaussian_model, draws=4)
   before, after = loss(gaussian_model.init(KEY), pictures), loss(threat.final(state), pictures)
   # No model of this class can do better than the pictures' own mean and spread.
   x0 = pictures / 127.5 - 1
@@ -116,6 +116,4 @@ def test_unusable_options(gaussian_model):
 
 
 def test_interface():
-  parameters = list(inspect.signature(scratch).parameters.values())
-  assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["model"]
-  assert all(argument_entry(scratch, p.name) for p in parameters)
+  check_constructor(scratch)

@@ -1,10 +1,10 @@
-"""CPU time of one step of the CIFAR-10 model on one core: for comparing two versions of the code.
+"""CPU time of one step of the CIFAR-10 model on one core, to compare two versions of the code.
 
   python -m udp_jax.benchmark.cpu_time --work=max --batch=16 --dtype=float32 --core=0
 
-CPU time, not wall time: the process is pinned to a core and only its own work counts, so that a
-busy machine disturbs little. Print it before and after a change. `scratch_mib` is XLA's own account
-of the compiled round. The entry points set GLIBC_TUNABLES and XLA_FLAGS; this leaves them alone.
+It measures CPU time, not wall time: the process is pinned to a core and only its own work counts,
+so a busy machine disturbs little. Run it before and after a change. `scratch_mib` is XLA's figure
+for the compiled round. The entry points set GLIBC_TUNABLES and XLA_FLAGS; this command does not.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ def main() -> None:
   if arguments.core >= 0:
     # Before jax starts its threads.
     os.sched_setaffinity(0, {arguments.core})
-  from udp_jax.benchmark import jax_worker, serve
+  from udp_jax.benchmark import serve
+  from udp_jax.benchmark.contestant import Contestant
 
   unet = {"dropout": 0.1} | ({"block_out_channels": (32,) * 4} if arguments.small else {})
   performance = {"dtype": arguments.dtype, "conv_method": arguments.conv_method, "remat": False}
-  contestant = jax_worker.Contestant()
+  contestant = Contestant()
   facts = contestant.prepare(
     [arguments.work],
     unet=unet,

@@ -1,9 +1,9 @@
-"""What a compiled program computes: FLOPs of its matrix products and convolutions.
+"""FLOPs of a compiled program: those of its matrix products and convolutions.
 
 XLA's own `cost_analysis` counts the body of a loop once; here it is multiplied by the trip count
-that the compiler wrote beside the loop; a loop without one is a part of a round that may be left
-out (`protections.maxmin`), and counts once. Only `dot` and `convolution` count, so that the rate
-can be held against the peak of a matrix product.
+that the compiler wrote beside the loop. A loop without one is an optional part of a round
+(`protections.maxmin`); it counts once. Only `dot` and `convolution` count, so that the rate can be
+compared with the peak of a matrix product.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Cost(NamedTuple):
   """FLOPs of a program.
 
   Attributes:
-    total: with every part, and every conditional at its most expensive branch.
-    parts: of each loop at the top level without a known trip count, in order of execution, without
-      those that compute nothing.
+    total: FLOPs of the whole program, taking the most expensive branch of every conditional.
+    parts: FLOPs of each top-level loop without a known trip count, in order of execution; loops
+      that compute nothing are left out.
   """
 
   total: float
@@ -35,10 +35,10 @@ class Cost(NamedTuple):
 
 
 def count(hlo: str) -> Cost:
-  """Counts the FLOPs of optimised HLO text (`compiled.as_text()`).
+  """Counts the FLOPs of optimised HLO text (`jax.stages.Compiled.as_text()`).
 
   Raises:
-    ValueError: the text has no entry.
+    ValueError: the text has no entry computation.
   """
   computations: dict[str, list[tuple[str, str]]] = {}
   entry, current = None, None
@@ -65,7 +65,7 @@ def count(hlo: str) -> Cost:
 
 
 def _costs(instructions: list[tuple[str, str]], total) -> Iterator[tuple[str, float]]:
-  """(operation, FLOPs) of each instruction."""
+  """Yields (operation, FLOPs) of each instruction."""
   shapes = {name: _dimensions(text) for name, text in instructions}
   for _, text in instructions:
     op, arguments = _operation(text)
@@ -97,7 +97,7 @@ def _costs(instructions: list[tuple[str, str]], total) -> Iterator[tuple[str, fl
 
 
 def _operation(text: str) -> tuple[str, list[str]]:
-  """Operation of `TYPE op(operands), attributes`, and the names in it: the operands' come first."""
+  """Parses `TYPE op(operands), attributes`: the operation and all names, operands first."""
   if text.startswith("("):
     depth = itertools.accumulate((letter == "(") - (letter == ")") for letter in text)
     text = text[list(depth).index(0) + 1 :].strip()

@@ -1,4 +1,4 @@
-"""Our contestant in the race of purification: IMPRESS on a batch, several steps in one scan."""
+"""Our contestant in the purification race: IMPRESS on a batch, several steps in one scan."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from udp_jax.benchmark import flops, models, serve
 from udp_jax.models import perceptual
 from udp_jax.models.perceptual import PerceptualDistance
 
-# LPIPS's network; its weights are random here, like the autoencoder's.
+# The network of LPIPS; its weights are random here, like the autoencoder's.
 _NETWORK = "vgg"
 
 
 class Contestant:
-  """Handlers of a race. Times are of one Adam step of the whole batch."""
+  """Handlers of a race. Times are for one Adam step of the whole batch."""
 
   def prepare(
     self,
@@ -34,7 +34,7 @@ class Contestant:
   ) -> dict[str, Any]:
     """Builds, compiles and runs once; the arguments are those of `models.build`.
 
-    `num_steps` are one run; the work is "impress".
+    One run takes `num_steps` steps; the only work is "impress".
     """
     (work,) = works
     generator = np.random.default_rng(0)
@@ -60,8 +60,8 @@ class Contestant:
     }
 
   def run(self, work: str) -> dict[str, Any]:
-    """One timed run."""
-    del work  # There is one.
+    """Runs once, timed."""
+    del work  # There is only one work.
     started = time.perf_counter()
     purified = np.asarray(self._apply(self._params, self._keys, self._images))
     seconds = (time.perf_counter() - started) / self._num_steps
@@ -70,12 +70,12 @@ class Contestant:
     return {"seconds": seconds}
 
   def memory(self, work: str) -> dict[str, Any]:
-    """One untimed run and its peak memory."""
+    """Runs once, untimed, and returns the peak memory."""
     return serve.measured(lambda: self.run(work))
 
 
 def random_lpips(generator: np.random.Generator) -> PerceptualDistance:
-  """LPIPS on VGG16 with random weights: what it costs, not what it says."""
+  """LPIPS on VGG16 with random weights: its cost is real, its values mean nothing."""
   layers = perceptual.trunk(_NETWORK)
 
   def draw(shape: tuple[int, ...]) -> np.ndarray:

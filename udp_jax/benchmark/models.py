@@ -1,4 +1,4 @@
-"""Our side's models with random weights, from the fields that the PyTorch contestants get too."""
+"""Our models with random weights, from the same fields that the PyTorch contestants get."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from udp_jax.models.ddpm_unet import UNet2DConfig
 from udp_jax.models.sd_unet import UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKLConfig
 
-# Of Stable Diffusion 1.x.
+# The schedule of Stable Diffusion 1.x.
 _SCHEDULER = {
   "num_train_timesteps": 1000,
   "beta_schedule": "scaled_linear",
@@ -31,16 +31,16 @@ def build(
   vae: Mapping[str, Any] | None = None,
   image_size: int = 0,
 ) -> DiffusionModel:
-  """A model of the library from the fields of a config.
+  """Builds a model of the library from the fields of a config.
 
   Args:
-    unet: of `UNet2DConfig`, or of `UNet2DConditionConfig` where there is a VAE.
+    unet: fields of `UNet2DConfig`, or with a VAE of `UNet2DConditionConfig`.
     performance: `config.performance`.
-    vae: of `AutoencoderKLConfig`; None for a model on pixels.
-    image_size: of a latent model's pictures.
+    vae: fields of `AutoencoderKLConfig`; None for a model on pixels.
+    image_size: side of a latent model's pictures, in pixels.
 
   Raises:
-    ConfigError: fields that mean nothing, see `factory.build` and `latent_diffusion`.
+    ConfigError: `factory.build` or `latent_diffusion` refuses a field.
   """
   if vae is None:
     config = {"path": "", "unet": dict(unet), "schedule": "linear", "num_train_timesteps": 1000}
@@ -56,7 +56,7 @@ def build(
 def diffusers_configs(
   unet: Mapping[str, Any], vae: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-  """The configs of diffusers' classes for the same networks, {"unet"} or {"unet", "vae"}."""
+  """Returns diffusers' configs for the same networks, {"unet"} or {"unet", "vae"}."""
   if vae is None:
     return {"unet": UNet2DConfig(**_tuples(unet)).to_dict()}
   return {
@@ -66,7 +66,7 @@ def diffusers_configs(
 
 
 def random_params(model: DiffusionModel, generator: np.random.Generator) -> Any:
-  """No zeros: a fresh network's last layers are zero, and so would be every gradient of delta."""
+  """Draws parameters without zeros; zero last layers would make every gradient of delta zero."""
 
   def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     fan_in = max(1, int(np.prod(leaf.shape[:-1])))

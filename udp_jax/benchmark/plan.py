@@ -1,4 +1,4 @@
-"""What a config asks to be measured: a list of tasks, each done whole or not at all."""
+"""The tasks of a config; each task is measured completely or not at all."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import itertools
 import re
 from typing import Any, NamedTuple
 
-from udp_jax.benchmark.jax_worker import PHASES
 from udp_jax.errors import ConfigError
 from udp_jax.models.performance import DTYPES
 from udp_jax.ops import conv
 
 SECTIONS = ("races", "primitives", "cost", "scaling", "host", "compile")
-# The work of purification; the others are phases of the game.
+# The same as `problem.PHASES`, repeated so that a plan imports no models.
+PHASES = ("min", "max", "round", "joint")
+# The work of a purification race.
 IMPRESS = "impress"
 WORKS = (*PHASES, IMPRESS)
 TORCH_VARIANTS = ("as_written", "channels_last", "compile")
@@ -62,8 +63,8 @@ class Contestant(NamedTuple):
   Attributes:
     framework: "jax" or "torch".
     variant: its name in the table.
-    asked: work that the worker is asked for.
-    prepare: how its worker is prepared, without `works`.
+    asked: the work that its worker is asked to run.
+    prepare: arguments for preparing its worker, without `works`.
   """
 
   framework: str
@@ -73,10 +74,10 @@ class Contestant(NamedTuple):
 
 
 def tasks(config: Any, only: str = "") -> list[Task]:
-  """All tasks of a config whose key contains the regular expression `only`, in order.
+  """Returns all tasks of a config whose key matches the regular expression `only`, in order.
 
   Raises:
-    ConfigError: a name or number in the config that means nothing, or `only` selects nothing.
+    ConfigError: a name or number in the config cannot be used, or `only` selects nothing.
   """
   _check(config)
   found = [*_races(config), *_primitives(config), *_costs(config)]
@@ -101,7 +102,7 @@ def tasks(config: Any, only: str = "") -> list[Task]:
 
 
 def contestants(config: Any, task: Task) -> list[Contestant]:
-  """Who takes part in a race: ours first."""
+  """Returns the contestants of a race, ours first."""
   work, batch = task.spec["work"], task.spec["batch"]
   networks = _networks(config, task.spec["model"])
   performance = {**config.performance.to_dict(), "dtype": task.spec["dtype"]}
@@ -118,7 +119,7 @@ def contestants(config: Any, task: Task) -> list[Contestant]:
   if work == "joint":
     steps = _steps(max(scan_steps))
     found = [Contestant("jax", "joint", "joint", {**ours, **steps, "joint": True})]
-    # What the joint step replaces, in the same race.
+    # The separate steps that the joint step replaces run in the same race.
     found.append(Contestant("jax", "separate_steps", "round", {**ours, **steps}))
   else:
     found = [
@@ -131,7 +132,7 @@ def contestants(config: Any, task: Task) -> list[Contestant]:
     if variant == "compile" and not re.search(config.peers.compile_only, task.key):
       continue
     if variant == "as_written" and work == "joint":
-      continue  # Nobody writes it: the form with channels_last is its only one.
+      continue  # Public code has no joint step, so its only peer is the channels_last form.
     found.append(Contestant("torch", variant, work, {**theirs, "variant": variant}))
   return found
 
@@ -141,7 +142,7 @@ def _steps(count: int) -> dict[str, int]:
 
 
 def _networks(config: Any, model: str) -> dict[str, Any]:
-  """The fields of `models.build` for a model of the config, and the length of its prompts."""
+  """Returns the fields of `models.build` for a model of the config, and its prompt length."""
   if model in config.latent_models:
     return config.latent_models[model].to_dict()
   return {"unet": config.models[model].to_dict()}
@@ -150,14 +151,14 @@ def _networks(config: Any, model: str) -> dict[str, Any]:
 def _races(config: Any) -> list[Task]:
   found = {}
   latent = set(config.latent_models)
-  # Models on pixels first: a ConfigDict has no order of its own.
+  # Pixel models first; a ConfigDict has no order of its own.
   for group in sorted(config.races.groups.values(), key=lambda g: not latent.isdisjoint(g.models)):
     for model, dtype, batch, work in itertools.product(
       group.models, group.dtypes, group.batches, group.works
     ):
       spec = {"work": work, "model": model, "batch": batch, "dtype": dtype}
       found[f"{work}/{model}/b{batch}/{dtype}"] = spec
-  # The works of one model, batch and dtype follow each other: they share workers.
+  # Tasks of one model, batch and dtype are adjacent, so that they share workers.
   seats = list(dict.fromkeys((s["model"], s["dtype"], s["batch"]) for s in found.values()))
   tasks = [Task(key, "races", spec) for key, spec in found.items()]
   return sorted(
@@ -185,7 +186,7 @@ def _primitives(config: Any) -> list[Task]:
 
 
 def _costs(config: Any) -> list[Task]:
-  """One axis of the work at a time, from a common base."""
+  """Returns problems that vary one size at a time from a common base."""
   c = config.cost
   if not c.model:
     return []

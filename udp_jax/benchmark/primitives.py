@@ -1,7 +1,7 @@
-"""Every primitive with a gradient of its own: at the top level of a program against in a scan.
+"""Primitives with our own gradients, timed at the top level of a program and in a scan.
 
-XLA's CPU backend runs some gradients many times slower inside a loop, which is where training and
-attacks run them.
+XLA's CPU backend runs some gradients many times slower inside a loop, and training and attacks run
+them in loops.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from udp_jax.ops.conv import conv2d
 from udp_jax.ops.norm import group_norm
 
 WHAT = ("forward", "input grad", "weight grad")
-# A scan may cost this much more than the same at top level.
+# Largest acceptable ratio of the time in a scan to the time at the top level.
 FLAGGED_ABOVE = 1.2
 _STEPS = 4
 
@@ -34,16 +34,16 @@ def measure(
   dtype: str = "float32",
   seconds: float = 0.5,
 ) -> dict[str, Any]:
-  """Rows of one primitive at one shape: `what`, `top_ms`, `scan_ms`, `ratio`, `flagged`.
+  """Measures one primitive at one shape; rows of `what`, `top_ms`, `scan_ms`, `ratio`, `flagged`.
 
   Args:
     primitive: "conv", "group_norm" or "attention".
     x_shape: (B, H, W, C), or (B, N, heads, D) for attention.
-    kernel: (KH, KW, C, D) of a convolution.
-    stride: of a convolution.
-    method: of a convolution, see `ops.conv`; of attention, of `ops.attention.FUNCTIONS`.
-    dtype: of everything.
-    seconds: of measuring, for each number.
+    kernel: shape (KH, KW, C, D) of a convolution's kernel.
+    stride: stride of a convolution.
+    method: form of a convolution (`ops.conv`) or of attention (`ops.attention.FUNCTIONS`).
+    dtype: dtype of all arrays.
+    seconds: measuring time for each number.
   """
   shape = tuple(x_shape)
   function, weight_shape = _function(primitive, shape, kernel, stride, method)
@@ -54,7 +54,7 @@ def measure(
   rows = []
   for what in WHAT:
     if what == "weight grad" and primitive == "attention":
-      continue  # It has no weights; its input gradient is that of queries, keys and values.
+      continue  # Attention has no weights; its input is queries, keys and values.
     top, scan = _times(_step(function, what), x, weight, _cotangent(function, x, weight), seconds)
     ratio = scan / top
     rows.append(
@@ -93,7 +93,7 @@ def _cotangent(function: Callable, x: jax.Array, weight: jax.Array) -> jax.Array
 
 
 def _step(function: Callable, what: str) -> Callable:
-  """A function of a carry (number, result) and three inputs that returns the next carry."""
+  """Returns a function of a carry (number, result) and three inputs that returns the next carry."""
 
   def apply(x: jax.Array, weight: jax.Array, cotangent: jax.Array) -> jax.Array:
     if what == "forward":
@@ -103,8 +103,8 @@ def _step(function: Callable, what: str) -> Callable:
     return jax.vjp(lambda w: function(x, w), weight)[1](cotangent)[0]
 
   def step(carry: tuple[jax.Array, Any], x: jax.Array, weight: jax.Array, cotangent: jax.Array):
-    # The whole result is carried, so that nothing of it can be left out, and each application
-    # depends on the one before by everything that it may read: none can leave the loop.
+    # The whole result is carried, so that XLA can drop no part of it. Every input depends on the
+    # step before, so that XLA can move no application out of the loop.
     result = apply(x + carry[0], weight, cotangent + carry[0])
     return (result.ravel()[0] * jnp.asarray(1e-6, x.dtype), result)
 
@@ -114,7 +114,7 @@ def _step(function: Callable, what: str) -> Callable:
 def _times(
   step: Callable, x: jax.Array, weight: jax.Array, cotangent: jax.Array, seconds: float
 ) -> tuple[float, float]:
-  """Median seconds of one application (at the top level, in a scan), measured by turns."""
+  """Median seconds of one application (at the top level, in a scan), measured in turns."""
   zero = jnp.zeros((), x.dtype)
   inputs = x, weight, cotangent
   start = (zero, jnp.zeros_like(jax.eval_shape(step, (zero, None), *inputs)[1]))
@@ -131,11 +131,11 @@ def _times(
 
   found: dict[str, list[float]] = {"top": [], "scan": []}
   timed(top), timed(scanned)
-  # One is enough of what takes seconds.
+  # One repeat is enough if it takes seconds.
   least = 1 if timed(scanned) > 4 * seconds else 3
   deadline = time.monotonic() + 2 * seconds
   while len(found["scan"]) < least or (time.monotonic() < deadline and len(found["scan"]) < 50):
-    # As many applications each, so that a disturbance meets both alike.
+    # The same number of applications of each, so that a disturbance affects both alike.
     found["top"] += [timed(top) for _ in range(_STEPS)]
     found["scan"].append(timed(scanned) / _STEPS)
   return statistics.median(found["top"]), statistics.median(found["scan"])

@@ -1,4 +1,4 @@
-"""Interleaved timing: A B C A B C, so that a slow minute of the machine meets everyone."""
+"""Interleaved timing, A B C A B C: a slow minute of the machine affects every contestant."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Run = Callable[[], dict[str, Any]]
 
 
 class Result(NamedTuple):
-  """What a race found out.
+  """The outcome of a race.
 
   Attributes:
-    answers: of each contestant, one a cycle, in order.
-    errors: why a contestant dropped out; it has no answers then.
+    answers: for each contestant, one answer per cycle, in order.
+    errors: for each contestant that dropped out, the reason; it then has no answers.
   """
 
   answers: dict[str, list[dict[str, Any]]]
@@ -34,18 +34,18 @@ def interleave(
   pause: float = 0.0,
   clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-  """Runs every contestant once a cycle until the time is up.
+  """Runs every contestant once per cycle until the time is up.
 
-  Each cycle starts with another contestant, so that none always follows the same one. All have
-  the same number of answers in the end.
+  Each cycle starts with another contestant, so that none always follows the same one. In the end,
+  all have the same number of answers.
 
   Args:
     runs: contestants by name.
-    min_cycles: at least so many, whatever the time.
-    max_cycles: at most so many.
-    seconds: no cycle begins after this time, once there are `min_cycles`.
-    pause: seconds before each run, in which the thread pool of the one before goes to sleep.
-    clock: seconds.
+    min_cycles: smallest number of cycles, regardless of the time.
+    max_cycles: largest number of cycles.
+    seconds: time after which no cycle begins, once there are `min_cycles`.
+    pause: seconds before each run, in which the previous thread pool goes to sleep.
+    clock: returns the time in seconds.
   """
   answers: dict[str, list[dict[str, Any]]] = {name: [] for name in runs}
   errors: dict[str, str] = {}
@@ -71,12 +71,12 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def add_ratios(rows: list[dict[str, Any]]) -> None:
-  """Sets, in the rows of one race, each row's time over that of a peer; None where there is none.
+  """Adds to each row of a race its time relative to its peers; None if there is no such peer.
 
-  `ratio` is over the fastest peer of the race (`best_peer` names it), `ratio_as_written` over the
-  peer as it is commonly written, `ratio_separate` over our separate steps (in a race of joint
-  steps), and `ratio_memory` compares peak memory with the fastest peer's.
-  Below 1 is faster, or smaller, than the peer.
+  `ratio` is relative to the fastest peer of the race (`best_peer` names it), `ratio_as_written` to
+  the peer as it is commonly written, `ratio_separate` to our separate steps (in a race of joint
+  steps); `ratio_memory` compares peak memory with the fastest peer's. Below 1 is faster, or
+  smaller, than the peer.
   """
   timed = [row for row in rows if row["median_s"] is not None]
   peers = [row for row in timed if row["framework"] != "jax"]

@@ -1,4 +1,4 @@
-"""Does the tasks of a benchmark one by one and keeps bench.json and bench.md up to date."""
+"""Runs the tasks of a benchmark one by one and keeps bench.json and bench.md up to date."""
 
 from __future__ import annotations
 
@@ -14,34 +14,33 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from udp_jax import provenance
 from udp_jax.benchmark import plan, race, tables
 from udp_jax.benchmark.models import diffusers_configs
 from udp_jax.benchmark.plan import Contestant, Task
 from udp_jax.benchmark.worker import Worker, WorkerError
-from udp_jax.data import files, work_folder
 from udp_jax.errors import ConfigError, MissingDataError
+from udp_jax.runtime import files, provenance, workdir
 
 _TORCH_WORKER = Path(__file__).with_name("torch_worker.py")
-# Why there is no JAX peer: said in the table too.
+# Also shown in the table.
 NO_FLAX = "diffusers-Flax (last release 0.39.0) has no UNet2DModel, only Stable Diffusion's U-Net"
 
 
 def run(
   config: Any, workdir: Path, *, peer_python: str, only: str = "", progress: bool = True
 ) -> dict[str, Any]:
-  """Measures what is not in workdir/bench.json yet; returns its content.
+  """Measures the tasks that are missing in workdir/bench.json; returns its content.
 
   Args:
-    config: of `experiments.configs.benchmark`.
-    workdir: for bench.json, bench.md and logs/.
+    config: settings, as in `experiments.configs.benchmark`.
+    workdir: folder for bench.json, bench.md and logs/.
     peer_python: interpreter of the environment with torch and diffusers.
-    only: regular expression; tasks whose key does not contain it are left for another time.
-    progress: show a bar.
+    only: regular expression; tasks whose key does not contain it are skipped.
+    progress: whether to show a progress bar.
 
   Raises:
-    ConfigError: a config that means nothing, or a workdir of another config, commit or machine.
-    MissingDataError: PyTorch is asked for and `peer_python` does not have it.
+    ConfigError: the config cannot be used, or the workdir has another config, commit or machine.
+    MissingDataError: PyTorch is needed, but `peer_python` does not have it.
     OutputError: the workdir cannot be written.
   """
   chosen = plan.tasks(config, only)
@@ -62,7 +61,7 @@ def run(
 
 
 class _Pool:
-  """Workers by name, kept while one group of tasks goes on."""
+  """Workers by name, kept during one group of tasks."""
 
   def __init__(self, logs: Path):
     self._logs = logs
@@ -78,14 +77,14 @@ class _Pool:
       self._group = group
 
   def start(self, name: str, command: list[str], environment: dict[str, str]) -> Worker:
-    """The worker of that name, started when there is none yet."""
+    """Returns the worker of that name, and starts it if it does not run yet."""
     if name not in self._workers:
       log = self._logs / f"{name.replace('/', '-')}.log"
       self._workers[name] = Worker(command, log, environment)
     return self._workers[name]
 
   def prepared(self, name: str, worker: Worker, **spec: Any) -> dict[str, Any]:
-    """What the worker said when it was prepared, now or before. Raises WorkerError."""
+    """Prepares the worker once; returns its answer to that. Raises WorkerError."""
     if name in self._errors:
       raise WorkerError(self._errors[name])
     if name not in self._facts:
@@ -105,7 +104,7 @@ class _Pool:
 
 
 class _Bench:
-  """A config, its workdir and its workers."""
+  """A benchmark: config, workdir and workers."""
 
   def __init__(self, config: Any, workdir: Path, peer_python: str):
     self.config, self.workdir = config, workdir
@@ -129,7 +128,7 @@ class _Bench:
   def save(self) -> None:
     """Writes bench.json and bench.md, each whole or not at all."""
     files.write_json(self.workdir / "bench.json", self.report)
-    work_folder.mark(self.workdir)
+    workdir.mark(self.workdir)
     files.write_bytes(self.workdir / "bench.md", tables.markdown(self.report).encode())
 
   # The header.
@@ -166,7 +165,7 @@ class _Bench:
       )
 
   def _facts(self) -> dict[str, Any]:
-    """Commit, hardware, versions, threads: what must not change within one table."""
+    """Commit, hardware, versions, threads: they must be the same for a whole table."""
     self.pool.enter("header")
     ours = self._jax("header").ask("info")
     versions, threads = ours["versions"], {"jax": ours["threads"]}
@@ -205,13 +204,13 @@ class _Bench:
   # Workers.
 
   def _jax(self, name: str, **environment: str) -> Worker:
-    # Times of compilation are times of compilation; tasks that want the cache turn it on.
+    # Compile times must not come from a cache; tasks that measure the cache turn it on.
     base = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     command = [sys.executable, "-m", "udp_jax.benchmark.jax_worker"]
     return self.pool.start(name, command, base | environment)
 
   def _torch(self, name: str) -> Worker:
-    # Kernels compiled by an earlier run would hide the time that it takes.
+    # Kernels that an earlier run compiled would hide the compile time.
     return self.pool.start(name, self._peer_command, {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"})
 
   # Sections.
@@ -261,7 +260,7 @@ class _Bench:
   def _contestant(
     self, contestant: Contestant, group: Any, mates: list[Task]
   ) -> tuple[Worker, dict[str, Any]]:
-    """The contestant's worker, prepared for all the works that its races will ask of it."""
+    """Returns the contestant's worker, prepared for all works of its races."""
     spec = dict(contestant.prepare)
     same = [
       other.asked
@@ -365,7 +364,7 @@ def _without_cpu(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def failures(report: dict[str, Any]) -> list[dict[str, Any]]:
-  """Rows of ours that could not be measured."""
+  """Returns our own rows that could not be measured."""
   rows = [row for row in report["rows"] if row["framework"] == "jax"]
   rows += [row for section in plan.SECTIONS[1:] for row in report[section]]
   return [row for row in rows if row.get("reason")]

@@ -1,4 +1,4 @@
-"""What is measured without an opponent: cost against work, devices, host overhead, compile time."""
+"""Measurements without an opponent: cost against work, devices, host overhead, compile time."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udp_jax.benchmark import flops, jax_worker, serve
+from udp_jax.benchmark import flops, serve
+from udp_jax.benchmark import problem as problem_lib
 from udp_jax.protections.base import WHOLE
 
 
 class _Rounds:
-  """A compiled round and its state, to be run again and again."""
+  """A compiled round and its state, which can be run repeatedly."""
 
   def __init__(self, **spec: Any):
-    problem = jax_worker.build(**spec)
+    problem = problem_lib.build(problem_lib.Spec(**spec))
     self.problem, self.state = problem._replace(state=None), problem.state
     started = time.perf_counter()
-    self.update = jax_worker.compile_round(problem)
+    self.update = problem_lib.compile_round(problem)
     self.compile_s = time.perf_counter() - started
     self()
 
   def __call__(self) -> None:
-    """One round, waited for."""
+    """Runs one round and waits for it."""
     self.dispatch()
     jax.block_until_ready(self.state)
 
   def dispatch(self) -> None:
-    """One round, not waited for."""
+    """Starts one round without waiting for it."""
     problem = self.problem
     self.state, _ = self.update(
       problem.key, self.state, problem.data, problem.params, jnp.int32(WHOLE)
@@ -42,7 +43,7 @@ class _Rounds:
 
 
 def cost(repeats: int = 3, **spec: Any) -> dict[str, Any]:
-  """Seconds, TFLOP and peak memory of a round of `jax_worker.build(**spec)`."""
+  """Measures seconds, TFLOP and peak memory of a round; `spec` holds fields of `problem.Spec`."""
   rounds = _Rounds(**spec)
   seconds = _timed(rounds, repeats)
   return {
@@ -54,9 +55,9 @@ def cost(repeats: int = 3, **spec: Any) -> dict[str, Any]:
 
 
 def scaling(delta_file: str, num_rounds: int = 2, repeats: int = 3, **spec: Any) -> dict[str, Any]:
-  """The round over all devices of this process; writes delta after `num_rounds` rounds.
+  """Times the round over all devices of this process; writes delta after `num_rounds` rounds.
 
-  The process must be started with the number of devices that is wanted (`XLA_FLAGS`).
+  XLA_FLAGS sets the number of devices at the start of the process.
   """
   rounds = _Rounds(spread=True, **spec)
   for _ in range(num_rounds - 1):
@@ -83,11 +84,11 @@ _COLLECTIVES = (
 def host_overhead(
   num_rounds: int, repeats: int = 3, in_one_dispatch: bool = True, **spec: Any
 ) -> dict[str, Any]:
-  """What the host adds to a round.
+  """Measures the time that the host adds to a round.
 
-  `dispatch_s` is a program with the round's own arguments, results and donation that computes
-  nothing: what Python, the runtime and the transfer of the losses take. With `in_one_dispatch`,
-  `num_rounds` rounds in one program are timed by turns with as many dispatches.
+  `dispatch_s` times a program with the round's arguments, results and donation that computes
+  nothing: the time of Python, the runtime and the transfer of the losses. With `in_one_dispatch`,
+  `num_rounds` rounds in one program are timed in turns with as many dispatches.
   """
   rounds = _Rounds(**spec)
   problem = rounds.problem
@@ -140,11 +141,11 @@ def host_overhead(
 
 
 def compile_time(**spec: Any) -> dict[str, Any]:
-  """Seconds to compile the round, from nothing or from what the cache folder holds."""
+  """Measures the seconds to compile the round, without a cache or from the cache folder."""
   cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
-  problem = jax_worker.build(**spec)
+  problem = problem_lib.build(problem_lib.Spec(**spec))
   started = time.perf_counter()
-  traced = jax_worker.lower_round(problem)
+  traced = problem_lib.lower_round(problem)
   lowered = time.perf_counter()
   traced.compile()
   return {

@@ -1,6 +1,6 @@
-"""The worker's end of the pipe: one JSON object a line in, one out. Standard library only.
+"""The worker's end of the pipe: one JSON object per line in each direction. Standard library only.
 
-It runs in the peers' environment too, where this package and jax are not installed.
+It also runs in the peers' environment, where this package and jax are not installed.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 
 
 def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
-  """Answers {"do": NAME, **arguments} by `handlers[NAME](**arguments)` until "stop" or EOF.
+  """Answers {"do": NAME, **arguments} with `handlers[NAME](**arguments)` until "stop" or EOF.
 
-  An answer is the handler's dict with `cpu_seconds`, this process's while it ran, and
-  `idle_cpu_seconds`, burned while it waited for this request: a worker that spins while it waits
-  slows the others. An exception becomes {"error": ...} and the worker goes on.
+  An answer is the handler's dict with two more entries: `cpu_seconds` of this process during the
+  request, and `idle_cpu_seconds` while it waited for the request, because a worker that spins while
+  waiting slows the others. An exception becomes {"error": ...} and the worker continues.
   """
   _die_with_parent()
-  # Whatever libraries print goes to stderr: stdout is the pipe.
+  # stdout is the pipe, so anything that libraries print goes to stderr.
   replies = os.fdopen(os.dup(1), "w", buffering=1)
   os.dup2(2, 1)
   idle_since = time.process_time()
@@ -52,11 +52,11 @@ def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
 def racing(
   special: Mapping[str, Callable[[], Any]], usual: Callable[[], Any]
 ) -> dict[str, Callable[..., dict[str, Any]]]:
-  """The handlers "prepare", "run" and "memory" of a contestant, made when it is prepared.
+  """Returns the handlers "prepare", "run" and "memory" of a contestant, created by "prepare".
 
   Args:
-    special: who does a kind of work that has a class of its own.
-    usual: who does all others. Both make an object with methods of the handlers' names.
+    special: class for each work that has one of its own.
+    usual: class for all other works. Instances have methods with the names of the handlers.
   """
   seat: list[Any] = []
 
@@ -72,7 +72,7 @@ def racing(
 
 
 def cores() -> int:
-  """Cores that this process may use."""
+  """Returns the number of cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
@@ -89,7 +89,7 @@ def peak_rss_mib() -> float:
 
 
 def forget_peak() -> bool:
-  """Gives freed memory back and starts the peak afresh; False where the system cannot do that."""
+  """Returns freed memory to the system and resets the peak; False if the system cannot do that."""
   gc.collect()
   with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(None).malloc_trim(0)
@@ -101,21 +101,21 @@ def forget_peak() -> bool:
 
 
 def measured(run: Callable[[], Any]) -> dict[str, Any]:
-  """One untimed run: `peak_rss_mib` of it alone, or of the process where that cannot be told."""
+  """Runs once, untimed; `peak_rss_mib` is the run's, or the process's if that is unknown."""
   alone = forget_peak()
   run()
   return {"peak_rss_mib": peak_rss_mib(), "peak_of": "step" if alone else "process"}
 
 
 def timed_cpu(run: Callable[[], Any]) -> float:
-  """CPU seconds of this process, all threads, that `run` takes."""
+  """Returns the CPU seconds that `run` takes in all threads of this process."""
   started = time.process_time()
   run()
   return time.process_time() - started
 
 
 def matmul_gflops(multiply: Callable[[], None], size: int, repeats: int = 8) -> float:
-  """The best rate of `multiply`, a blocking product of two (size, size) matrices, in GFLOP/s."""
+  """Best rate of `multiply`, a blocking product of two (size, size) matrices, in GFLOP/s."""
   multiply()
   best = float("inf")
   for _ in range(repeats):
@@ -126,7 +126,7 @@ def matmul_gflops(multiply: Callable[[], None], size: int, repeats: int = 8) -> 
 
 
 def _die_with_parent() -> None:
-  """Linux: a worker never outlives the benchmark, even in the middle of a compilation."""
+  """Linux: ends the worker with the benchmark, even in the middle of a compilation."""
   parent_death_signal = 1
   with contextlib.suppress(OSError, AttributeError):
     ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)

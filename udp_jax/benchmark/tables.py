@@ -1,4 +1,4 @@
-"""bench.json as tables: aligned for a terminal, and as Markdown."""
+"""Formats bench.json as tables: aligned text for a terminal, and Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from udp_jax.report.text import MISSING, format_number
 
-# Fields of a row of a race; what was not measured is None, and `reason` says why.
+# Fields of a race's row; a field that was not measured is None, and `reason` says why.
 ROW_FIELDS = (
   *("work", "model", "batch", "dtype", "framework", "variant", "median_s", "p10_s", "p90_s"),
   *(
@@ -23,7 +23,7 @@ ROW_FIELDS = (
   *("ratio_separate", "ratio_memory", "reason"),
 )
 
-# Section -> (title, what to know when reading it, columns: (head, field, decimals or None)).
+# Section -> (title, note for readers, columns: (head, field, decimals or None)).
 Columns = tuple[tuple[str, str, int | None], ...]
 _RACES: Columns = (
   *(("work", "work", None), ("model", "model", None), ("batch", "batch", None)),
@@ -104,12 +104,12 @@ _SECTIONS: dict[str, tuple[str, str, Columns]] = {
 
 
 def race_row(known: Mapping[str, Any]) -> dict[str, Any]:
-  """A row of a race with every field, None where `known` has nothing."""
+  """Returns a row of a race with every field, None if `known` does not have it."""
   return {field: known.get(field) for field in ROW_FIELDS}
 
 
 def text(report: Mapping[str, Any]) -> str:
-  """The whole report for a terminal."""
+  """Formats the whole report for a terminal."""
   parts = ["\n".join(_header(report["header"]))]
   for title, note, heads, cells in _tables(report):
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
@@ -126,7 +126,7 @@ def text(report: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-  """The whole report as a Markdown file."""
+  """Formats the whole report as a Markdown file."""
   parts = [f"# {report['header']['title']}"]
   parts += ["\n".join(f"- {line}" for line in _header(report["header"])[1:])]
   for title, note, heads, cells in _tables(report):
@@ -155,7 +155,7 @@ def _header(header: Mapping[str, Any]) -> list[str]:
 
 
 def _tables(report: Mapping[str, Any]):
-  """(title, note, heads, rows of cells) of the sections that have rows, without empty columns."""
+  """Yields (title, note, heads, rows of cells) of the sections with rows; drops empty columns."""
   for section, (title, note, columns) in _SECTIONS.items():
     rows = report[section]
     used = [c for c in columns if any(_tells(row.get(c[1])) for row in rows)]
@@ -181,7 +181,7 @@ def _is_number(cell: str) -> bool:
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """One line a race: our fastest form against the fastest peer."""
+  """Returns one line per race: our fastest form against the fastest peer."""
   lines = []
   races: dict[tuple, list[Mapping[str, Any]]] = {}
   for row in rows:

@@ -1,11 +1,11 @@
-"""The PyTorch contestant in the race of purification: IMPRESS with diffusers' `AutoencoderKL`.
+"""The PyTorch contestant in the purification race: IMPRESS with diffusers' `AutoencoderKL`.
 
-Runs in the environment of the peers, as a part of `torch_worker`.
+It runs in the peers' environment, as a part of `torch_worker`.
 Variants:
-  as_written      one picture after the other, NCHW: how the published code goes over a folder.
-  channels_last   the whole batch at once, channels_last memory. Nobody publishes it; it is the best
-                  form of the peer.
-The distance is LPIPS on VGG16 with random weights, which cost what trained ones do.
+  as_written      one picture after the other, NCHW, as the published code goes through a folder.
+  channels_last   the whole batch at once, channels_last memory. Nobody publishes this; it is the
+                  peer's best form.
+The distance is LPIPS on VGG16 with random weights, which cost the same as trained ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VGG16 = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
 class Contestant:
-  """Handlers of a race. Times are of one Adam step of the whole batch."""
+  """Handlers of a race. Times are for one Adam step of the whole batch."""
 
   def prepare(
     self,
@@ -67,14 +67,14 @@ class Contestant:
     }
 
   def run(self, work: str) -> dict[str, Any]:
-    """One timed run."""
-    del work  # There is one.
+    """Runs once, timed."""
+    del work  # There is only one work.
     started = time.perf_counter()
     self._purify()
     return {"seconds": (time.perf_counter() - started) / self._num_steps}
 
   def memory(self, work: str) -> dict[str, Any]:
-    """One untimed run and its peak memory."""
+    """Runs once, untimed, and returns the peak memory."""
     del work
     return serve.measured(self._purify)
 

@@ -1,17 +1,17 @@
 """The PyTorch contestant: diffusers' networks trained and attacked as their users do it.
 
-`UNet2DModel` on pixels, or `UNet2DConditionModel` behind an `AutoencoderKL`, whose encoder is
-frozen in every variant, as in published code; its gradient reaches the pictures.
+The network is `UNet2DModel` on pixels, or `UNet2DConditionModel` behind an `AutoencoderKL`. The
+encoder is frozen in every variant, as in published code; its gradient reaches the pictures.
 
-Runs in the environment of the peers (`make bench`), by path: imports torch, diffusers and modules
-of this folder that import no more.
+It runs by path in the peers' environment (`make bench`), so it imports only torch, diffusers and
+modules of this folder that import no more.
 Variants, each with as many threads as there are cores:
-  as_written      NCHW; `loss.backward()` in the max step too, which computes weight gradients that
-                  nobody uses; Adam as it comes. What public code does.
-  channels_last   channels_last memory; the max step differentiates delta alone, weights frozen;
+  as_written      NCHW; `loss.backward()` in the max step too, which computes unused gradients of
+                  the weights; Adam with default settings. Public code does this.
+  channels_last   channels_last memory; the max step differentiates only delta, with frozen weights;
                   fused Adam. The best eager form.
   compile         the same under `torch.compile`.
-bfloat16 is autocast around the forward pass, weights in float32, in every variant.
+bfloat16 is autocast around the forward pass, with float32 weights, in every variant.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import serve
 import torch
 import torch_impress
 
-# Modules of this folder must not hide anyone's.
+# Modules of this folder must not hide modules of other packages.
 _HERE = str(Path(__file__).resolve().parent)
 sys.path[:] = [place for place in sys.path if str(Path(place or ".").resolve()) != _HERE]
 
@@ -85,7 +85,7 @@ class Contestant:
     self._images = images.to(memory_format=layout)
     start = (torch.randint(0, 2, images.shape) * 2 - 1) * _RADIUS
     self._delta = start.to(memory_format=layout)
-    # Counted on the eager model, which computes the same; it warms the eager variants up.
+    # Counted on the eager model, which computes the same; this also warms up the eager variants.
     started = time.perf_counter()
     tflop = {work: self._count(work) for work in works}
     warm, compiled = time.perf_counter() - started, 0.0
@@ -107,13 +107,13 @@ class Contestant:
     }
 
   def run(self, work: str) -> dict[str, Any]:
-    """One timed run."""
+    """Runs `work` once, timed."""
     started = time.perf_counter()
     self._step(work)
     return {"seconds": time.perf_counter() - started}
 
   def memory(self, work: str) -> dict[str, Any]:
-    """One untimed run and its peak memory."""
+    """Runs `work` once, untimed, and returns its peak memory."""
     return serve.measured(lambda: self._step(work))
 
   def _step(self, work: str) -> None:
@@ -125,7 +125,7 @@ class Contestant:
       self._joint_step()
 
   def _losses(self, images: torch.Tensor) -> torch.Tensor:
-    """The denoising loss of each picture (B,) at a timestep and noise of its own."""
+    """Returns the denoising loss (B,) of the pictures, each at its own timestep and noise."""
     x0 = 2 * images - 1
     narrow = torch.autocast("cpu", dtype=self._dtype, enabled=self._dtype is not torch.float32)
     if self._vae is not None:
@@ -197,7 +197,7 @@ def _check(loss: torch.Tensor) -> None:
 
 
 def info() -> dict[str, Any]:
-  """Versions and threads."""
+  """Returns versions and threads."""
   torch.set_num_threads(serve.cores())
   return {
     "version": torch.__version__,
@@ -207,7 +207,7 @@ def info() -> dict[str, Any]:
 
 
 def matmul(size: int) -> dict[str, Any]:
-  """Peak GFLOP/s of a matrix product, by dtype."""
+  """Returns the peak GFLOP/s of a matrix product, by dtype."""
   torch.set_num_threads(serve.cores())
   rates = {}
   for name, dtype in DTYPES.items():

@@ -1,4 +1,4 @@
-"""The benchmark's end of the pipe: start a worker, ask, wait, stop."""
+"""The benchmark's end of the pipe: starts a worker, sends requests, waits, stops it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from udp_jax.data.files import output_errors
+from udp_jax.runtime.files import output_errors
 
 
 class WorkerError(Exception):
@@ -20,9 +20,9 @@ class WorkerError(Exception):
 
 
 class Worker:
-  """A process that holds one contestant's model and does what it is asked.
+  """A process that holds one contestant's model and answers requests.
 
-  Its thread pools and memory are its own. Libraries' output goes to a log file.
+  It has its own thread pools and memory. Output of libraries goes to a log file.
   """
 
   def __init__(
@@ -32,12 +32,12 @@ class Worker:
 
     Args:
       command: program and arguments.
-      log: file for what the process prints, appended to.
-      environment: variables on top of this process's own.
+      log: file to which the output of the process is appended.
+      environment: variables added to this process's own.
 
     Raises:
       OutputError: the log cannot be written.
-      WorkerError: there is no such program.
+      WorkerError: the program does not exist.
     """
     self._log = log
     with output_errors(log):
@@ -62,11 +62,11 @@ class Worker:
 
     Args:
       do: name of the handler.
-      timeout: seconds.
-      **arguments: of the handler, anything that JSON holds.
+      timeout: seconds to wait for the answer.
+      **arguments: arguments of the handler, as JSON values.
 
     Raises:
-      WorkerError: the handler failed, or the process did; after a timeout it is stopped.
+      WorkerError: the handler or process failed, or timed out; a timeout also stops the process.
     """
     line = json.dumps({"do": do, **arguments}) + "\n"
     assert self._process.stdin is not None
@@ -81,7 +81,7 @@ class Worker:
     return answer
 
   def stop(self) -> None:
-    """Ends the process; does nothing when it has ended."""
+    """Ends the process, unless it has ended."""
     for pipe in (self._process.stdin, self._process.stdout):
       with contextlib.suppress(OSError):
         if pipe is not None:

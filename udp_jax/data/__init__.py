@@ -1,1 +1,1 @@
-"""Images in and out: sources, image files, output folders with manifests, budget checks."""
+"""Reads and writes images: sources, image files, output folders with manifests, budget checks."""

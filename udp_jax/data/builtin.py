@@ -1,7 +1,7 @@
 """Crops of the nine real photographs inside the scikit-image and scikit-learn wheels.
 
-A fresh user's data: real, textured, licensed for reuse and there without a download. A
-demonstration only: nine photographs are no basis for a Frechet distance worth reporting.
+They give a new user real, textured pictures, licensed for reuse, without a download. They serve for
+demonstrations only: nine photographs are too few for a meaningful Frechet distance.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ PHOTOGRAPHS = {
 }
 MAX_PER_PHOTOGRAPH = 200
 
-# Side lengths in photograph pixels of the windows that become 32-pixel crops, larger first: they
-# show more and so are taken first. They grow with image_size, never to be enlarged.
+# Side lengths, in photograph pixels, of the windows that become 32-pixel crops. Larger windows show
+# more, so they come first. Windows scale with image_size, so that crops are never enlarged.
 _WINDOWS = (144, 112, 80, 60, 48)
 _MAX_OVERLAP = 0.25  # of the area, between windows of one size
-_MIN_DEVIATION = 12.0  # grey levels over the finished crop; sky and dark space fall below
-_ORDER_SEED = 20240  # fixed: the set is the same for every seed, limits choose from it
+_MIN_DEVIATION = 12.0  # grey levels over the finished crop; sky and dark space have less
+_ORDER_SEED = 20240  # fixed: the set is the same for every seed, and limits choose from it
 
 
 def load_builtin(
   *, image_size: int | None, limit: int | None, seed: int, classes: Sequence[str] | None
 ) -> ImageSet:
-  """The built-in crops; arguments and errors as in `sources.load`, `image_size` 32 when None.
+  """Loads the built-in crops; arguments and errors as in `sources.load`, default image_size 32.
 
-  Every photograph is divided into blocks, and no crop crosses a block's border: the blocks are
-  the set's `groups`, so a `split` leaves no shared pixel between its parts. `labels` number the
-  photographs.
+  Every photograph is divided into blocks, and no crop crosses the border of a block. The blocks are
+  the set's `groups`, so the parts of a `split` share no pixel. `labels` number the photographs.
+
+  >>> load_builtin(image_size=32, limit=2, seed=0, classes=None).images.shape
+  (2, 32, 32, 3)
   """
   size = 32 if image_size is None else image_size
   if size < 1:
@@ -69,17 +71,23 @@ def load_builtin(
     raise ConfigError(f"builtin: no photograph is large enough for image_size={size}; use 256")
   chosen = image_set.choose(len(crops), limit, seed)
   return image_set.finish(
-    np.stack([crops[i] for i in chosen]),
-    [names[i] for i in chosen],
+    ImageSet(
+      np.stack([crops[i] for i in chosen]),
+      [names[i] for i in chosen],
+      labels=np.array(labels, np.int32)[chosen],
+      groups=np.array(groups, np.int32)[chosen],
+    ),
     "builtin: crops of the photographs inside scikit-image and scikit-learn",
-    labels=np.array(labels, np.int32)[chosen],
-    groups=np.array(groups, np.int32)[chosen],
     classes=wanted,
   )
 
 
 def find_photograph(name: str) -> Path:
-  """Path of a photograph inside its installed package, without importing the package."""
+  """Finds the path of a photograph in its installed package without importing the package.
+
+  >>> find_photograph("astronaut").name
+  'astronaut.png'
+  """
   package, relative = PHOTOGRAPHS[name]
   spec = importlib.util.find_spec(package)
   roots = list(spec.submodule_search_locations or ()) if spec is not None else []
@@ -95,7 +103,7 @@ def find_photograph(name: str) -> Path:
 
 
 def _photograph_crops(photograph: np.ndarray, size: int) -> list[tuple[int, np.ndarray]]:
-  """(block, crop) pairs: textured, distinct, at most `MAX_PER_PHOTOGRAPH`, in reading order."""
+  """Cuts up to `MAX_PER_PHOTOGRAPH` distinct, textured (block, crop) pairs, in reading order."""
   generator = np.random.default_rng(_ORDER_SEED)
   scale = max(1.0, size / 32)
   kept: dict[tuple[int, int, int], tuple[int, np.ndarray]] = {}
@@ -116,7 +124,7 @@ def _photograph_crops(photograph: np.ndarray, size: int) -> list[tuple[int, np.n
 
 
 def _windows(shape: tuple[int, ...], window: int, block: int) -> Iterator[tuple[int, int, int]]:
-  """(block number, top, left) of square windows that stay inside blocks of about `block` pixels."""
+  """Yields (block number, top, left) of square windows inside blocks of about `block` pixels."""
   row_edges = _edges(shape[0], block)
   column_edges = _edges(shape[1], block)
   number = -1
@@ -134,7 +142,7 @@ def _edges(length: int, block: int) -> list[int]:
 
 
 def _starts(length: int, window: int) -> list[int]:
-  """Evenly spread starts of windows along a side, neighbours overlapping by a quarter at most."""
+  """Spreads window starts evenly along a side; neighbours overlap by at most a quarter."""
   if length < window:
     return []
   count = 1 + int((length - window) / ((1 - _MAX_OVERLAP) * window))

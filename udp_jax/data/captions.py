@@ -1,12 +1,12 @@
-"""Captions of pictures, as the usual tools keep them, read and carried along.
+"""Reads captions of pictures in the formats of the usual tools, and copies them to outputs.
 
-In order of precedence: `metadata.jsonl` and `metadata.csv` of Hugging Face's "imagefolder" (columns
-`file_name`, or `image_file_name` or `image`, a path below the table's own folder, and `text`; any
-others are kept), then `<picture>.caption` and `<picture>.txt` beside a picture (kohya's
-sd-scripts). Where a picture has two captions that differ, the first of this order counts, and a
-warning says so; so does one where a caption is left out. Texts are UTF-8, or UTF-16 with a
-byte-order mark; columns of a CSV file may be separated by semicolons or tabs, as spreadsheets write
-them, and are written with commas.
+In order of precedence, captions come from `metadata.jsonl` and `metadata.csv` of Hugging Face's
+"imagefolder" (columns `file_name`, or `image_file_name` or `image`, a path below the table's own
+folder, and `text`; other columns are kept), then from `<picture>.caption` and `<picture>.txt`
+beside a picture (kohya's sd-scripts). If a picture has two captions that differ, the first in this
+order is used, with a warning. A warning also reports captions that are left out. Texts are UTF-8,
+or UTF-16 with a byte-order mark. CSV columns may be separated by commas, semicolons or tabs
+(spreadsheets write all three); we write commas.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from udp_jax.data import files, naming
+from udp_jax.data import naming
 from udp_jax.errors import BadDataError
+from udp_jax.runtime import files
 
 FILE = "metadata.jsonl"
 TABLES = (FILE, "metadata.csv")
 SUFFIXES = (".caption", ".txt")
-# Columns that name the picture; the first that is there counts.
+# Columns that can name the picture; the first present one is used.
 _NAMING = ("file_name", "image_file_name", "image")
 _SEPARATORS = (",", ";", "\t")
-# A larger text file beside a picture is no caption.
+# A larger text file beside a picture is not a caption.
 _MAX_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 
 
-class Row(NamedTuple):
-  """A line of a table: its number, the picture's path below the folder, and all of its fields.
+class TableRow(NamedTuple):
+  """A row of a table: line number, the picture's path below the folder, and all of its fields.
 
-  `key` is the field that names the picture.
+  `key` is the name of the field that names the picture.
   """
 
   line: int
@@ -51,20 +52,20 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-  """A metadata.jsonl or metadata.csv: its path below the folder, columns (CSV) and rows."""
+  """A metadata.jsonl or metadata.csv: its path below the folder, its columns (CSV) and rows."""
 
   place: str
   columns: tuple[str, ...]
-  rows: tuple[Row, ...]
+  rows: tuple[TableRow, ...]
 
 
 class Beside(NamedTuple):
-  """What stands beside the pictures of a folder, to be written beside those made of them.
+  """Captions beside the pictures of a folder, to be written beside the output pictures.
 
   Attributes:
-    tables: every table of the folder.
-    texts: (name of the picture, extension, content) of text files beside pictures.
-    names: name by relative path of the picture.
+    tables: all tables of the folder.
+    texts: (picture name, extension, content) of text files beside pictures.
+    names: picture name by relative path.
   """
 
   tables: tuple[Table, ...] = ()
@@ -72,7 +73,7 @@ class Beside(NamedTuple):
   names: dict[str, str] = {}
 
   def render(self, names: Collection[str]) -> dict[str, bytes]:
-    """Files to write, content by relative path, that speak of `<name>.png` for these names."""
+    """Returns the caption files for the pictures `names`, as content by relative path."""
     wanted = frozenset(names)
     made: dict[str, bytes] = {}
     for table in self.tables:
@@ -92,14 +93,19 @@ NONE_BESIDE = Beside()
 
 
 def beside(folder: str | os.PathLike, pictures: Sequence[Any]) -> Beside:
-  """What stands beside pictures; a warning of every kind counts the captions that are left out.
+  """Reads the captions beside pictures; warnings count the captions left out, by reason.
 
   Args:
-    folder: of the pictures.
-    pictures: with `name`, `path` and `relative`, such as `folder.ImageFile`.
+    folder: the pictures' folder.
+    pictures: objects with `name`, `path` and `relative`, such as `listing.ImageFile`.
 
   Raises:
-    BadDataError: a table has a line that cannot be used.
+    BadDataError: a table has an unusable line.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   beside(place, []).names
+  {}
   """
   tables = read_tables(folder, [picture.relative for picture in pictures])
   texts = []
@@ -131,7 +137,7 @@ def beside(folder: str | os.PathLike, pictures: Sequence[Any]) -> Beside:
 
 
 def _unfit(path: Path) -> str | None:
-  """Why a picture's text file is no caption, if there is one."""
+  """Returns why a text file cannot be a caption; None if it can, or if there is no such file."""
   if path.is_symlink() and not path.exists():
     return "that is a link to nothing"
   if path.is_file() and path.suffix in SUFFIXES and path.stat().st_size > _MAX_BYTES:
@@ -142,7 +148,7 @@ def _unfit(path: Path) -> str | None:
 def _misnamed(
   folder: Path, relative: str, names: Collection[str], folded: Collection[str]
 ) -> str | None:
-  """Why a row of a table is of no picture; pictures that were not chosen are no reason."""
+  """Returns why a row matches no picture; None for pictures that exist, even if not chosen."""
   if relative in names:
     return None
   if relative.casefold() in folded:
@@ -157,15 +163,20 @@ def _misnamed(
 
 
 def read_captions(folder: str | os.PathLike, relatives: Iterable[str] = ()) -> dict[str, str]:
-  """Captions by relative path; empty where there are none.
+  """Returns captions by relative path, or {} if there are none.
 
   Args:
-    folder: of the pictures.
-    relatives: paths of pictures below it, whose own text files and tables in subfolders are read
-      too.
+    folder: the pictures' folder.
+    relatives: paths of pictures below the folder; their own text files and the tables in their
+      subfolders are read too.
 
   Raises:
-    BadDataError: a line of a table, or a text file, cannot be used.
+    BadDataError: a text file, or a line of a table, is unusable.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   (Path(place) / "a.txt").write_text("a cat") and read_captions(place, ["a.png"])
+  {'a.png': 'a cat'}
   """
   relatives = list(relatives)
   spelled = {naming.composed(relative): relative for relative in relatives}
@@ -180,7 +191,7 @@ def read_captions(folder: str | os.PathLike, relatives: Iterable[str] = ()) -> d
 
   for table in read_tables(folder, relatives):
     path = Path(folder) / table.place
-    lines: dict[str, Row] = {}
+    lines: dict[str, TableRow] = {}
     for row in table.rows:
       text = row.fields.get("text")
       if "text" not in row.fields:
@@ -213,10 +224,16 @@ def read_captions(folder: str | os.PathLike, relatives: Iterable[str] = ()) -> d
 
 
 def read_tables(folder: str | os.PathLike, relatives: Iterable[str] = ()) -> tuple[Table, ...]:
-  """The tables of a folder and of the subfolders of `relatives`.
+  """Reads the tables of a folder and of the subfolders of `relatives`.
 
   Raises:
-    BadDataError: a line is no object, or row, with a "file_name".
+    BadDataError: a line is not an object (or row) with a "file_name".
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   (Path(place) / "metadata.csv").write_text("file_name,text\\na.png,a cat\\n") and None
+  ...   len(read_tables(place))
+  1
   """
   places = {"."} | {str(p) for relative in relatives for p in PurePosixPath(relative).parents}
   tables = []
@@ -231,9 +248,9 @@ def read_tables(folder: str | os.PathLike, relatives: Iterable[str] = ()) -> tup
   return tuple(tables)
 
 
-def _read_jsonl(path: Path, text: str, place: str) -> tuple[tuple[str, ...], list[Row]]:
+def _read_jsonl(path: Path, text: str, place: str) -> tuple[tuple[str, ...], list[TableRow]]:
   rows = []
-  for number, line in enumerate(text.split("\n"), 1):  # Not at U+2028 inside a text.
+  for number, line in enumerate(text.split("\n"), 1):  # Do not split at U+2028 inside a text.
     if not line.strip():
       continue
     try:
@@ -248,17 +265,17 @@ def _read_jsonl(path: Path, text: str, place: str) -> tuple[tuple[str, ...], lis
     name = fields[key]
     if not isinstance(name, str):
       raise BadDataError(f'{path}: line {number}: "file_name" and "text" must be texts')
-    rows.append(Row(number, posixpath.normpath(f"{place}/{name}"), fields, key))
+    rows.append(TableRow(number, posixpath.normpath(f"{place}/{name}"), fields, key))
   return (), rows
 
 
 def _naming_key(fields: Collection[str]) -> str | None:
-  """The field, or column, that names the picture."""
+  """Returns the field or column that names the picture."""
   return next((key for key in _NAMING if key in fields), None)
 
 
 def _separator(text: str) -> str:
-  """What separates the columns of a table: what makes one of them name the pictures."""
+  """Guesses the column separator: the one that yields a column naming the pictures."""
   first = text.split("\n", 1)[0].rstrip("\r")
   for separator in _SEPARATORS:
     try:
@@ -270,7 +287,7 @@ def _separator(text: str) -> str:
   return _SEPARATORS[0]
 
 
-def _read_csv(path: Path, text: str, place: str) -> tuple[tuple[str, ...], list[Row]]:
+def _read_csv(path: Path, text: str, place: str) -> tuple[tuple[str, ...], list[TableRow]]:
   reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))
   rows = []
   try:
@@ -284,7 +301,7 @@ def _read_csv(path: Path, text: str, place: str) -> tuple[tuple[str, ...], list[
           f"{path}: line {reader.line_num} has another number of columns than line 1"
         )
       relative = posixpath.normpath(f"{place}/{fields[key]}")
-      rows.append(Row(reader.line_num, relative, dict(fields), key))
+      rows.append(TableRow(reader.line_num, relative, dict(fields), key))
   except csv.Error as error:
     raise BadDataError(f"{path}: line {reader.reader.line_num}: {error}") from error
   return columns, rows
@@ -293,7 +310,7 @@ def _read_csv(path: Path, text: str, place: str) -> tuple[tuple[str, ...], list[
 def _jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
   try:
     return "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
-  except UnicodeEncodeError:  # Half of a character, which only an escape can write.
+  except UnicodeEncodeError:  # An unpaired surrogate, which only an escape can express.
     return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
 
 
@@ -306,7 +323,7 @@ def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _text_beside(picture: Path, suffix: str) -> bytes | None:
-  """The content of a picture's own text file, or None."""
+  """Reads a picture's own text file with this suffix; None if there is none."""
   path = picture.with_suffix(suffix)
   if path == picture or not path.is_file() or _unfit(path):
     return None

@@ -1,6 +1,6 @@
-"""CIFAR-10 from its binary archive, read in numpy (Krizhevsky 2009).
+"""Reads CIFAR-10 from its binary archive in numpy (Krizhevsky 2009).
 
-A record is one label byte and 3,072 pixel bytes: the red, green and blue planes of 32 x 32.
+A record is one label byte and 3,072 pixel bytes: the 32 x 32 red, green and blue planes.
 """
 
 from __future__ import annotations
@@ -62,7 +62,13 @@ def load_cifar10(
     path: the archive, the folder that holds it, or the folder of the extracted `.bin` files.
     part: "train" (50,000 images) or "test" (10,000).
     archive_bytes: the expected size of the archive.
-    archive_sha256: its expected checksum; extracted files carry none and are checked by size.
+    archive_sha256: expected checksum of the archive; extracted files are checked by size only.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   (Path(place) / "test_batch.bin").write_bytes(bytes(2 * 3073)) and None
+  ...   load_cifar10(place, part="test").names
+  ('airplane/00000', 'airplane/00001')
   """
   path = Path(path)
   archive, extracted = _find(path, part)
@@ -93,17 +99,15 @@ def load_cifar10(
   chosen = selected[image_set.choose(len(selected), limit, seed)]
   pixels = records[chosen, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
   return image_set.finish(
-    npz.resize_all(pixels, image_size),
-    [names[i] for i in chosen],
+    ImageSet(npz.resize_all(pixels, image_size), [names[i] for i in chosen], labels[chosen]),
     f"CIFAR-10 {part} {path}",
-    labels=labels[chosen],
     classes=CLASSES,
     archive_sha256=archive_sha256 if archive is not None else None,
   )
 
 
 def _find(path: Path, part: str) -> tuple[Path | None, Path]:
-  """(archive, folder): the archive if there is one, else the folder of extracted files."""
+  """Finds (archive, folder): the archive if there is one, and the folder of extracted files."""
   if path.is_file():
     return path, path.parent
   places = [path, path / _FOLDER]
@@ -134,7 +138,7 @@ def _check_archive(archive: Path, size: int, sha256: str) -> None:
 
 
 def _read_archive(archive: Path, part: str) -> list[bytes]:
-  """The part's files, read in one pass over the compressed stream and never unpacked to disk."""
+  """Reads the part's files in one pass over the compressed stream, unpacking nothing to disk."""
   found: dict[str, bytes] = {}
   try:
     with tarfile.open(archive, "r|gz") as stream:

@@ -1,8 +1,8 @@
-"""Picture files taken apart: the stream that holds pixels, and all that stands beside them.
+"""Takes picture files apart into the stream that holds pixels and everything beside it.
 
-Pillow gets PNG and JPEG files without their metadata, so that damage or a decompression bomb in it
-costs the metadata and not the picture, and what is saved beside the pixels has come through here.
-What cannot be read is left out with a note.
+Pillow gets PNG and JPEG files without their metadata, so that damage or a decompression bomb there
+costs only the metadata, not the picture. Everything saved beside the pixels passes through this
+module. Unreadable parts are left out with a note.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from udp_jax.data import exif, metadata, photoshop, xmp
+from udp_jax.data import exif, metadata, photoshop, picture_texts, xmp
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# More pieces beside the pixels than any file has; reading on would take minutes.
+# More pieces of metadata than any real file has; reading on would take minutes.
 _MAX_PIECES = 100_000
-# Files above this are left to Pillow as they are; a picture of 100 megapixels fits in it.
+# Pillow reads larger files directly; a picture of 100 megapixels fits below this.
 _MAX_FILE = 1 << 30
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _IPTC_KEYWORD = b"Raw profile type iptc"
-# Written with capitals here and there.
+# Some writers use capitals.
 _RAW_KEYWORD = re.compile(rb"raw\s+profile\s+type\s+(\S+)\s*\Z", re.IGNORECASE)
 _RDF = b"http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 
 _PNG_LENGTHS = {
   b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"mDCV": 24, b"cLLI": 8, b"pHYs": 9, b"tIME": 7,
 }  # fmt: skip
-# Of the ancillary chunks, those that say what the pixels are.
+# Ancillary chunks that affect the pixels.
 _PNG_PIXELS = frozenset({b"tRNS", b"acTL", b"fcTL", b"fdAT"})
 _PNG_ORDER = (b"cICP", b"sRGB", b"gAMA", b"cHRM", b"mDCV", b"cLLI", b"pHYs", b"tIME")
 
@@ -43,15 +43,15 @@ Chunk = tuple[bytes, bytes]
 
 
 class Contents(NamedTuple):
-  """What a file holds beside its pixels, ready for the PNG that is saved.
+  """A file's contents besides its pixels, ready for the saved PNG.
 
   Attributes:
-    stream: the file without its metadata, or None when Pillow is to read the file itself.
-    orientation: 1 to 8, from EXIF or XMP.
-    icc_profile: as it stands in the file.
-    exif: a new block, see `exif`.
-    chunks: PNG chunks (type, data) in the order to be written: colour, resolution, time, texts.
-    notes: what was dropped or converted, in words.
+    stream: the file without its metadata; None if Pillow should read the file itself.
+    orientation: orientation from EXIF or XMP, 1 to 8.
+    icc_profile: the colour profile as stored in the file.
+    exif: a new EXIF block, made by `exif.carry`.
+    chunks: PNG chunks (type, data) in writing order: colour, resolution, time, texts.
+    notes: descriptions of what was dropped or converted.
   """
 
   stream: bytes | None = None
@@ -66,8 +66,16 @@ def read(path: Path) -> Contents:
   """Takes a file apart.
 
   Raises:
-    OSError: it cannot be read.
-    ValueError: it has hundreds of thousands of pieces.
+    OSError: the file cannot be read.
+    ValueError: the file has more than `_MAX_PIECES` pieces.
+
+  >>> import tempfile
+  >>> import numpy as np
+  >>> from udp_jax.data import images
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   images.write_png(f"{place}/a.png", np.full((4, 4, 3), 255, np.uint8))
+  ...   read(Path(place) / "a.png").chunks
+  ()
   """
   with open(path, "rb") as file:
     size = file.seek(0, io.SEEK_END)
@@ -92,20 +100,25 @@ def read(path: Path) -> Contents:
 
 
 def text_chunk(keyword: bytes, text: bytes) -> Chunk:
-  """An iTXt chunk of UTF-8 text."""
+  """Makes an iTXt chunk from UTF-8 text.
+
+  >>> kind, data = text_chunk(b"Title", b"A cat")
+  >>> kind, text_of(kind, data)
+  (b'iTXt', (b'Title', b'A cat'))
+  """
   return b"iTXt", keyword + b"\0\0\0\0\0" + text
 
 
 class _Found:
-  """Collects what the walkers meet; the first of a kind counts."""
+  """Collects the metadata that the parsers find; the first of each kind is used."""
 
   def __init__(self) -> None:
     self.stream: bytes | None = None
     self.icc: bytes | None = None
     self._exif: exif.Exif | None = None
     self._xmp: xmp.Packet | None = None
-    self._block, self._packet = b"", b""  # As they were read.
-    self._packets: list[bytes] = []  # XMP under names of other things, which counts last.
+    self._block, self._packet = b"", b""  # As read from the file.
+    self._packets: list[bytes] = []  # XMP under other names, which is used last.
     self._photoshop = b""
     self._fixed: dict[bytes, bytes] = {}
     self._texts: list[Chunk] = []
@@ -113,33 +126,33 @@ class _Found:
     self._pieces = 0
 
   def count(self) -> None:
-    """Counts a piece beside the pixels; ValueError for too many."""
+    """Counts a piece of metadata; raises ValueError if there are too many."""
     self._pieces += 1
     if self._pieces > _MAX_PIECES:
       raise ValueError(f"more than {_MAX_PIECES} pieces of metadata")
 
   def drop(self, *keys: str) -> None:
-    """Notes what is dropped or converted."""
+    """Records what is dropped or converted."""
     self._dropped.update(dict.fromkeys(keys))
 
   def fixed(self, kind: bytes, data: bytes) -> None:
-    """A chunk of which a file has one."""
+    """Stores a chunk that a file may have once."""
     self._fixed.setdefault(kind, data)
 
   def density(self, value: tuple[int, int] | None) -> None:
-    """(x, y) pixels a metre."""
+    """Stores the resolution (x, y) in pixels per metre."""
     if value is not None and all(0 < v < 2**31 for v in value):
       self.fixed(b"pHYs", struct.pack(">IIB", *value, 1))
 
   def profile(self, data: bytes) -> None:
-    """An ICC profile."""
+    """Stores an ICC profile."""
     if len(data) > metadata.MAX_BYTES:
       self.drop("oversized")
     elif self.icc is None and data:
       self.icc = data
 
   def block(self, data: bytes) -> None:
-    """An EXIF block."""
+    """Stores an EXIF block."""
     data = data.removeprefix(b"Exif\0\0")
     if self._exif is None and data:
       self._block = data
@@ -148,7 +161,7 @@ class _Found:
       self.drop("second")
 
   def directories(self, found: exif.Exif) -> None:
-    """EXIF, or the tags of a TIFF file."""
+    """Stores EXIF, or the tags of a TIFF file."""
     self._exif = found
     self.drop(*found.dropped)
     self.density(found.density)
@@ -162,7 +175,7 @@ class _Found:
       self.records(data)
 
   def packet(self, data: bytes, extension: bytes = b"") -> None:
-    """An XMP packet, and what JPEG files put into further segments."""
+    """Stores an XMP packet and its extension from further JPEG segments."""
     if self._xmp is not None:
       if data != self._packet:
         self.drop("second")
@@ -184,7 +197,7 @@ class _Found:
       self.drop("damaged_xmp")
 
   def resources(self, block: bytes) -> None:
-    """Photoshop's resources."""
+    """Stores Photoshop's resources."""
     if self._photoshop or len(block) > metadata.MAX_BYTES:
       return
     found = photoshop.filtered(block)
@@ -193,13 +206,13 @@ class _Found:
     self.density(found.density)
 
   def records(self, iptc: bytes) -> None:
-    """IPTC records by themselves; those in Photoshop's resources count more."""
-    # Some writers give the tag the type of 32-bit numbers, and fill up with zeros.
+    """Stores separate IPTC records, unless Photoshop's resources were found first."""
+    # Some writers use the type of 32-bit numbers for this tag and pad with zeros.
     if iptc.strip(b"\0"):
       self.resources(photoshop.resource(photoshop.IPTC, iptc))
 
   def text(self, kind: bytes, data: bytes) -> None:
-    """A PNG text chunk."""
+    """Stores a PNG text chunk."""
     if len(self._texts) >= metadata.MAX_TEXTS:
       self.drop("oversized")
       return
@@ -216,7 +229,7 @@ class _Found:
       self._packets.append(text)
     else:
       encoding = "utf-8" if kind == b"iTXt" else "latin-1"
-      kept, dropped = metadata.of_text(keyword.decode("latin-1"), text.decode(encoding))
+      kept, dropped = picture_texts.of_text(keyword.decode("latin-1"), text.decode(encoding))
       self.drop(*dropped)
       if not dropped:
         self._texts.append((kind, data))
@@ -242,7 +255,7 @@ class _Found:
       self.drop("application")
 
   def comment(self, data: bytes) -> None:
-    """A comment of JPEG or GIF, in whatever encoding."""
+    """Stores a JPEG or GIF comment, in any encoding."""
     data = data.rstrip(b"\0")
     try:
       text = data.decode("utf-8")
@@ -253,13 +266,13 @@ class _Found:
     elif _is_packet(data):
       self._packets.append(data)
     else:
-      kept, dropped = metadata.of_text("Comment", text.replace("\0", ""))
+      kept, dropped = picture_texts.of_text("Comment", text.replace("\0", ""))
       self.drop(*dropped)
       if kept.strip() or (kept and not dropped):
         self._texts.append(text_chunk(b"Comment", kept.encode()))
 
   def contents(self) -> Contents:
-    """All of it, in the order of a PNG file."""
+    """Returns everything found, in the order of a PNG file."""
     for packet in self._packets:
       self.packet(packet)
     found = self._exif or exif.Exif()
@@ -284,7 +297,12 @@ class _Found:
 
 
 def inflate(data: bytes, limit: int = metadata.MAX_COMPRESSED) -> bytes:
-  """Decompressed `data`. Raises ValueError when it is damaged, or "too large"."""
+  """Decompresses `data`. Raises ValueError if it is damaged, or "too large".
+
+  >>> import zlib
+  >>> inflate(zlib.compress(b"text"))
+  b'text'
+  """
   decompress = zlib.decompressobj()
   try:
     found = decompress.decompress(data, limit + 1)
@@ -298,7 +316,11 @@ def inflate(data: bytes, limit: int = metadata.MAX_COMPRESSED) -> bytes:
 
 
 def text_of(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
-  """Keyword and text of a PNG text chunk. Raises ValueError when it is damaged, or too large."""
+  """Returns keyword and text of a PNG text chunk. Raises ValueError if damaged or too large.
+
+  >>> text_of(b"tEXt", b"Title\\0A cat")
+  (b'Title', b'A cat')
+  """
   keyword, mark, rest = data.partition(b"\0")
   if not mark or not 1 <= len(keyword) <= 79:
     raise ValueError("no keyword")
@@ -322,7 +344,7 @@ def text_of(kind: bytes, data: bytes) -> tuple[bytes, bytes]:
 
 
 def _encoded(kind: bytes, data: bytes, text: bytes) -> Chunk:
-  """A PNG text chunk with another text, all else as it was."""
+  """Returns a PNG text chunk with its text replaced."""
   keyword, _, rest = data.partition(b"\0")
   if kind == b"tEXt":
     return kind, keyword + b"\0" + text
@@ -334,7 +356,7 @@ def _encoded(kind: bytes, data: bytes, text: bytes) -> Chunk:
 
 
 def _is_packet(text: bytes) -> bool:
-  """Whether a text is XMP, whatever name it has."""
+  """Returns whether a text is XMP, whatever its keyword."""
   return text.lstrip(b"\xef\xbb\xbf\0 \t\r\n").startswith(b"<") and _RDF in text
 
 
@@ -360,7 +382,7 @@ def _png(content: bytes, found: _Found) -> None:
       ended = True
       break
   if not ended:
-    kept.append(content[at:])  # Pillow says what is wrong.
+    kept.append(content[at:])  # Pillow reports what is wrong.
   elif content[at:].strip(b"\0"):
     found.drop("second_picture")
   found.stream = b"".join(kept)
@@ -368,7 +390,7 @@ def _png(content: bytes, found: _Found) -> None:
 
 def _png_chunk(kind: bytes, data: bytes, found: _Found) -> None:
   if kind in _PNG_LENGTHS:
-    # A resolution without a unit is the shape of pixels, and as good as any.
+    # A resolution without a unit gives the pixels' aspect ratio, so keep it too.
     if len(data) == _PNG_LENGTHS[kind]:
       found.fixed(kind, data)
     else:
@@ -453,7 +475,7 @@ def _jpeg_segment(
   elif kind == 0xE0 and data.startswith(b"JFXX\0"):
     found.drop("jfif_preview")
   elif kind == 0xE1 and data.startswith(b"Exif\0"):
-    # Blocks over 64 KiB go on in the next segment.
+    # Blocks over 64 KiB continue in the next segment.
     if "exif" in blocks and data[6:10] in exif.HEADERS:
       found.drop("second")
     else:
@@ -482,7 +504,7 @@ def _jpeg_segment(
 
 
 def _extension(main: bytes, parts: dict[bytes, dict[int, bytes]], found: _Found) -> bytes:
-  """The extended XMP that the main packet names."""
+  """Joins the extended XMP that the main packet refers to."""
   named = _EXTENDED.search(main)
   chosen = parts.get(named.group(1)) if named else None
   if chosen is None:
@@ -537,7 +559,7 @@ def _gif(content: bytes, found: _Found) -> None:
       name, start = content[at + 3 : at + 14], at + 3
       at = _gif_end(content, at + 2)
       if name == b"XMP DataXMP":
-        # Stored as it is; the bytes 1, 255, 254, ... behind it lead readers of blocks to the end.
+        # XMP is not split into blocks; the bytes 1, 255, 254, ... after it lead readers to the end.
         found.packet(content[start + 11 : at].rpartition(b"\1\xff\xfe\xfd")[0])
       elif name == b"ICCRGBG1012":
         found.profile(_gif_data(content, start + 11))
@@ -548,25 +570,25 @@ def _gif(content: bytes, found: _Found) -> None:
         found.count()
         found.comment(_gif_data(content, at + 2))
       at = _gif_end(content, at + 2)
-      if label == 0xF9:  # Transparency and timing of the picture that follows.
+      if label == 0xF9:  # Transparency and timing of the next picture.
         kept.append(content[start:at])
     else:
       if kind == 0x3B and content[at + 1 :].strip(b"\0"):
         found.drop("second_picture")
       break
-  # The end, or what Pillow is to find wrong.
+  # The rest is the trailer, or damage that Pillow should report.
   found.stream = b"".join([*kept, content[at:]])
 
 
 def _gif_end(content: bytes, at: int) -> int:
-  """The place after the blocks that begin at `at`."""
+  """Returns the position after the blocks that begin at `at`."""
   while at < len(content) and content[at]:
     at += 1 + content[at]
   return at + 1
 
 
 def _gif_data(content: bytes, at: int) -> bytes:
-  """What the blocks that begin at `at` hold, up to the limit of a text."""
+  """Returns the data of the blocks that begin at `at`, up to the size limit of a text."""
   parts, size = [], 0
   while at < len(content) and content[at] and size <= metadata.MAX_COMPRESSED:
     parts.append(content[at + 1 : at + 1 + content[at]])

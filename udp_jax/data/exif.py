@@ -1,8 +1,8 @@
-"""EXIF blocks and the directories of TIFF files, read without trust and written anew.
+"""Parses untrusted EXIF blocks and TIFF directories, and writes new EXIF blocks.
 
-A block is never passed on as it stands: bytes that no directory points at (a preview that some tool
-"removed") would leave with it. What `metadata.TABLE` keeps is written into a new block, value by
-value, in the old byte order.
+A block is never copied as it is: it may hold bytes that no directory points at, such as a preview
+that some tool "removed". Values that `metadata.TABLE` keeps are written one by one into a new
+block, in the old byte order.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from udp_jax.data import metadata
+from udp_jax.data import metadata, picture_marks
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _SIZES_BIG = {16: 8, 17: 8, 18: 8}
 _MAX_ENTRIES = 2000
-# How a block begins, behind its prefix.
+# First bytes of a block, after its prefix.
 HEADERS = (b"II*\0", b"MM\0*")
 
 _EXIF_POINTER, _GPS_POINTER, _INTEROP_POINTER = 0x8769, 0x8825, 0xA005
 _ORIENTATION = 0x0112
 _RESOLUTION = (282, 283, 296)
-# Pieces that a block may hold and that are saved in a place of their own.
+# Tags whose values are saved outside the new block.
 _APART = frozenset({700, 33723, 34377, 34675})
 
 Read = Callable[[int, int], bytes]
 
 
 class Entry(NamedTuple):
-  """A tag's type, number of values and their bytes."""
+  """A tag's type, number of values and value bytes."""
 
   type: int
   number: int
@@ -37,14 +37,14 @@ class Entry(NamedTuple):
 
 
 class Exif(NamedTuple):
-  """What is taken over of a block.
+  """The parts of a block that are kept.
 
   Attributes:
-    block: the new block without a prefix; None when nothing is left.
-    orientation: 1 to 8.
+    block: the new block without a prefix; None if nothing is left.
+    orientation: EXIF orientation, 1 to 8.
     dropped: keys of `metadata.TABLE`.
     apart: values of tags that are saved elsewhere: XMP, IPTC, Photoshop, ICC.
-    density: (x, y) pixels a metre, or None.
+    density: (x, y) in pixels per metre, or None.
   """
 
   block: bytes | None = None
@@ -55,17 +55,24 @@ class Exif(NamedTuple):
 
 
 def of_block(block: bytes) -> Exif:
-  """Reads an EXIF block, with its "Exif" prefix or without."""
+  """Reads an EXIF block, with or without its "Exif" prefix.
+
+  >>> of_block(b"Exif\\0\\0nothing").block is None
+  True
+  """
   block = block.removeprefix(b"Exif\0\0")
   return carry(lambda start, count: block[start : start + count])
 
 
 def carry(read: Read, *, pages: bool = False) -> Exif:
-  """What is kept of the directories of a block or a TIFF file; never raises for what they hold.
+  """Filters the directories of a block or a TIFF file; never raises on damaged content.
 
   Args:
-    read: (start, count) -> bytes of the block or file, fewer beyond its end.
-    pages: the directories that follow the first are pages of a TIFF file, not a preview.
+    read: (start, count) -> bytes of the block or file; fewer at its end.
+    pages: whether the directories after the first are TIFF pages rather than a preview.
+
+  >>> carry(lambda start, count: b"nothing"[start : start + count]).block is None
+  True
   """
   dropped: list[str] = []
   source = _Source(read, dropped)
@@ -86,7 +93,7 @@ def carry(read: Read, *, pages: bool = False) -> Exif:
   kept = {}
   for name, entries in (("", first), ("exif", exif), ("interop", interop)):
     kept[name] = {tag: entry for tag, entry in entries.items() if source.keeps(tag, entry)}
-  # A position of nothing but the version of its tags is none.
+  # A GPS directory that holds only its version holds no position.
   if set(position) - {0}:
     dropped.append("position")
   if orientation != 1:
@@ -96,7 +103,7 @@ def carry(read: Read, *, pages: bool = False) -> Exif:
 
 
 class _Source:
-  """The directories of one block; everything in them may be wrong."""
+  """Reads the directories of one block, any part of which may be damaged."""
 
   def __init__(self, read: Read, dropped: list[str]):
     self._read, self._dropped = read, dropped
@@ -105,7 +112,7 @@ class _Source:
     self.order, self._big = "<", False
 
   def begin(self) -> tuple[dict[int, Entry], int]:
-    """The first directory and the place of the next; ValueError if this is no such block."""
+    """Returns the first directory and the next one's offset; ValueError if not a TIFF block."""
     head = self._read(0, 16)
     if head[:2] not in (b"II", b"MM"):
       raise ValueError("no byte order")
@@ -119,7 +126,7 @@ class _Source:
     return self.directory(start)
 
   def directory(self, start: int) -> tuple[dict[int, Entry], int]:
-    """Entries of the directory at `start` and the place of the next; ValueError for a loop."""
+    """Returns the directory at `start` and the next one's offset; ValueError on a loop."""
     if start in self._seen:
       raise ValueError("a directory in a loop")
     self._seen.add(start)
@@ -171,14 +178,14 @@ class _Source:
     return tag, Entry(kind, count, value)
 
   def number(self, entry: Entry | None, default: int) -> int:
-    """The first whole number of an entry."""
+    """Returns the first whole number of an entry."""
     if entry is None or entry.number < 1:
       return default
     form = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}.get(entry.type)
     return default if form is None else struct.unpack_from(f"{self.order}{form}", entry.value)[0]
 
   def pointed(self, entries: dict[int, Entry], tag: int) -> dict[int, Entry]:
-    """The directory that an entry points at; empty where there is none, or a damaged one."""
+    """Returns the directory that an entry points at; {} if it is missing or damaged."""
     start = self.number(entries.pop(tag, None), 0)
     if not start:
       return {}
@@ -189,7 +196,7 @@ class _Source:
       return {}
 
   def density(self, entries: dict[int, Entry]) -> tuple[int, int] | None:
-    """(x, y) pixels a metre."""
+    """Returns the resolution (x, y) in pixels per metre, or None."""
     unit = self.number(entries.get(_RESOLUTION[2]), 2)
     metre = {2: 1 / 0.0254, 3: 100.0}.get(unit)
     values = []
@@ -205,14 +212,14 @@ class _Source:
     return values[0], values[1]
 
   def keeps(self, tag: int, entry: Entry) -> bool:
-    """Whether an entry goes into the new block; if it does not, its row is noted."""
+    """Returns whether an entry goes into the new block; if not, records its table row."""
     key = metadata.BY_TAG.get(tag)
     if key is None:
-      if metadata.holds_picture(entry.value):
+      if picture_marks.found(entry.value):
         self._dropped.append("embedded")
         return False
       return entry.type in _SIZES
-    # What is saved elsewhere is no loss here.
+    # Values that are saved elsewhere are not lost.
     if metadata.TABLE[key].fate == metadata.DROPPED:
       self._dropped.append(key)
     return False
@@ -221,7 +228,7 @@ class _Source:
 def _write(
   order: str, first: dict[int, Entry], exif: dict[int, Entry], interop: dict[int, Entry]
 ) -> bytes | None:
-  """A block of three directories; None if all are empty."""
+  """Writes a block of three directories; None if all are empty."""
   if not first and not exif and not interop:
     return None
 
@@ -245,7 +252,7 @@ def _write(
 
 
 def _directory(order: str, entries: dict[int, Entry], start: int) -> bytes:
-  """One directory that stands at `start`, its values behind it, of even length."""
+  """Serialises one directory at offset `start`, followed by its values, to an even length."""
   table = struct.pack(f"{order}H", len(entries))
   data = b""
   place = start + 2 + 12 * len(entries) + 4

@@ -1,11 +1,9 @@
-"""A set of clean images in memory, and its deterministic division."""
+"""A set of clean images in memory, and deterministic ways to divide it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,15 +13,15 @@ from udp_jax.errors import ConfigError
 
 
 class Metadata(NamedTuple):
-  """What is kept of an image's own file, to be saved beside its protected pixels.
+  """Metadata of an image file, to be saved with its protected pixels.
 
   Attributes:
-    file: the path below the source folder.
+    file: path of the file below the source folder.
     icc_profile: RGB or grey colour profile of the pixels, or None for sRGB.
     exif: EXIF block without orientation, or None.
-    notes: what reading changed, converted or left out.
-    chunks: PNG chunks (type, data) to be saved beside the pixels.
-    grey: the file has one colour channel, and so has the one that is saved.
+    notes: descriptions of what reading changed, converted or left out.
+    chunks: PNG chunks (type, data) to save beside the pixels.
+    grey: whether the file has one colour channel, as the saved file then has too.
   """
 
   file: str
@@ -35,7 +33,7 @@ class Metadata(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-  """Images of one size with their names: the clean reference that everything is measured against.
+  """Named images of one size: the clean reference for all measurements.
 
   Attributes:
     images: uint8 (N, H, W, 3).
@@ -43,50 +41,55 @@ class ImageSet(NamedTuple):
     labels: int32 (N,) class indices into `origin["classes"]`, or None.
     alphas: N entries, uint8 (H, W) or None; None when no image has transparency.
     metadata: N entries, or None when the images do not come from files.
-    groups: int32 (N,) or None. Images of one group may share pixels, so `split` never divides it.
-    origin: the source in words and numbers: "source", "count", "sha256" (of the pixel bytes),
-      "classes" (names, or None), "skipped" (list of [file, reason]) and more by kind.
-    beside: captions that stand beside the images, to be written beside those made of them.
+    groups: int32 (N,) or None. Images of a group may share pixels, so `split` keeps groups whole.
+    origin: description of the source: "source", "count", "sha256" (of the pixel bytes),
+      "classes" (names, or None), "skipped" (list of [file, reason]), and fields of its kind.
+    beside: captions beside the images, to be written beside the output images.
   """
 
   images: np.ndarray
-  names: tuple[str, ...]
+  names: Sequence[str]
   labels: np.ndarray | None = None
-  alphas: tuple[np.ndarray | None, ...] | None = None
-  metadata: tuple[Metadata, ...] | None = None
+  alphas: Sequence[np.ndarray | None] | None = None
+  metadata: Sequence[Metadata] | None = None
   groups: np.ndarray | None = None
   origin: dict[str, Any] = {}
   beside: Beside = NONE_BESIDE
 
 
 def pixels_sha256(images: np.ndarray) -> str:
-  """SHA-256 of the shape and the uint8 pixel bytes in C order, as hexadecimal text."""
+  """Returns the SHA-256 (hexadecimal) of the shape and the uint8 pixel bytes in C order.
+
+  >>> len(pixels_sha256(np.zeros((1, 2, 2, 3), np.uint8)))
+  64
+  """
   digest = hashlib.sha256(repr(tuple(images.shape)).encode())
   digest.update(np.ascontiguousarray(images).data)
   return digest.hexdigest()
 
 
 def finish(
-  images: np.ndarray,
-  names: Sequence[str],
-  source: str,
-  *,
-  labels: np.ndarray | None = None,
-  alphas: Sequence[np.ndarray | None] | None = None,
-  metadata: Sequence[Metadata] | None = None,
-  groups: np.ndarray | None = None,
-  classes: Sequence[str] | None = None,
-  beside: Beside = NONE_BESIDE,
-  **origin: Any,
+  read: ImageSet, source: str, *, classes: Sequence[str] | None = None, **origin: Any
 ) -> ImageSet:
-  """An `ImageSet` with its `origin` filled in: every source ends here."""
+  """Fills in the `origin` of a loaded set and gives its fields their types.
+
+  Args:
+    read: the images and their data; fields may be sequences of any kind.
+    source: description of the source.
+    classes: class names that labels index, or None.
+    **origin: further fields of `origin`.
+
+  >>> finish(ImageSet(np.zeros((1, 2, 2, 3), np.uint8), ["a"]), "an example").origin["count"]
+  1
+  """
+  images, alphas = np.ascontiguousarray(read.images), read.alphas
   return ImageSet(
-    images=np.ascontiguousarray(images),
-    names=tuple(names),
-    labels=None if labels is None else np.asarray(labels, np.int32),
+    images=images,
+    names=tuple(read.names),
+    labels=None if read.labels is None else np.asarray(read.labels, np.int32),
     alphas=tuple(alphas) if alphas is not None and any(a is not None for a in alphas) else None,
-    metadata=None if metadata is None else tuple(metadata),
-    groups=None if groups is None else np.asarray(groups, np.int32),
+    metadata=None if read.metadata is None else tuple(read.metadata),
+    groups=None if read.groups is None else np.asarray(read.groups, np.int32),
     origin={
       "source": source,
       "count": len(images),
@@ -95,12 +98,17 @@ def finish(
       "skipped": [],
       **origin,
     },
-    beside=beside,
+    beside=read.beside,
   )
 
 
 def take(image_set: ImageSet, indices: Sequence[int] | np.ndarray) -> ImageSet:
-  """The images at `indices`, in that order, with `origin` recounted."""
+  """Returns the images at `indices`, in that order, and updates `origin`.
+
+  >>> whole = finish(ImageSet(np.zeros((3, 2, 2, 3), np.uint8), ["a", "b", "c"]), "an example")
+  >>> take(whole, [2, 0]).names
+  ('c', 'a')
+  """
   indices = np.asarray(indices, np.int64)
   images = image_set.images[indices]
   picked = [int(i) for i in indices]
@@ -118,19 +126,23 @@ def take(image_set: ImageSet, indices: Sequence[int] | np.ndarray) -> ImageSet:
 
 
 def split(image_set: ImageSet, *, holdout: int | float, seed: int) -> tuple[ImageSet, ImageSet]:
-  """Divides a set into (train, held out), deterministically; both keep the set's order.
+  """Divides a set into (train, held out) deterministically; both keep the set's order.
 
   Whole groups are held out, so no held-out image shares pixels with a training image. The last
-  group taken may be larger than needed: its surplus is in neither part. With groups, every label
-  (photograph) is held out in about the same proportion.
+  group may be larger than needed; its surplus is in neither part. With groups, about the same
+  proportion of every label (photograph) is held out.
 
   Args:
     image_set: the images.
-    holdout: how many images to hold out; a float below 1 is a fraction.
-    seed: of the choice.
+    holdout: number of images to hold out, or their fraction if it is a float below 1.
+    seed: seed of the choice.
 
   Raises:
     ConfigError: fewer than one image would be left for training.
+
+  >>> whole = finish(ImageSet(np.zeros((4, 2, 2, 3), np.uint8), ["a", "b", "c", "d"]), "an example")
+  >>> [len(part.names) for part in split(whole, holdout=0.25, seed=0)]
+  [3, 1]
   """
   count = len(image_set.images)
   wanted = round(holdout * count) if isinstance(holdout, float) else holdout
@@ -159,12 +171,12 @@ def split(image_set: ImageSet, *, holdout: int | float, seed: int) -> tuple[Imag
 def _group_order(
   groups: np.ndarray, labels: np.ndarray, generator: np.random.Generator
 ) -> list[int]:
-  """Groups in random order; a few large ones are mixed so that every label keeps its share."""
+  """Orders groups at random; a few large groups are spread so that each label keeps its share."""
   order = generator.permutation(np.unique(groups))
   if len(order) == len(groups):
     return order.tolist()
-  # A group stands where it would bring its own label's held-out share to: sorting by that place
-  # takes labels in turn, however large their groups are.
+  # Sort each group by the share of its label that is held out once it is taken: this takes labels
+  # in turn, whatever the sizes of their groups.
   place: dict[int, float] = {}
   seen = dict.fromkeys(np.unique(labels).tolist(), 0)
   for group in order.tolist():
@@ -176,7 +188,11 @@ def _group_order(
 
 
 def choose(count: int, limit: int | None, seed: int) -> np.ndarray:
-  """Sorted indices of a random subset of `limit` out of `count`; all of them without a limit."""
+  """Returns sorted indices of `limit` random items out of `count`, or of all without a limit.
+
+  >>> choose(5, None, 0).tolist(), len(choose(5, 2, 0))
+  ([0, 1, 2, 3, 4], 2)
+  """
   check_limit(limit)
   if limit is None or limit >= count:
     return np.arange(count)
@@ -184,25 +200,27 @@ def choose(count: int, limit: int | None, seed: int) -> np.ndarray:
 
 
 def check_limit(limit: int | None) -> None:
-  """Raises ConfigError unless `limit` is None or a positive number."""
+  """Raises ConfigError unless `limit` is None or a positive number.
+
+  >>> check_limit(None)
+  >>> check_limit(0)
+  Traceback (most recent call last):
+    ...
+  udp_jax.errors.ConfigError: limit must be at least 1 or None, got 0
+  """
   if limit is not None and limit < 1:
     raise ConfigError(f"limit must be at least 1 or None, got {limit}")
 
 
 def class_indices(classes: Sequence[str], names: Sequence[str] | None, source: str) -> list[int]:
-  """Positions of the wanted `classes` in the source's class `names`."""
+  """Returns the positions of the wanted `classes` among the source's class `names`.
+
+  >>> class_indices(["dog"], ["cat", "dog"], "an example")
+  [1]
+  """
   known = [str(name) for name in names] if names is not None else []
   unknown = [name for name in classes if name not in known]
   if unknown:
     have = ", ".join(known) if known else "no named classes"
     raise ConfigError(f"{source}: no class {', '.join(unknown)}; it has {have}")
   return [known.index(name) for name in classes]
-
-
-def is_safe_name(name: Any) -> bool:
-  """Whether a relative posix name stays below the folder it is joined to and is not hidden."""
-  if not isinstance(name, str) or "\0" in name or PurePath(name).drive:
-    return False
-  if os.sep == "\\" and "\\" in name:
-    return False
-  return not any(part == "" or part.startswith(".") for part in name.split("/"))

@@ -1,8 +1,8 @@
-"""Image files in and out: eight-bit colour plus everything needed to save it looking the same.
+"""Reads and writes image files: 8-bit colour and all that is needed to save it looking the same.
 
-Pixels are uint8 (H, W, 3). Nothing here changes colours except where a file has none of its own
-in RGB or grey (palette, CMYK, more than 8 bits), and then a note says so. What a file carries
-besides pixels is the business of `metadata.TABLE`.
+Pixels are uint8 (H, W, 3). Colours change only if a file has no 8-bit RGB or grey of its own
+(palette, CMYK, more than 8 bits), and then a note says so. `metadata.TABLE` decides about
+everything else that a file holds.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,27 +19,17 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-from udp_jax.data import containers, files, metadata
+from udp_jax.data import containers, metadata
 from udp_jax.data.containers import Chunk
+from udp_jax.data.naming import FORMATS
 from udp_jax.errors import BadDataError, MissingDataError
+from udp_jax.runtime import files
 
 MAX_PIXELS = 100_000_000
-# Decoders keep a pointer or a buffer per line: one line of 100 million pixels, or as many lines of
-# one, take ten seconds and gigabytes. No picture has such a side.
+# Decoders keep a pointer or a buffer per line: a picture of 100 million pixels with a side of 1
+# takes ten seconds and gigabytes. No real picture has a side this long.
 MAX_SIDE = 100_000
 
-# Kinds and their extensions. Only these decoders run: among Pillow's others are some that start
-# external programs.
-FORMATS = {
-  "PNG": (".png", ".apng"),
-  "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-  "MPO": (".mpo", ".jpg", ".jpeg"),
-  "WEBP": (".webp",),
-  "BMP": (".bmp", ".dib"),
-  "TIFF": (".tif", ".tiff"),
-  "GIF": (".gif",),
-}
-SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # Pillow opens MPO, the two-picture JPEG of some cameras, through its JPEG decoder.
 _DECODERS = tuple(kind for kind in FORMATS if kind != "MPO")
 
@@ -52,13 +43,13 @@ _TURNS = {
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-# Where a PNG file's own chunks end and others may begin: its signature and header.
+# Other PNG chunks are inserted here, after the signature and the header.
 _PNG_HEADER = 33
 # PNG readers commonly refuse larger profiles.
 _MAX_PROFILE = 1 << 20
 _BITS_PER_SAMPLE = 258  # TIFF tag
 
-# What Pillow's decoders are known to raise on damaged files, beside OSError.
+# Errors that Pillow's decoders raise on damaged files.
 _DECODER_ERRORS = (
   OSError,
   SyntaxError,
@@ -79,14 +70,14 @@ class Picture(NamedTuple):
   """One decoded image file.
 
   Attributes:
-    pixels: uint8 (H, W, 3), upright (the EXIF orientation is applied), in the space of
-      `icc_profile` (sRGB when None).
+    pixels: uint8 (H, W, 3), upright (the EXIF orientation is applied), in the colour space of
+      `icc_profile` (sRGB if None).
     alpha: uint8 (H, W) or None; colours are not premultiplied.
     icc_profile: the RGB or grey profile to save beside the pixels, or None.
-    exif: the EXIF block that is saved, without orientation, previews and position, or None.
-    notes: what was changed, converted or left out on reading, in words.
-    chunks: PNG chunks (type, data) saved beside the pixels: colour, resolution, XMP, texts.
-    grey: the file has one colour channel, and is saved with one; the three of `pixels` are equal.
+    exif: the EXIF block to save, without orientation, previews and position, or None.
+    notes: descriptions of what reading changed, converted or left out.
+    chunks: PNG chunks (type, data) to save beside the pixels: colour, resolution, XMP, texts.
+    grey: whether the file has, and is saved with, one colour channel; `pixels` repeats it thrice.
   """
 
   pixels: np.ndarray
@@ -99,16 +90,22 @@ class Picture(NamedTuple):
 
 
 def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Picture:
-  """Reads a PNG, JPEG, WebP, BMP, TIFF or GIF file, by its content and not by its name.
+  """Reads a PNG, JPEG, WebP, BMP, TIFF or GIF file, recognised by its content, not its name.
 
   Args:
     path: the file.
     max_pixels: larger images are refused before they are decoded. Pillow itself refuses more than
-      about 179 megapixels, whatever is given here.
+      about 179 megapixels, whatever this is.
 
   Raises:
-    MissingDataError: there is no such file.
-    BadDataError: it is unreadable, truncated, empty, too large or not an image of these kinds.
+    MissingDataError: the file does not exist.
+    BadDataError: the file is unreadable, truncated, empty, too large or of another kind.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   write_png(f"{place}/a.png", np.full((4, 6, 3), 7, np.uint8))
+  ...   read_image(f"{place}/a.png").pixels.shape
+  (4, 6, 3)
   """
   path = Path(path)
   notes: list[str] = []
@@ -135,11 +132,11 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pict
       image.load()
       if _has_16_bits(image, path):
         notes.append("16-bit reduced to 8")
-      # Pillow has turned TIFF pictures when they are loaded.
+      # Pillow has already turned TIFF pictures while loading them.
       turned = image.getexif().get(_ORIENTATION, 1) if kind == "TIFF" else found.orientation
       upright = image.transpose(_TURNS[turned]) if turned in _TURNS else image
       if kind == "PNG" and image.mode == "RGBA" and _is_grey_with_alpha(path):
-        upright = upright.convert("LA")  # Exactly: the three channels are equal.
+        upright = upright.convert("LA")  # This is exact: the three channels are equal.
       pixels, alpha, icc_profile, grey = _to_rgb(upright, kind, found.icc_profile, path, notes)
   except FileNotFoundError as error:
     raise MissingDataError(f"{path}: no such file") from error
@@ -161,26 +158,44 @@ def read_image(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pict
 
 
 def read_pixels(path: str | os.PathLike) -> np.ndarray:
-  """The uint8 (H, W, 3) pixels of an image file; errors as in `read_image`."""
+  """Reads the uint8 (H, W, 3) pixels of an image file; errors as in `read_image`.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   write_png(f"{place}/a.png", np.full((1, 1, 3), 7, np.uint8))
+  ...   read_pixels(f"{place}/a.png").tolist()
+  [[[7, 7, 7]]]
+  """
   return read_image(path).pixels
 
 
 def is_grey(pixels: np.ndarray) -> np.ndarray:
-  """Whether the three channels are equal everywhere: (...,) bool of uint8 (..., H, W, 3)."""
+  """Returns whether the three channels are equal: uint8 (..., H, W, 3) -> (...,) bool.
+
+  >>> bool(is_grey(np.full((2, 2, 3), 7, np.uint8)))
+  True
+  """
   same = (pixels[..., 0] == pixels[..., 1]) & (pixels[..., 1] == pixels[..., 2])
   return same.all(axis=(-2, -1))
 
 
 def as_grey(pixels: np.ndarray) -> np.ndarray:
-  """The mean of the channels in all three, rounded: uint8 (..., 3)."""
+  """Replaces all three channels by their rounded mean, uint8 (..., 3).
+
+  >>> as_grey(np.array([[[0, 3, 6]]], np.uint8)).tolist()
+  [[[3, 3, 3]]]
+  """
   mean = np.rint(pixels.astype(np.float32).mean(axis=-1, keepdims=True)).astype(np.uint8)
   return np.broadcast_to(mean, pixels.shape).copy()
 
 
 def resize_picture(picture: Picture, size: int) -> Picture:
-  """Crops the centre square and resizes it to (size, size), once, quantised to 8 bits.
+  """Crops the centre square and resizes it to (size, size), rounding once to 8 bits.
 
-  Shrinking averages areas (box filter: no ringing, no aliasing); enlarging is Lanczos.
+  Shrinking averages areas (box filter: no ringing, no aliasing); enlarging uses Lanczos.
+
+  >>> resize_picture(Picture(np.zeros((6, 8, 3), np.uint8)), 4).pixels.shape
+  (4, 4, 3)
   """
   height, width = picture.pixels.shape[:2]
   if height == width == size:
@@ -191,7 +206,7 @@ def resize_picture(picture: Picture, size: int) -> Picture:
   resample = Image.Resampling.BOX if side > size else Image.Resampling.LANCZOS
 
   def resize(plane: np.ndarray) -> np.ndarray:
-    # In float: Pillow's 8-bit resize rounds after each of its two passes.
+    # Use float: Pillow's 8-bit resize rounds after each of its two passes.
     resized = Image.fromarray(plane).crop(box).convert("F").resize((size, size), resample)
     return np.rint(np.asarray(resized)).clip(0, 255).astype(np.uint8)
 
@@ -211,18 +226,21 @@ def encode_png(
   chunks: Sequence[Chunk] = (),
   grey: bool = False,
 ) -> bytes:
-  """PNG bytes of uint8 (H, W, 3) pixels; the same input gives the same bytes.
+  """Encodes uint8 (H, W, 3) pixels as PNG; the same input gives the same bytes.
 
   Args:
     pixels: uint8 (H, W, 3).
     alpha: uint8 (H, W), or None.
-    icc_profile: of RGB, or of grey with `grey`.
-    exif: a block, with its "Exif" prefix or without.
+    icc_profile: an RGB profile, or a grey one with `grey`.
+    exif: an EXIF block, with or without its "Exif" prefix.
     chunks: further PNG chunks (type, data), in this order.
-    grey: save one colour channel.
+    grey: whether to save one colour channel.
 
   Raises:
-    ValueError: arrays of other shapes, or channels that differ with `grey`.
+    ValueError: an array has the wrong shape, or channels differ although `grey` is set.
+
+  >>> encode_png(np.zeros((2, 2, 3), np.uint8))[:4]
+  b'\\x89PNG'
   """
   if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
     raise ValueError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
@@ -262,10 +280,16 @@ def write_png(
   chunks: Sequence[Chunk] = (),
   grey: bool = False,
 ) -> None:
-  """Writes a PNG file atomically, creating its folders; arguments as in `encode_png`.
+  """Writes a PNG file atomically and creates its folders; arguments as in `encode_png`.
 
   Raises:
-    OutputError: the place cannot be written; no part of the file is left behind.
+    OutputError: the file cannot be written; no part of it is left behind.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   write_png(f"{place}/new/a.png", np.zeros((2, 2, 3), np.uint8))
+  ...   is_lossy(f"{place}/new/a.png")
+  False
   """
   content = encode_png(
     pixels, alpha=alpha, icc_profile=icc_profile, exif=exif, chunks=chunks, grey=grey
@@ -274,21 +298,28 @@ def write_png(
 
 
 def is_lossy(path: str | os.PathLike) -> bool:
-  """Whether the file's coding loses pixels: JPEG, or WebP without its lossless bit stream."""
+  """Returns whether a file's coding is lossy: JPEG, or WebP without a lossless bit stream.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   Image.new("RGB", (8, 8)).save(f"{place}/a.jpg")
+  ...   is_lossy(f"{place}/a.jpg")
+  True
+  """
   with open(path, "rb") as file:
     head = file.read(16)
     if head[:2] == b"\xff\xd8":
       return True
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
       return False
-    # The extended layout puts other chunks before the image's own, "VP8 " (lossy) or "VP8L".
+    # The extended layout puts other chunks before the image chunk, "VP8 " (lossy) or "VP8L".
     return head[12:16] == b"VP8 " or (head[12:16] == b"VP8X" and b"VP8L" not in file.read())
 
 
 def _to_rgb(
   image: Image.Image, kind: str, profile: bytes | None, path: Path, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray | None, bytes | None, bool]:
-  """Pixels, alpha, the profile that the pixels are in, whether they are grey; from any mode."""
+  """Converts any mode to RGB; returns pixels, alpha, their profile, and whether they are grey."""
   space = profile[16:20] if profile else b""
   transparent = image.info.get("transparency")
   alpha: np.ndarray | None = None
@@ -302,8 +333,8 @@ def _to_rgb(
     levels = np.asarray(image).astype(np.uint32)
     if transparent is not None:
       alpha = np.where(levels == transparent, 0, 255).astype(np.uint8)
-    # 65535 = 257 * 255: the nearest of the 256 levels, so that 8-bit values stored as v * 257
-    # come back exactly.
+    # 65535 = 257 * 255: round to the nearest of 256 levels, so that 8-bit values stored as v * 257
+    # are recovered exactly.
     image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
   elif mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None:
     if mode == "La":
@@ -324,7 +355,7 @@ def _to_rgb(
 
 
 def _convert_by_profile(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-  """The image in sRGB, through its own profile where it has a usable one."""
+  """Converts an image to sRGB, through its own profile if that is usable."""
   try:
     source: ImageCms.core.CmsProfile | ImageCms.ImageCmsProfile
     if image.mode == "LAB":
@@ -345,19 +376,33 @@ def _convert_by_profile(image: Image.Image, profile: bytes | None, notes: list[s
 
 
 def _is_grey_with_alpha(path: Path) -> bool:
-  """Whether a PNG file has two channels (Pillow makes four of those with 16 bits)."""
+  """Returns whether a PNG file has two channels (Pillow decodes 16-bit ones to four)."""
   with open(path, "rb") as file:
-    return file.read(26)[25:] == b"\x04"  # the colour type's place in the first chunk
+    return file.read(26)[25:] == b"\x04"  # the colour type in the first chunk
 
 
 def _has_16_bits(image: Image.Image, path: Path) -> bool:
-  """Whether the file stores 16 bits a sample (Pillow reduces 16-bit colour while decoding)."""
+  """Returns whether a file has 16-bit samples (Pillow reduces 16-bit colour while decoding)."""
   if image.mode.startswith("I;16"):
     return True
   if image.format == "PNG":
     with open(path, "rb") as file:
-      return file.read(25)[24:] == b"\x10"  # the bit depth's place in the first chunk
+      return file.read(25)[24:] == b"\x10"  # the bit depth in the first chunk
   if image.format == "TIFF":
     bits = image.tag_v2.get(_BITS_PER_SAMPLE, ())  # type: ignore[attr-defined]  # TIFF plugin's own
     return 16 in (bits if isinstance(bits, tuple) else (bits,))
   return False
+
+
+def read_large(path: Path) -> Picture:
+  """Runs `read_image` on large pictures without Pillow's warning from 89 megapixels on.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   write_png(f"{place}/a.png", np.zeros((2, 3, 3), np.uint8))
+  ...   read_large(Path(place) / "a.png").pixels.shape
+  (2, 3, 3)
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    return read_image(path)

@@ -1,14 +1,15 @@
-"""A stage's output folder: lossless 8-bit files and, last of all, `manifest.json`.
+"""A stage's output folder: lossless 8-bit files and, written last, `manifest.json`.
 
 ```
 folder/
-  astronaut/0001.png   one PNG per image, under its own name; subfolders stay (and are labels to
-  ...                  Hugging Face's "imagefolder", which passes the manifest over)
-  manifest.json        how they were made and what was measured; its presence means "done"
+  astronaut/0001.png   one PNG per image, under its own name; subfolders stay (Hugging Face's
+  ...                  "imagefolder" reads them as labels and ignores the manifest)
+  manifest.json        how the files were made and measured; its presence means "done"
 ```
-While a folder is being written it holds the hidden file `.incomplete` instead of a manifest, which
-lists the files to come: a later run recognises what a killed run left and replaces it. With several
-processes each writes its own pictures and `manifest.part-<process>.json`; process 0 merges them.
+While a folder is being written, it holds the hidden file `.incomplete` instead of a manifest. That
+file lists the planned files, so that a later run recognises and replaces what a killed run left.
+Each of several processes writes its own pictures and `manifest.part-<process>.json`; process 0
+merges the parts.
 """
 
 from __future__ import annotations
@@ -20,27 +21,21 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from udp_jax import processes
-from udp_jax.data import captions, files, image_set, images, output, places
+from udp_jax.data import captions, image_set, images, marks, naming, output, places
 from udp_jax.data import folder as folders
 from udp_jax.data.captions import NONE_BESIDE, Beside
 from udp_jax.data.image_set import ImageSet, Metadata
-from udp_jax.data.output import (
-  FORMAT,
-  INCOMPLETE,
-  MANIFEST,
-  check_output,
-  is_complete,
-  read_manifest,
-)
+from udp_jax.data.marks import FORMAT, INCOMPLETE, MANIFEST, is_complete, read_manifest
+from udp_jax.data.output import check_output
 from udp_jax.errors import BadDataError, OutputError
+from udp_jax.runtime import files, processes
 
 __all__ = [
+  "Details",
   "INCOMPLETE",
   "MANIFEST",
   "check_limit",
@@ -73,64 +68,82 @@ _OWN_KEYS = frozenset(
 )
 
 
+class Details(NamedTuple):
+  """Data of N images besides their pixels and names.
+
+  Attributes:
+    rows: int (len(rows),), sorted indices of the images that this process writes; None for all.
+    limit: uint8 (N, H, W, 1), the largest change of each pixel in 8-bit levels, where that is less
+      than the budget; every file must keep it.
+    alphas: N entries, uint8 (H, W) or None, saved as the files' transparency.
+    metadata: N entries; their profiles, EXIF blocks and chunks are saved in the files, their notes
+      in the manifest. Grey images are saved with one channel.
+    beside: captions beside the sources; those of the written images are written too.
+    sources: source of each file, by file name, from `picture_folder.source_of`.
+  """
+
+  rows: np.ndarray | None = None
+  limit: np.ndarray | None = None
+  alphas: Sequence[np.ndarray | None] | None = None
+  metadata: Sequence[Metadata] | None = None
+  beside: Beside = NONE_BESIDE
+  sources: Mapping[str, Mapping[str, Any]] | None = None
+
+
 def write_folder(
   folder: str | os.PathLike,
   images_uint8: np.ndarray,
   names: Sequence[str],
   *,
-  rows: np.ndarray | None = None,
   clean: np.ndarray | None = None,
-  limit: np.ndarray | None = None,
-  alphas: Sequence[np.ndarray | None] | None = None,
-  metadata: Sequence[Metadata] | None = None,
-  beside: Beside = NONE_BESIDE,
+  details: Details = Details(),
   record: Mapping[str, Any] | None = None,
-  sources: Mapping[str, Mapping[str, Any]] | None = None,
   overwrite: bool = False,
   copies: Collection[str] | None = None,
-  progress: bool = False,
 ) -> dict[str, Any] | None:
-  """Writes `<name>.png` for every image, re-reads and measures them, then writes the manifest.
+  """Writes `<name>.png` for every image, re-reads and measures it, then writes the manifest.
 
-  The PNG files depend only on the arguments: two equal calls give the same bytes (the time stamp
-  and the versions are in the manifest). On any error the files written so far are removed. With
-  several processes all of them call this, each with its own images; the folder must be on a disk
-  that they share.
+  The PNG files depend only on the arguments, so two equal calls give the same bytes; the time stamp
+  and versions are in the manifest. On any error the files written so far are removed. With several
+  processes, all call this function, each with its own images, and the folder must be on a shared
+  disk.
 
   Args:
-    folder: the output folder; created with its parents.
-    images_uint8: uint8 (N, H, W, 3), or with `rows` (len(rows), H, W, 3).
+    folder: the output folder, created with its parents.
+    images_uint8: uint8 (N, H, W, 3), or (len(rows), H, W, 3) with `details.rows`.
     names: N unique relative posix names without extension.
-    rows: which of the N images these are, sorted; every image is one process's. None for all.
     clean: uint8 (N, H, W, 3) references to measure against, or None to measure nothing.
-    limit: uint8 (N, H, W, 1), the largest change of every pixel in levels, where that is less than
-      the budget; every file must keep it.
-    alphas: N entries, uint8 (H, W) or None, saved as the files' transparency.
-    metadata: N entries whose profiles, EXIF blocks and further chunks are saved in the files, and
-      whose notes are in the manifest; grey ones are saved with one channel.
-    beside: captions, of which those of the images are written too.
-    record: what made the images, merged into the manifest: "method", "config", "seed", "origin",
-      ... If it has "radius_255", every file must keep that budget.
-    sources: by file, what each was made of, as in a record.
-    overwrite: replace a finished folder of ours. Files of other origin are never removed.
-    copies: of `originals.copies`, for what may be replaced.
-    progress: show a progress bar.
+    details: further data to save with the images, and the limits they must keep.
+    record: how the images were made, merged into the manifest: "method", "config", "seed",
+      "origin", ... If it has "radius_255", every file must keep that budget.
+    overwrite: whether to replace a finished folder of ours. Other files are never removed.
+    copies: SHA-256 sums of pictures that exist elsewhere too, from `originals.copies`; only such
+      pictures are replaced.
 
   Returns:
-    The manifest as written; None in processes other than 0. Its "images" entries hold "file",
-    "sha256" (of the file) and, with `clean`, "max_abs_255" (levels), "psnr" (dB; null when
-    identical) and "ssim" (null below 11 pixels), all measured on the pixels re-read from the file.
+    The manifest as written, or None in processes other than 0. Its "images" entries hold "file",
+    "sha256" (of the file) and, with `clean`, "max_abs_255" (levels), "psnr" (dB; null if
+    identical) and "ssim" (null below 11 pixels), measured on the pixels re-read from the file.
 
   Raises:
-    OutputError: the folder is in use, read-only or full, or not one that the processes share.
-    RuntimeError: a file breaks the budget or does not hold what was written: a bug.
+    OutputError: the folder is in use, read-only, full, or not shared by the processes.
+    RuntimeError: a file breaks the budget or differs from what was written, which is a bug.
+
+  >>> import tempfile
+  >>> levels = np.zeros((2, 8, 8, 3), np.uint8)
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   made = write_folder(f"{place}/out", levels + 3, ["a", "b"], clean=levels)
+  >>> made["worst"]
+  {'file': 'a.png', 'max_abs_255': 3}
   """
   folder = Path(folder)
-  rows = np.arange(len(names)) if rows is None else rows
+  alphas, metadata, limit = details.alphas, details.metadata, details.limit
+  sources, beside = details.sources, details.beside
+  rows = np.arange(len(names)) if details.rows is None else details.rows
   record = dict(record or {})
-  images_uint8 = np.asarray(images_uint8)  # indexed by threads: no array on a device
+  images_uint8 = np.asarray(images_uint8)  # threads index it, so it must not be on a device
   clean = None if clean is None else np.asarray(clean)
-  _check_arguments(images_uint8, names, rows, clean, alphas, metadata, record)
+  _check_arguments(images_uint8, names, rows, clean, details, record)
   relatives = [f"{name}.png" for name in names]
   texts = list(beside.render(names))
   parts = [f"manifest.part-{i}.json" for i in range(processes.count())]
@@ -173,7 +186,7 @@ def write_folder(
     return entry
 
   def write_own() -> list[dict[str, Any]]:
-    entries = _run(write, len(rows), progress, f"writing {folder.name}")
+    entries = _run(write, len(rows))
     if clean is not None and entries:
       _add_similarity(entries, images_uint8, clean[rows])
     if parts:
@@ -217,7 +230,7 @@ def write_folder(
 
 
 def _merge(folder: Path, relatives: Sequence[str], parts: Sequence[str]) -> list[dict[str, Any]]:
-  """The entries of all processes in order; every file is read again, by this one."""
+  """Merges the entries of all processes in order; this process re-reads every file."""
   entries: dict[int, dict[str, Any]] = {}
   for part in parts:
     path = folder / part
@@ -236,18 +249,25 @@ def _merge(folder: Path, relatives: Sequence[str], parts: Sequence[str]) -> list
       raise OutputError(f"{path} is not the file that another process wrote")
     return entries[index]
 
-  return _run(check, len(relatives), False, "")
+  return _run(check, len(relatives))
 
 
 def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | None]:
-  """Reads the images of a folder, and its manifest if it is one of ours.
+  """Reads the images of a folder, and its manifest if we wrote it.
 
-  A folder made by other tools is read like `folder:PATH` (all images of one size) with manifest
-  None. With a manifest, exactly the listed files are read, in its order.
+  A folder from other tools is read like `folder:PATH` (all images of one size), with manifest None.
+  With a manifest, exactly the listed files are read, in its order.
 
   Raises:
-    MissingDataError: no such folder, or nothing in it.
-    BadDataError: the writing of the folder was interrupted, or a file is missing or damaged.
+    MissingDataError: the folder does not exist or is empty.
+    BadDataError: the folder is unfinished, or a file is missing or damaged.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   _ = write_folder(f"{place}/out", np.zeros((1, 8, 8, 3), np.uint8), ["a"])
+  ...   pictures, made = read_folder(f"{place}/out")
+  >>> pictures.names, made["complete"]
+  (('a',), True)
   """
   folder = Path(folder)
   manifest = read_manifest(folder)
@@ -270,14 +290,16 @@ def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | N
   class_names = sorted({relative.split("/")[0] for relative in relatives})
   labelled = all("/" in relative for relative in relatives) and len(class_names) > 1
   read = image_set.finish(
-    np.stack([picture.pixels for picture in pictures]),
-    [relative.removesuffix(".png") for relative in relatives],
+    ImageSet(
+      np.stack([picture.pixels for picture in pictures]),
+      [relative.removesuffix(".png") for relative in relatives],
+      labels=np.array([class_names.index(r.split("/")[0]) for r in relatives], np.int32)
+      if labelled
+      else None,
+      alphas=[picture.alpha for picture in pictures],
+      metadata=[Metadata(relative, *picture[2:]) for relative, picture in zip(relatives, pictures)],
+    ),
     f"folder {folder}",
-    labels=np.array([class_names.index(r.split("/")[0]) for r in relatives], np.int32)
-    if labelled
-    else None,
-    alphas=[picture.alpha for picture in pictures],
-    metadata=[Metadata(relative, *picture[2:]) for relative, picture in zip(relatives, pictures)],
     classes=class_names if labelled else None,
     made_from=origin.get("source"),
   )
@@ -285,10 +307,15 @@ def read_folder(folder: str | os.PathLike) -> tuple[ImageSet, dict[str, Any] | N
 
 
 def write_captions(folder: Path, relatives: Sequence[str], beside: Beside) -> dict[str, Any]:
-  """Writes the captions of the files `relatives`; {"captions": entries}, or {} for none.
+  """Writes the captions of the files `relatives`; returns {"captions": entries}, or {} if none.
 
-  Captions of pictures that `beside` does not know, as their sources are gone, stay. An entry is
-  {"file", "sha256"}, as of a picture.
+  Captions of pictures that `beside` does not know (their sources are gone) stay. An entry is
+  {"file", "sha256"}, as for a picture.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   write_captions(Path(place), ["a.png"], NONE_BESIDE)
+  {}
   """
   names = [relative.removesuffix(".png") for relative in relatives]
   written = beside.render(names)
@@ -305,7 +332,13 @@ def write_captions(folder: Path, relatives: Sequence[str], beside: Beside) -> di
 
 
 def captions_differ(folder: Path, names: Sequence[str], beside: Beside) -> bool:
-  """Whether the captions in a folder are not those of its pictures `names` as they are now."""
+  """Returns whether a folder's captions differ from the current captions of its pictures `names`.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   captions_differ(Path(place), ["a"], NONE_BESIDE)
+  False
+  """
   wanted = beside.render(names).items()
   return any(not _holds(folder / place, content) for place, content in wanted) or bool(
     _outdated_captions(folder, names, beside)
@@ -313,7 +346,7 @@ def captions_differ(folder: Path, names: Sequence[str], beside: Beside) -> bool:
 
 
 def _outdated_captions(folder: Path, names: Sequence[str], beside: Beside) -> list[str]:
-  """Captions in a folder of pictures whose sources have none any more."""
+  """Returns captions whose pictures' sources no longer have captions."""
   known = frozenset(beside.names.values())
   mine = [name for name in names if name in known]
   found = _caption_files(folder, mine)
@@ -332,12 +365,15 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def describe(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-  """A manifest's fields beside its images: `record`, and when and by which code it was made.
+  """Returns a manifest's fields except its images: `record`, the time and the code versions.
 
-  An output may go anywhere: its manifest names files and folders, and not where they are. A clean
-  reference stays in its work folder, and knows.
+  Outputs may be published, so their manifests hold names of files and folders, not their paths. A
+  clean reference stays in its work folder and keeps paths.
+
+  >>> describe({"method": "udp"}, Path("out"))["complete"]
+  True
   """
-  said = record if record.get("method") == output.CLEAN else places.published(record, folder)
+  said = record if record.get("method") == marks.CLEAN else places.published(record, folder)
   return {
     "format": FORMAT,
     "complete": True,
@@ -349,26 +385,41 @@ def describe(record: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def listed(entry: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-  """A picture's record as the manifest that `record` describes lists it; see `describe`."""
+  """Returns a picture's record for the manifest, without paths unless in a clean reference.
+
+  >>> entry = {"file": "a.png", "source": {"file": "a.jpg", "folder": "/home/me"}}
+  >>> listed(entry, {"method": "udp"})
+  {'file': 'a.png', 'source': {'file': 'a.jpg'}}
+  """
   entry = dict(entry)
-  if "source" in entry and record.get("method") != output.CLEAN:
+  if "source" in entry and record.get("method") != marks.CLEAN:
     entry["source"] = {k: v for k, v in entry["source"].items() if k != "folder"}
   return entry
 
 
 def max_abs_255(first: np.ndarray, second: np.ndarray) -> int:
-  """Largest absolute difference of two uint8 images, in 8-bit levels."""
+  """Returns the largest absolute difference of two uint8 images, in 8-bit levels.
+
+  >>> max_abs_255(np.array([3], np.uint8), np.array([10], np.uint8))
+  7
+  """
   return int(np.abs(first.astype(np.int16) - second.astype(np.int16)).max(initial=0))
 
 
 def check_limit(path: Path, saved: np.ndarray, clean: np.ndarray, limit: np.ndarray) -> None:
-  """Raises RuntimeError where a pixel of a saved file changed by more than its limit: a bug.
+  """Raises RuntimeError (a bug) if a pixel of a saved file changed by more than its limit.
 
   Args:
-    path: of the file.
-    saved: uint8 (H, W, 3), as read back from it.
-    clean: uint8 (H, W, 3).
-    limit: uint8 (H, W, 1), in 8-bit levels.
+    path: path of the file, for the message.
+    saved: uint8 (H, W, 3), pixels read back from the file.
+    clean: uint8 (H, W, 3), clean pixels.
+    limit: uint8 (H, W, 1), largest allowed change in 8-bit levels.
+
+  >>> clean, limit = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 1), 2, np.uint8)
+  >>> check_limit(Path("a.png"), clean + 3, clean, limit)
+  Traceback (most recent call last):
+    ...
+  RuntimeError: a.png: 3 values are further from the clean ones than their limit
   """
   over = count_over(saved, clean, limit)
   if over:
@@ -376,16 +427,25 @@ def check_limit(path: Path, saved: np.ndarray, clean: np.ndarray, limit: np.ndar
 
 
 def count_over(saved: np.ndarray, clean: np.ndarray, limit: np.ndarray) -> int:
-  """How many values of uint8 (H, W, 3) differ by more than their pixel's limit (H, W, 1)."""
+  """Counts the values of uint8 (H, W, 3) that differ by more than their pixel's limit (H, W, 1).
+
+  >>> clean, limit = np.zeros((1, 1, 3), np.uint8), np.full((1, 1, 1), 2, np.uint8)
+  >>> count_over(clean + 3, clean, limit)
+  3
+  """
   count = 0
-  for start in range(0, len(saved), 256):  # By rows, to need little memory.
+  for start in range(0, len(saved), 256):  # In blocks of rows, to save memory.
     part = slice(start, start + 256)
     count += int((np.abs(saved[part].astype(np.int16) - clean[part]) > limit[part]).sum())
   return count
 
 
 def code_sha256() -> str:
-  """SHA-256 over the package's own Python files: which code made a folder, commit or not."""
+  """Returns the SHA-256 over the package's Python files, which identifies the code that ran.
+
+  >>> len(code_sha256())
+  64
+  """
   root = Path(__file__).resolve().parents[1]
   digest = hashlib.sha256()
   for path in sorted(root.rglob("*.py")):
@@ -399,11 +459,10 @@ def _check_arguments(
   names: Sequence[str],
   rows: np.ndarray,
   clean: np.ndarray | None,
-  alphas: Sequence[Any] | None,
-  metadata: Sequence[Any] | None,
+  details: Details,
   record: Mapping[str, Any],
 ) -> None:
-  """Refuses before anything is written what would fail, or be wrong, in the middle."""
+  """Refuses invalid arguments before anything is written."""
   if images_uint8.dtype != np.uint8 or images_uint8.ndim != 4 or images_uint8.shape[-1] != 3:
     raise ValueError(f"images must be uint8 (N, H, W, 3), got {images_uint8.dtype}")
   count, shape = len(names), (len(names), *images_uint8.shape[1:])
@@ -413,10 +472,11 @@ def _check_arguments(
     raise ValueError(f"{len(rows)} names for {len(images_uint8)} images")
   if clean is not None and (clean.dtype != np.uint8 or clean.shape != shape):
     raise ValueError(f"clean must be uint8 {shape}, got {clean.dtype} {clean.shape}")
-  for what, values in (("alphas", alphas), ("metadata", metadata)):
+  for what in ("alphas", "metadata"):
+    values = getattr(details, what)
     if values is not None and len(values) != count:
       raise ValueError(f"{len(values)} {what} for {count} images")
-  unsafe = [name for name in names if not image_set.is_safe_name(name)]
+  unsafe = [name for name in names if not naming.is_safe_name(name)]
   if unsafe:
     raise ValueError(f"name {unsafe[0]!r} is empty, hidden, absolute or leaves the folder")
   if len(set(names)) != count:
@@ -431,16 +491,12 @@ def _check_arguments(
   files.to_json(record)
 
 
-def _run(
-  function: Callable[[int], dict[str, Any]], count: int, progress: bool, title: str
-) -> list[dict[str, Any]]:
-  """Results of `function(index)` in order, by threads; the first error stops the rest."""
+def _run(function: Callable[[int], dict[str, Any]], count: int) -> list[dict[str, Any]]:
+  """Runs `function(index)` in threads and returns results in order; the first error stops it."""
   with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
     futures = [pool.submit(function, index) for index in range(count)]
     try:
-      return [
-        future.result() for future in tqdm(futures, desc=title, unit="file", disable=not progress)
-      ]
+      return [future.result() for future in futures]
     except BaseException:
       pool.shutdown(cancel_futures=True)
       raise
@@ -449,18 +505,18 @@ def _run(
 def _add_similarity(
   entries: list[dict[str, Any]], images_uint8: np.ndarray, clean: np.ndarray, chunk: int = 64
 ) -> None:
-  """Adds "psnr" and "ssim" of the pixels, which were re-read and found equal to the arrays."""
-  # Imported here: jax starts only when something is measured.
+  """Adds "psnr" and "ssim" to the entries; the arrays equal the pixels re-read from the files."""
+  # Imported here so that jax starts only if something is measured.
   import jax
   import jax.numpy as jnp
 
   from udp_jax.ops import similarity
 
-  # Compiled whole: one by one, their operations take seconds to compile in every process.
+  # Compile each function as a whole: its single operations take seconds to compile per process.
   psnr_of, ssim_of = jax.jit(similarity.psnr), jax.jit(similarity.ssim)
-  small = min(images_uint8.shape[1:3]) < 11  # the side of SSIM's window
+  small = min(images_uint8.shape[1:3]) < 11  # side of the SSIM window
   for start in range(0, len(entries), chunk):
-    # The last chunk is filled up with its own last image, so that one shape is compiled.
+    # Pad the last chunk with its last image, so that only one shape is compiled.
     rows = np.minimum(np.arange(start, start + chunk), len(entries) - 1)
     pair = [jnp.asarray(array[rows], jnp.float32) / 255 for array in (images_uint8, clean)]
     psnr = np.asarray(psnr_of(*pair))
@@ -471,7 +527,14 @@ def _add_similarity(
 
 
 def file_sha256(path: Path) -> str:
-  """SHA-256 of a file's bytes."""
+  """Returns the SHA-256 of a file's bytes.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   (Path(place) / "a").touch()
+  ...   file_sha256(Path(place) / "a")[:8]
+  'e3b0c442'
+  """
   return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -480,3 +543,24 @@ def _version(package: str) -> str | None:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
     return None
+
+
+def is_done(folder: Path, overwrite: bool, copies: Collection[str] | None = None) -> bool:
+  """Returns whether process 0 sees a finished folder; if not, checks that it can be written.
+
+  Raises:
+    OutputError: the folder cannot be written.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   is_done(Path(place) / "out", overwrite=False)
+  False
+  """
+
+  def look() -> bool:
+    if is_complete(folder) and not overwrite:
+      return True
+    check_output(folder, overwrite=overwrite, copies=copies)
+    return False
+
+  return processes.from_main(look, f"look at {folder.name}")

@@ -1,4 +1,4 @@
-"""Masks: which part of a picture may be changed. White means yes."""
+"""Masks: the parts of a picture that may change are white."""
 
 from __future__ import annotations
 
@@ -9,30 +9,37 @@ from pathlib import Path
 
 import numpy as np
 
-from udp_jax.data import folder as folders
-from udp_jax.data import naming, picture_folder
-from udp_jax.data.picture_folder import PictureFile
+from udp_jax.data import images, listing, naming
+from udp_jax.data.picture_files import PictureFile
 from udp_jax.errors import BadDataError, MissingDataError
 
-# A mask is yes or no: a level in between would be a budget of its own.
+# Masks are binary: a level in between would act as a separate budget.
 _WHITE = 128
 
 
 def find(place: str | os.PathLike, pictures: Sequence[PictureFile]) -> dict[str, Path]:
-  """The mask file of every picture, by the picture's name; all of them are read and checked.
+  """Finds the mask file of every picture by the picture's name, and checks all masks.
 
   Args:
-    place: one mask for all pictures, or a folder of masks with the pictures' names (extensions may
+    place: one mask for all pictures, or a folder of masks named like the pictures (extensions may
       differ).
-    pictures: to be masked.
+    pictures: the pictures to mask.
 
   Raises:
-    MissingDataError: nothing is there, or no mask for one of the pictures.
-    BadDataError: a mask is unreadable, not of its picture's size, or white nowhere.
+    MissingDataError: the place does not exist, or a picture has no mask.
+    BadDataError: a mask is unreadable, differs in size from its picture, or has no white pixel.
+
+  >>> import tempfile
+  >>> from udp_jax.data import images
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   images.write_png(f"{place}/a.png", np.full((4, 4, 3), 255, np.uint8))
+  ...   picture = PictureFile("a", Path(place) / "a.png", "a.png", 4, 4, "")
+  ...   [path.name for path in find(f"{place}/a.png", [picture]).values()]
+  ['a.png']
   """
   place = Path(place)
   if place.is_dir():
-    masks = {naming.composed(file.name): file.path for file in folders.scan(place).files}
+    masks = {naming.composed(file.name): file.path for file in listing.scan(place).files}
   elif place.is_file():
     masks = {naming.composed(picture.name): place for picture in pictures}
   else:
@@ -49,10 +56,18 @@ def find(place: str | os.PathLike, pictures: Sequence[PictureFile]) -> dict[str,
 
 
 def read(path: Path, picture: PictureFile) -> np.ndarray:
-  """A mask as booleans (H, W): where its grey value is 128 or more, and it is not transparent.
+  """Reads a mask as booleans (H, W): True where it is opaque with a grey value of 128 or more.
 
   Raises:
-    MissingDataError, BadDataError: see `find`.
+    MissingDataError, BadDataError: the mask is missing, damaged, of another size or without white.
+
+  >>> import tempfile
+  >>> from udp_jax.data import images
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   images.write_png(f"{place}/a.png", np.full((4, 4, 3), 255, np.uint8))
+  ...   picture = PictureFile("a", Path(place) / "a.png", "a.png", 4, 4, "")
+  ...   bool(read(picture.path, picture).all())
+  True
   """
   return read_for(path, picture.relative, (picture.height, picture.width))
 
@@ -60,18 +75,25 @@ def read(path: Path, picture: PictureFile) -> np.ndarray:
 def read_for(
   path: Path, name: str, size: tuple[int, int], *, done: str = "protected"
 ) -> np.ndarray:
-  """`read` for any picture.
+  """Reads the mask of any picture, given only the picture's name and size.
 
   Args:
-    path: of the mask.
-    name: of the picture, for errors.
-    size: its height and width.
-    done: what is done to the picture where the mask is white.
+    path: the mask file.
+    name: the picture's name, for errors.
+    size: (height, width) of the picture.
+    done: what happens to the picture where the mask is white, for errors.
 
   Raises:
-    MissingDataError, BadDataError: see `find`.
+    MissingDataError, BadDataError: the mask is missing, damaged, of another size or without white.
+
+  >>> import tempfile
+  >>> from udp_jax.data import images
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   images.write_png(f"{place}/a.png", np.full((4, 4, 3), 255, np.uint8))
+  ...   read_for(Path(place) / "a.png", "a", (4, 4)).shape
+  (4, 4)
   """
-  mask = picture_folder.read(path)
+  mask = images.read_large(path)
   height, width = mask.pixels.shape[:2]
   if (height, width) != size:
     raise BadDataError(
@@ -92,7 +114,15 @@ def read_for(
 
 
 def sha256(masks: dict[str, Path]) -> str:
-  """SHA-256 over the files of all masks, by the pictures' names."""
+  """Returns the SHA-256 over all mask files, ordered by picture name.
+
+  >>> import tempfile
+  >>> from udp_jax.data import images
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   images.write_png(f"{place}/a.png", np.full((4, 4, 3), 255, np.uint8))
+  ...   len(sha256({"a": Path(place) / "a.png"}))
+  64
+  """
   digest = hashlib.sha256()
   for name in sorted(masks):
     digest.update(name.encode() + b"\0" + hashlib.sha256(masks[name].read_bytes()).digest())

@@ -1,32 +1,52 @@
 """Names of pictures: unique in every file system, writable as text, and safe to print.
 
 A name is a path below a folder, with "/" and without extension; the saved file is `<name>.png`.
-Every reader of a folder (sources, `verify`, masks, captions) takes its names from here, so that the
-files of one folder find those of another. A folder that was written by these names gives the same
-names when it is read.
+All readers of folders (sources, `verify`, masks, captions) take names from this module, so that
+files of one folder can be matched with those of another. Reading a folder written with these names
+gives the same names again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import unicodedata
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
+from typing import Any
+
+# File kinds and their extensions. Only these decoders run: some of Pillow's others start external
+# programs.
+FORMATS = {
+  "PNG": (".png", ".apng"),
+  "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+  "MPO": (".mpo", ".jpg", ".jpeg"),
+  "WEBP": (".webp",),
+  "BMP": (".bmp", ".dib"),
+  "TIFF": (".tif", ".tiff"),
+  "GIF": (".gif",),
+}
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
 
 NOT_UTF8 = "file name is not UTF-8: its bytes are written as %XX"
 
-# Bytes of a name's last part. File systems commonly allow 255, extensions included.
+# Limits of a name's last part, in bytes. File systems commonly allow 255, extensions included.
 _LONGEST, _KEPT = 240, 200
-# Files that runs write among pictures: no folder there can have their names.
+# Files that runs write among pictures; no folder there may have these names.
 RESERVED = frozenset({"manifest.json", "metadata.jsonl", "metadata.csv"})
-# What moves the cursor, ends a line, or turns the direction of text.
+# Characters that move the cursor, end a line, or change the direction of text.
 _UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _TURNING = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 
 
 def readable(path: str) -> str:
-  """`path` as text that can be written anywhere: bytes that are no UTF-8 become %XX."""
+  """Returns `path` as text that can be written anywhere: bytes that are not UTF-8 become %XX.
+
+  >>> readable("caf\\udce9.png")
+  'caf%E9.png'
+  """
   if path.isascii():
     return path
   return "".join(_percent(c) if unicodedata.category(c) == "Cs" else c for c in path)
@@ -34,12 +54,16 @@ def readable(path: str) -> str:
 
 def _percent(surrogate: str) -> str:
   number = ord(surrogate)
-  # Python keeps a byte that it cannot decode as one of these.
+  # Python represents undecodable bytes by these surrogates.
   return f"%{number - 0xDC00:02X}" if 0xDC80 <= number <= 0xDCFF else f"%{number:04X}"
 
 
 def printable(text: str) -> str:
-  """`text` on one line: control characters, and bytes that are no UTF-8, as escapes."""
+  """Returns `text` on one line, with control characters and undecodable bytes escaped.
+
+  >>> printable("a\\nb")
+  'a\\\\nb'
+  """
   return "".join(
     c.encode("unicode_escape").decode()
     if unicodedata.category(c) in _UNPRINTABLE or c in _TURNING
@@ -49,20 +73,27 @@ def printable(text: str) -> str:
 
 
 def composed(name: str) -> str:
-  """The form in which names are compared: file systems differ in how they store accents."""
+  """Normalises a name for comparison, as file systems store accents differently.
+
+  >>> composed("cafe\\u0301") == composed("caf\\u00e9")
+  True
+  """
   return unicodedata.normalize("NFC", name)
 
 
 def unique_names(relatives: Sequence[str]) -> list[str]:
-  """A name for each of the sorted paths of files below a folder.
+  """Returns a name for each of the sorted file paths below a folder.
 
-  A file is named without its extension where it can be: `a.jpg` is "a". Where two files would get
-  one name, PNG files keep it, as theirs does not change then, and the others are named with their
-  extension: beside `a.png`, `a.jpg` is "a.jpg" and is saved as `a.jpg.png`. So is a file whose name
-  would be that of a folder (`a.jpg` beside the folder `a.png`). A folder with the name of a file
-  that runs write among pictures gets a number: `manifest.json/a.png` is "manifest.json-2/a". Names
-  that differ only in case or in how accents are stored count as one, as some file systems take
-  them. Very long names are cut, and end in a part of their hash.
+  A file is named without its extension if possible: `a.jpg` is "a". If two files would get the same
+  name, a PNG file keeps it, because its file name then stays the same, and other files keep their
+  extension: beside `a.png`, `a.jpg` is named "a.jpg" and saved as `a.jpg.png`. The same holds for a
+  file whose name would clash with a folder (`a.jpg` beside the folder `a.png`). A folder named like
+  a file that runs write gets a number: `manifest.json/a.png` is "manifest.json-2/a". Names that
+  differ only in case or in the encoding of accents count as equal, as in some file systems. Very
+  long names are cut and end in a part of their hash.
+
+  >>> unique_names(["a.jpg", "a.png", "b.png"])
+  ['a.jpg', 'a', 'b']
   """
   relatives = _beside_reserved(relatives)
   taken = {
@@ -88,7 +119,7 @@ def unique_names(relatives: Sequence[str]) -> list[str]:
 
 
 def _beside_reserved(relatives: Sequence[str]) -> list[str]:
-  """The paths, with other names for folders that stand where runs write files."""
+  """Renames folders whose names are reserved for files that runs write."""
   folders = {str(parent) for relative in relatives for parent in PurePosixPath(relative).parents}
   taken = {_key(folder) for folder in folders}
   renamed: dict[str, str] = {}
@@ -118,3 +149,16 @@ def _shortened(name: str) -> str:
     return name
   digest = hashlib.sha256(raw).hexdigest()[:8]
   return f"{folder}{slash}{raw[:_KEPT].decode('utf-8', 'ignore')}~{digest}"
+
+
+def is_safe_name(name: Any) -> bool:
+  """Returns whether a relative posix name stays below its folder and is not hidden.
+
+  >>> is_safe_name("cat/1"), is_safe_name("../1")
+  (True, False)
+  """
+  if not isinstance(name, str) or "\0" in name or PurePath(name).drive:
+    return False
+  if os.sep == "\\" and "\\" in name:
+    return False
+  return not any(part == "" or part.startswith(".") for part in name.split("/"))

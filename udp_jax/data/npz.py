@@ -1,4 +1,4 @@
-"""Images in one `.npz` file: plain arrays, or JPEG scans that share a header."""
+"""Reads images from one `.npz` file: plain arrays, or JPEG scans that share a header."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from udp_jax.data import image_set, images
+from udp_jax.data import image_set, images, naming
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 
-# Arrays of pictures; others are a few bytes a picture, and a larger one is a bomb.
+# Arrays of pictures. All other arrays are small; a larger one is a decompression bomb.
 _LARGE = ("images", "payload")
 _MOST_BYTES = 512 << 20
 _MOST_CLASSES = 100_000
@@ -28,7 +28,7 @@ _HEADS = {
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
 }
-# What zipfile, its decompressors, and NumPy with Python's parser raise on damaged files.
+# Errors that zipfile, its decompressors, NumPy and Python's parser raise on damaged files.
 _ARCHIVE_ERRORS = (
   *(ValueError, TypeError, EOFError, OSError, KeyError, AttributeError, OverflowError, MemoryError),
   *(
@@ -53,14 +53,20 @@ def load_npz(
 ) -> ImageSet:
   """Reads an archive; arguments and errors as in `sources.load`. Pickled arrays are refused.
 
-  Two layouts are understood:
+  The archive has one of two layouts:
 
   * `images` uint8 (N, H, W, 3), optionally `labels` (N,), `names` (N,) and `classes` (K,);
   * `header`, `payload` uint8 and `offsets` (N + 1,): image i is the JPEG file
-    `header + payload[offsets[i]:offsets[i + 1]]`; optionally `labels`, `names`, `classes`. JPEG
-    has been at these pixels, and `origin["note"]` says so.
+    `header + payload[offsets[i]:offsets[i + 1]]`; optionally `labels`, `names`, `classes`. These
+    pixels are lossy, which `origin["note"]` states.
 
-  Images without names are called `00042`, or `CLASS/00042` where their class is known.
+  Images without names are called `00042`, or `CLASS/00042` if their class is known.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   np.savez(f"{place}/a.npz", images=np.zeros((3, 4, 4, 3), np.uint8))
+  ...   load_npz(f"{place}/a.npz", image_size=None, limit=None, seed=0, classes=None).names
+  ('00000', '00001', '00002')
   """
   path = Path(path)
   arrays = _read_arrays(path)
@@ -86,17 +92,23 @@ def load_npz(
   else:
     pixels = arrays["images"][chosen]
   return image_set.finish(
-    resize_all(pixels, image_size),
-    [names[i] for i in chosen],
+    ImageSet(
+      resize_all(pixels, image_size),
+      [names[i] for i in chosen],
+      None if labels is None else labels[chosen],
+    ),
     f"npz {path}",
-    labels=None if labels is None else labels[chosen],
     classes=class_names,
     **origin,
   )
 
 
 def resize_all(pixels: np.ndarray, image_size: int | None) -> np.ndarray:
-  """Crops and resizes uint8 (N, H, W, 3) like `images.resize_picture`; unchanged if it fits."""
+  """Crops and resizes uint8 (N, H, W, 3) like `images.resize_picture`, unless the size fits.
+
+  >>> resize_all(np.zeros((2, 8, 8, 3), np.uint8), 4).shape
+  (2, 4, 4, 3)
+  """
   if image_size is None or pixels.shape[1:3] == (image_size, image_size):
     return pixels
   return np.stack(
@@ -107,7 +119,11 @@ def resize_all(pixels: np.ndarray, image_size: int | None) -> np.ndarray:
 def numbered_names(
   numbers: Iterable[int], labels: np.ndarray | None, class_names: Sequence[str] | None
 ) -> list[str]:
-  """`00042`, or `CLASS/00042`: subfolders that other tools read as labels."""
+  """Makes names `00042` or `CLASS/00042`, whose subfolders other tools read as labels.
+
+  >>> numbered_names([3, 7], np.array([0, 1]), ["cat", "dog"])
+  ['cat/00003', 'dog/00007']
+  """
   if labels is None or class_names is None:
     return [f"{number:05d}" for number in numbers]
   folders = [str(name).replace("/", "-").strip(". ") or "class" for name in class_names]
@@ -133,10 +149,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-  """One array. What its head promises is compared with what is there before memory is taken.
+  """Reads one array, after checking its header against its size before allocating memory.
 
   Raises:
-    ValueError and others of `_ARCHIVE_ERRORS`: it is damaged, or too large for what it is.
+    ValueError and others of `_ARCHIVE_ERRORS`: the array is damaged or implausibly large.
   """
   size = archive.getinfo(name).file_size
   if not name.startswith(_LARGE) and size > _MOST_BYTES:
@@ -147,7 +163,7 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
       raise ValueError(f"{name} is of version {version[0]}.{version[1]}")
     shape, _, dtype = _HEADS[version](file)
     promised = math.prod(shape) * dtype.itemsize
-    # Pickled objects have no size of their own; they are refused below.
+    # Pickled objects have no fixed size; they are refused below.
     fits = dtype.hasobject or file.tell() + promised == size
     if min(shape, default=0) < 0 or not fits:
       raise ValueError(f"{name} holds {size} bytes, its head promises {promised}")
@@ -188,7 +204,7 @@ def _check_packed(path: Path, arrays: dict[str, np.ndarray]) -> int:
 def _annotations(
   path: Path, arrays: dict[str, np.ndarray], count: int
 ) -> tuple[np.ndarray | None, list[str], list[str] | None]:
-  """Labels, names and class names, checked against each other."""
+  """Reads labels, names and class names, and checks them against each other."""
   labels = arrays.get("labels")
   class_names = _texts(path, arrays, "classes", None)
   if labels is not None:
@@ -206,7 +222,7 @@ def _annotations(
   if len(set(names)) != count:
     raise BadDataError(f"{path}: 'names' must be {count} different names")
   for name in names:
-    if not image_set.is_safe_name(name):
+    if not naming.is_safe_name(name):
       raise BadDataError(f"{path}: name {name!r} is empty, hidden, absolute or leaves its folder")
   return labels, names, class_names
 
@@ -214,7 +230,7 @@ def _annotations(
 def _texts(
   path: Path, arrays: dict[str, np.ndarray], key: str, count: int | None
 ) -> list[str] | None:
-  """The texts of an array that is a list of them: `count`, or at most `_MOST_CLASSES`."""
+  """Reads an array of texts: `count` of them, or at most `_MAX_CLASSES` if `count` is None."""
   if key not in arrays:
     return None
   array = arrays[key]

@@ -1,4 +1,4 @@
-"""Whether pictures can still be had: those of a clean reference, those that files were made of."""
+"""Finds out whether originals still exist, for clean references and for files made from them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,34 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from udp_jax.data import files, image_set, images, output
+from udp_jax.data import image_set, images, marks
 from udp_jax.errors import UserError
+from udp_jax.runtime import files
 
 _FOLDER = "folder "
 _NPZ = "npz "
 
 
 def file_sha256(path: Path) -> str:
-  """SHA-256 of a file's bytes, as hexadecimal text."""
+  """Returns the SHA-256 of a file's bytes, as hexadecimal text.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   (Path(place) / "a").touch()
+  ...   file_sha256(Path(place) / "a")[:8]
+  'e3b0c442'
+  """
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def picture_sha256(picture: images.Picture) -> str:
-  """SHA-256 of a picture's pixels and its transparency, as hexadecimal text."""
+  """Returns the SHA-256 of a picture's pixels and transparency, as hexadecimal text.
+
+  >>> import numpy as np
+  >>> len(picture_sha256(images.Picture(np.zeros((2, 2, 3), np.uint8))))
+  64
+  """
   digest = image_set.pixels_sha256(picture.pixels)
   if picture.alpha is not None:
     digest += image_set.pixels_sha256(picture.alpha)
@@ -30,18 +43,31 @@ def picture_sha256(picture: images.Picture) -> str:
 
 
 def is_record(content: Mapping[str, Any]) -> bool:
-  """Whether a JSON object is the record of a picture that was written."""
+  """Returns whether a JSON object is the record of a written picture.
+
+  >>> is_record({"images": []})
+  False
+  """
   return isinstance(content.get("file"), str) and isinstance(content.get("sha256"), str)
 
 
 def source_folder(origin: Mapping[str, Any]) -> str | None:
-  """Absolute path of the folder that an origin names; None for other sources."""
+  """Returns the absolute path of the folder that an origin names; None for other sources.
+
+  >>> source_folder({"source": "builtin"}) is None
+  True
+  """
   source = str(origin.get("source", ""))
   return str(Path(source.removeprefix(_FOLDER)).resolve()) if source.startswith(_FOLDER) else None
 
 
 def sources_of(pictures: image_set.ImageSet) -> dict[str, dict[str, str]]:
-  """For the manifest of a clean reference: which file of which folder each picture was."""
+  """Returns the source folder and file of each picture, for the manifest of a clean reference.
+
+  >>> import numpy as np
+  >>> sources_of(image_set.ImageSet(np.zeros((1, 2, 2, 3), np.uint8), ["a"]))
+  {}
+  """
   folder = source_folder(pictures.origin)
   if folder is None or pictures.metadata is None:
     return {}
@@ -55,15 +81,20 @@ def sources_of(pictures: image_set.ImageSet) -> dict[str, dict[str, str]]:
 
 
 def lost(clean: Path, records: Path) -> list[tuple[str, str]]:
-  """Pictures of a clean reference that are nowhere else: (file in the folder, why).
+  """Returns pictures of a clean reference that exist nowhere else, as (file, reason).
 
   Args:
     clean: a folder that a run wrote, finished or not.
-    records: of its files, for one that is not finished.
+    records: folder with the records of its files, used if it is not finished.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   lost(Path(place) / "clean", Path(place) / "records")
+  []
   """
   if not clean.is_dir():
     return []
-  manifest = output.read_manifest(clean) or {}
+  manifest = marks.read_manifest(clean) or {}
   entries = {entry["file"]: entry for entry in manifest.get("images", [])}
   for path in sorted(records.rglob("*.json")) if records.is_dir() else []:
     entry = files.read_json(path)
@@ -86,33 +117,38 @@ def copies(
   sources: Mapping[str, Mapping[str, Any]] | None = None,
   sets: tuple[str, ...] = (),
 ) -> frozenset[str]:
-  """Hashes by which `output.check_replaced` knows what may go, as its picture is elsewhere too.
+  """Returns hashes of pictures that exist elsewhere too, which `output.check_replaced` may replace.
 
-  They are of files and of pixels: of what a run reads, and of what work folders say. Ask before a
-  work folder is cleared.
+  They are hashes of files and of pixels, from the run's inputs and from work folders. Call this
+  before a work folder is cleared.
 
   Args:
-    folder: the output that is to be replaced or extended.
-    workdir: of the run, if it is not the one beside the folder.
-    sources: of `picture_folder.source_of`, with their folders, of what the run reads.
-    sets: hashes of whole sets of pictures that the run reads.
+    folder: the output folder to be replaced or extended.
+    workdir: the run's work folder, if it is not the one beside `folder`.
+    sources: the run's inputs by name, from `picture_folder.source_of`, with folders.
+    sets: hashes of whole picture sets that the run reads.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   copies(Path(place) / "out")
+  frozenset()
   """
   sources = sources or {}
   known = {*sets, *(hash for source in sources.values() for hash in _hashes(source))}
   here = {os.path.realpath(_place(source)) for source in sources.values() if "folder" in source}
-  manifest = output.read_manifest(folder) or {}
+  manifest = marks.read_manifest(folder) or {}
   origin = _fields(manifest, "origin")
   listed = [entry for entry in manifest.get("images", []) if is_record(entry)]
-  before = source_folder(origin)  # Absolute in folders of older versions only.
+  before = source_folder(origin)  # Only older versions wrote an absolute path.
   for work in dict.fromkeys([folder.with_name(f"{folder.name}.work"), workdir or folder]):
     if work == folder or not work.is_dir():
       continue
     for source, file in _kept(work):
       if file is not None or _is_there(source, here):
         known.update(_hashes(source))
-    clean = output.read_manifest(work / "clean") or {}
+    clean = marks.read_manifest(work / "clean") or {}
     kept = {e["file"] for e in clean.get("images", []) if (work / "clean" / e["file"]).is_file()}
-    # Of one set of pictures, whose files do not say what they were made of.
+    # Files made from a picture set of one size do not record their sources.
     if _fields(clean, "origin").get("sha256") == origin.get("sha256", ""):
       known.update(e["sha256"] for e in listed if not e.get("source") and e["file"] in kept)
   named = str(origin.get("source", "")).removeprefix(_FOLDER)
@@ -128,8 +164,8 @@ def copies(
 
 
 def _kept(work: Path) -> Iterator[tuple[Mapping[str, Any], Path | None]]:
-  """What records of a work folder say of sources, and the clean reference of each, if there."""
-  clean = output.read_manifest(work / "clean") or {}
+  """Yields the sources in a work folder's records, each with its clean reference or None."""
+  clean = marks.read_manifest(work / "clean") or {}
   entries = [*clean.get("images", [])]
   for records in (work / "stages", work / "records"):
     for path in sorted(records.rglob("*.json")) if records.is_dir() else []:
@@ -145,13 +181,13 @@ def _kept(work: Path) -> Iterator[tuple[Mapping[str, Any], Path | None]]:
     if not _hashes(source):
       continue
     path = work / "clean" / entry["file"]
-    # A record of a protected file has another hash than the clean reference of its name.
+    # A protected file's record has another hash than the clean reference of the same name.
     whole = path.is_file() and file_sha256(path) == entry.get("sha256")
     yield source, path if whole else None
 
 
 def _fields(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-  """A group of fields of JSON that anyone may have edited; empty if it is none."""
+  """Returns a JSON object's field if it is an object, else {}: anyone may have edited the file."""
   found = content.get(name)
   return found if isinstance(found, dict) else {}
 
@@ -171,7 +207,7 @@ def _says_where(source: Mapping[str, Any]) -> bool:
 
 
 def _is_there(source: Mapping[str, Any], here: Collection[str]) -> bool:
-  """Whether a source is where it was; one that its owner changed there is the run's to replace."""
+  """Returns whether a source still exists unchanged, or is one of the inputs at paths `here`."""
   if not _says_where(source):
     return False
   return os.path.realpath(_place(source)) in here or not _why_lost(source)
@@ -192,7 +228,7 @@ def _why_lost(source: Mapping[str, Any]) -> str:
 def _why_lost_before(
   clean: Path, file: str, entry: Mapping[str, Any], origin: Mapping[str, Any]
 ) -> str:
-  """The same for folders of versions that did not write down where each picture came from."""
+  """Like `_why_lost`, for folders of older versions that did not record each picture's source."""
   source = str(origin.get("source", ""))
   if source.startswith(_NPZ):
     path = Path(source.removeprefix(_NPZ))
@@ -200,16 +236,16 @@ def _why_lost_before(
   folder = source_folder(origin)
   if folder is None:
     return "" if source else "nothing says where it came from"
-  from udp_jax.data import folder as folders
+  from udp_jax.data import listing
 
   try:
-    names = {found.name: found.path for found in folders.scan(folder).files}
+    names = {found.name: found.path for found in listing.scan(folder).files}
   except UserError:
     return f"{folder} is gone"
   path = names.get(file.removesuffix(".png"), Path())
   if not path.is_file():
     return f"{folder} no longer has it"
-  # Of a resized picture there is nothing to compare.
+  # The pixels of a resized picture cannot be compared with the file's.
   same = "width" not in entry or _pixels(path) == _pixels(clean / file)
   return "" if same else f"{path} is another picture now"
 

@@ -1,15 +1,15 @@
-"""Claiming an output folder, recognising what is in one, and never removing a user's files.
+"""Claims an output folder, recognises its files, and never removes a user's files.
 
-Three rules, for every run that writes a folder:
+Three rules hold for every run that writes a folder:
 
-* A file is ours if its bytes are those that we wrote: the manifest of a finished folder, or the
-  journal of one that is being written, has its hash. A name alone says nothing, nor does damage.
-* A file of ours is replaced or deleted only while the picture that it was made of is somewhere
-  else: among what the run reads, or where a work folder says (`originals.copies`).
-* A clean reference is no output: only the run whose work folder it stands in writes it.
+* A file is ours if its hash is recorded, in the manifest of a finished folder or the journal of an
+  unfinished one. A name alone proves nothing, and damage does not make a file ours.
+* A file of ours is replaced or deleted only while its source picture exists elsewhere: among the
+  run's inputs, or where a work folder says (`originals.copies`).
+* A clean reference is not an output: only the run that owns its work folder writes it.
 
-The journal: the hidden file `.incomplete` lists what is to come, and what was there before; files
-of each process list what was written since, in lines that are written before the file appears.
+The hidden file `.incomplete` lists the planned files and those that were there before. Journal
+files, one per process, list the files written since; a line is written before its file appears.
 """
 
 from __future__ import annotations
@@ -22,68 +22,25 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from udp_jax import processes
-from udp_jax.data import files, image_set, locks
+from udp_jax.data import marks, naming
+from udp_jax.data.marks import CLEAN, INCOMPLETE, MANIFEST
 from udp_jax.errors import OutputError
+from udp_jax.runtime import files, locks, processes
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-INCOMPLETE = ".incomplete"
-CLEAN = "clean"
-# Methods whose pictures are made from nothing that could be lost.
+# Methods whose pictures have no source that could be lost.
 _MADE_UP = frozenset({"samples"})
-# Files that file managers leave everywhere; they make no folder "in use".
+# Files that file managers leave everywhere; they do not make a folder "in use".
 _LITTER = frozenset({"Thumbs.db", "desktop.ini"})
 
 
-def read_manifest(folder: str | os.PathLike) -> dict[str, Any] | None:
-  """The folder's manifest, or None if there is none of ours."""
-  try:
-    manifest = files.parse_json((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return None
-  if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-    return None
-  entries = manifest.get("images")
-  sound = isinstance(entries, list) and all(
-    isinstance(entry, dict) and image_set.is_safe_name(entry.get("file")) for entry in entries
-  )
-  return manifest if sound and entries and manifest.get("complete") is True else None
-
-
-def is_complete(folder: str | os.PathLike) -> bool:
-  """Whether the folder was finished: a manifest of ours, and every file that it lists."""
-  manifest = read_manifest(folder)
-  return manifest is not None and all(
-    (Path(folder) / entry["file"]).is_file() for entry in manifest["images"]
-  )
-
-
-def describe(folder: str | os.PathLike) -> str | None:
-  """What a finished folder of ours is, in words; None for any other folder.
-
-  For example "a folder that udp_jax protected by eudp, radius 16".
-  """
-  manifest = read_manifest(folder)
-  if manifest is None:
-    return None
-  method = manifest.get("method")
-  if method == CLEAN:
-    return "a clean reference that udp_jax kept"
-  if method == "samples":
-    return "a folder that udp_jax sampled from a model"
-  if isinstance(manifest.get("radius_255"), int | float):
-    return f"a folder that udp_jax protected by {method}, radius {manifest['radius_255']:g}"
-  return f"a folder that udp_jax purified by {method}" if method else "a folder that udp_jax wrote"
-
-
-def is_written(folder: str | os.PathLike) -> bool:
-  """Whether a run of ours writes, or wrote, this folder."""
-  return (Path(folder) / INCOMPLETE).is_file() or read_manifest(folder) is not None
-
-
 def not_whole(folder: str | os.PathLike, manifest: dict[str, Any]) -> list[str]:
-  """Files that a manifest lists and that are missing, or have other bytes."""
+  """Returns the files of a manifest that are missing or have other bytes.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   not_whole(place, {"images": [{"file": "a.png", "sha256": "0"}]})
+  ['a.png']
+  """
   folder = Path(folder)
   return [
     entry["file"]
@@ -101,17 +58,21 @@ def check_output(
   copies: Collection[str] | None = None,
   inputs_follow: bool = False,
 ) -> None:
-  """Raises OutputError if `write_folder` would refuse the folder: ask before a long run.
+  """Raises OutputError if `write_folder` would refuse the folder; call it before a long run.
 
-  Beside the folder's contents this tries to create the folder and a file in it.
+  It also tries to create the folder and a file in it.
 
   Args:
-    folder: to be written.
-    overwrite: as in `claim`.
-    extend: as in `claim`.
-    keep: as in `claim`.
-    copies: as in `claim`.
-    inputs_follow: what the run reads is not known yet, and this is asked again when it is.
+    folder: the folder to be written.
+    overwrite: whether a finished folder of ours may be replaced.
+    extend: whether a finished folder of ours is opened again.
+    keep: files of ours to keep, relative to the folder.
+    copies: hashes of pictures that exist elsewhere too, from `originals.copies`.
+    inputs_follow: whether the inputs are still unknown; the caller then checks again later.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   check_output(f"{place}/new")
   """
   folder = Path(folder)
   _ours(folder, overwrite, extend, known=None if inputs_follow else keep)
@@ -131,15 +92,20 @@ def check_replaced(
   only: Collection[str] | None = None,
   copies: Collection[str] | None = None,
 ) -> None:
-  """Raises OutputError where a file of ours would go that may be a picture's last copy.
+  """Raises OutputError if a file of ours would be lost that may be a picture's last copy.
 
   Args:
-    folder: to be written.
+    folder: the folder to be written.
     keep: files that stay.
-    only: the files that would go; None for all that are not kept.
-    copies: of `originals.copies`; None for what the work folder beside this one says.
+    only: the files that would be lost; None for all files not in `keep`.
+    copies: hashes of pictures that exist elsewhere too, from `originals.copies`; None asks the work
+      folder beside this one.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   check_replaced(Path(place))
   """
-  manifest = read_manifest(folder) or {}
+  manifest = marks.read_manifest(folder) or {}
   if (folder / INCOMPLETE).is_file():
     entries = _written(folder)
   elif manifest:
@@ -147,7 +113,7 @@ def check_replaced(
   else:
     return
   if copies is None:
-    from udp_jax.data import originals  # Which reads manifests, from here.
+    from udp_jax.data import originals  # Needed in this case only.
 
     copies = originals.copies(folder)
   going = [e for e in entries if e["file"] not in keep and (only is None or e["file"] in only)]
@@ -175,21 +141,33 @@ def _may_be_last(
     return False
   if source:
     return True
-  # Pictures that were resized by older versions, or of an array. Data sets can be had again.
+  # No source: from an array, or resized by an older version. Data sets can be loaded again.
   named = str(origin.get("source", "")).startswith(("folder ", "npz "))
   return named and str(origin.get("sha256")) not in copies
 
 
 def check_ours(folder: Path) -> None:
-  """Raises OutputError for a folder that holds what `clear` would not delete."""
+  """Raises OutputError if a folder holds files that `clear` would not delete.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   check_ours(Path(place))
+  """
   _ours(folder, overwrite=True, clean=True)
 
 
 def clear(folder: Path) -> None:
-  """Deletes what runs of ours wrote in a folder, its manifest last, and the folder if empty.
+  """Deletes what our runs wrote in a folder, its manifest last, and the folder if it is empty.
 
   Raises:
-    OutputError: it holds somebody else's files; nothing is deleted then.
+    OutputError: the folder holds foreign files; nothing is deleted then.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   (Path(place) / "out").mkdir()
+  ...   clear(Path(place) / "out")
+  ...   (Path(place) / "out").exists()
+  False
   """
   mine = _ours(folder, overwrite=True, clean=True)
   last = [name for name in (INCOMPLETE, MANIFEST) if name in mine]
@@ -209,16 +187,23 @@ def claim(
   extend: bool = False,
   copies: Collection[str] | None = None,
 ) -> list[Path]:
-  """Clears what is ours, marks the folder as unfinished, and returns the folders it created.
+  """Clears our files, marks the folder as unfinished, and returns the folders it created.
 
   Args:
-    folder: to be written.
-    relatives: files to come.
-    overwrite: a finished folder of ours is cleared too.
-    keep: those of `relatives` that are as records of a work folder have them, which stay.
-    replace: the same, but another picture will take their place.
-    extend: a finished folder of ours is opened again; its files stay until they are replaced.
-    copies: of `originals.copies`: what may go; None for what the work folder beside this one says.
+    folder: the folder to be written.
+    relatives: planned files.
+    overwrite: whether to clear a finished folder of ours too.
+    keep: files in `relatives` that match their records and stay.
+    replace: files like those in `keep`, but another picture will replace them.
+    extend: whether to reopen a finished folder of ours; its files stay until they are replaced.
+    copies: hashes of pictures that may be replaced, from `originals.copies`; None asks the work
+      folder beside this one.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   created = claim(Path(place) / "out", ["a.png"], overwrite=False)
+  ...   [folder.name for folder in created]
+  ['out']
   """
   old = _ours(folder, overwrite, extend, known={*keep, *replace})
   if extend:
@@ -227,7 +212,7 @@ def claim(
   cleared = [name for name in old if name != INCOMPLETE and name not in {*keep, *replace}]
   created = _missing(folder)
   try:
-    # The new marker lists the old files too, until they are gone: a kill in between stays ours.
+    # The new marker also lists the old files, so that they stay ours after a kill in between.
     plan = {
       "files": sorted({*old, *relatives} - {INCOMPLETE, MANIFEST}),
       "written": [entry for entry in _written(folder) if entry["file"] in old],
@@ -247,18 +232,24 @@ def claim(
 def put(
   folder: Path, relative: str, content: bytes, source: Mapping[str, Any] | None = None
 ) -> str:
-  """Writes a file of an output folder, whole or not at all; returns its SHA-256.
+  """Writes a file of an output folder atomically and returns its SHA-256.
 
-  In a folder that is claimed, the journal has the file's hash before the file is there.
+  In a claimed folder, the journal records the file's hash before the file appears.
 
   Args:
-    folder: of the output.
-    relative: path below it.
-    content: of the file.
+    folder: the output folder.
+    relative: path of the file below the folder.
+    content: the file's bytes.
     source: what the file is made of, as in a record.
 
   Raises:
-    OutputError: the place cannot be written, or holds a file that is not ours.
+    OutputError: the file cannot be written, or a foreign file is in its place.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   _ = claim(Path(place) / "out", ["a.txt"], overwrite=False)
+  ...   put(Path(place) / "out", "a.txt", b"")[:8]
+  'e3b0c442'
   """
   digest = hashlib.sha256(content).hexdigest()
   path = folder / relative
@@ -277,7 +268,15 @@ def put(
 
 
 def finish(folder: Path) -> None:
-  """Removes the marker and the journal of a folder whose manifest is written."""
+  """Removes the marker and journals of a folder whose manifest is written.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   _ = claim(Path(place) / "out", ["a.png"], overwrite=False)
+  ...   finish(Path(place) / "out")
+  ...   [*(Path(place) / "out").iterdir()]
+  []
+  """
   with files.output_errors(folder):
     (folder / INCOMPLETE).unlink(missing_ok=True)
     for path in _journals(folder):
@@ -285,7 +284,15 @@ def finish(folder: Path) -> None:
 
 
 def remove(folder: Path, relatives: Sequence[str], created: Sequence[Path]) -> None:
-  """Removes our own files, the subfolders that they leave empty, and folders we created."""
+  """Removes our files, the subfolders that this leaves empty, and folders that we created.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   created = claim(Path(place) / "out", ["a.png"], overwrite=False)
+  ...   remove(Path(place) / "out", [INCOMPLETE], created)
+  ...   (Path(place) / "out").exists()
+  False
+  """
   subfolders: set[PurePosixPath] = set()
   if INCOMPLETE in relatives:
     relatives = [*relatives, *(path.name for path in _journals(folder))]
@@ -307,10 +314,10 @@ def _ours(
   clean: bool = False,
   known: Collection[str] | None = (),
 ) -> list[str]:
-  """Files of ours that a new writing replaces; raises OutputError if others are in the way.
+  """Returns our files that a new run replaces; raises OutputError if other files are in the way.
 
-  With `clean` the folder may be a clean reference: the caller knows that no picture is lost. Files
-  in `known` are as records have them; None for records that are yet to be read.
+  With `clean`, the folder may be a clean reference: the caller has checked that no picture is lost.
+  Files in `known` match their records; None means that the records are read later.
   """
   with files.output_errors(folder):
     if not folder.exists():
@@ -323,7 +330,7 @@ def _ours(
       if not path.is_dir() and path.name not in _LITTER
     }
   temporary = {name for name in present if files.is_temporary(name)}
-  manifest = read_manifest(folder)
+  manifest = marks.read_manifest(folder)
   unfinished = INCOMPLETE in present
   written: list[dict[str, Any]] = []
   if manifest is not None:
@@ -336,8 +343,8 @@ def _ours(
   elif manifest is not None:
     if manifest.get("method") == CLEAN and overwrite and not clean:
       raise OutputError(
-        f"cannot write {folder}: it is {describe(folder)}, which no run replaces; choose another "
-        "output folder"
+        f"cannot write {folder}: it is {marks.describe(folder)}, which no run replaces; choose "
+        "another output folder"
       )
     if not (overwrite or extend):
       raise OutputError(f"cannot write {folder}: {_finished(folder, manifest)}")
@@ -373,7 +380,7 @@ def _not_ours(folder: Path, name: str, why: str) -> OutputError:
 
 
 def _finished(folder: Path, manifest: dict[str, Any]) -> str:
-  """What is said of a finished folder that may not be overwritten."""
+  """Returns the message for a finished folder that may not be overwritten."""
   text = "it is a finished output already"
   if broken := not_whole(folder, manifest):
     text += f", of which {broken[0]} is missing or not as it was ({len(broken)} such files)"
@@ -381,7 +388,10 @@ def _finished(folder: Path, manifest: dict[str, Any]) -> str:
 
 
 def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-  """Raises OutputError for a manifest that somebody edited so that it says too little."""
+  """Raises OutputError if a manifest was edited so that it no longer identifies our files.
+
+  >>> check_manifest(Path("out"), {"images": [{"file": "a.png", "sha256": "0" * 64}]})
+  """
   captions = manifest.get("captions", [])
   wrong = "its captions" if not isinstance(captions, list) else ""
   for entry in [*manifest["images"], *(captions if not wrong else [])]:
@@ -399,8 +409,12 @@ def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def is_sound(entry: Any) -> bool:
-  """Whether an entry of a manifest or a journal says of a file which bytes it has."""
-  if not isinstance(entry, dict) or not image_set.is_safe_name(entry.get("file")):
+  """Returns whether an entry of a manifest or journal is valid and has its file's hash.
+
+  >>> is_sound({"file": "a.png", "sha256": "0" * 64}), is_sound({"file": "a.png"})
+  (True, False)
+  """
+  if not isinstance(entry, dict) or not naming.is_safe_name(entry.get("file")):
     return False
   source = entry.get("source") or {}
   fields = ("file", "sha256", "pixels_sha256", "folder")
@@ -429,7 +443,7 @@ def _sha256(path: Path) -> str:
 
 
 def _is_ours(path: Path, hashes: Collection[str]) -> bool:
-  """Whether a file has one of the hashes; one that is empty holds nothing that could be lost."""
+  """Returns whether a file has one of the hashes, or is empty, so that nothing can be lost."""
   with files.output_errors(path):
     return not path.stat().st_size or _sha256(path) in hashes
 
@@ -442,21 +456,21 @@ def _hashes(entries: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
 
 
 def _planned(folder: Path) -> list[str]:
-  """Files that an unfinished writing had announced."""
+  """Returns the planned files of an unfinished folder."""
   planned = _marker(folder).get("files")
   names = planned if isinstance(planned, list) else []
-  return [name for name in names if image_set.is_safe_name(name)]
+  return [name for name in names if naming.is_safe_name(name)]
 
 
 def _written(folder: Path) -> list[dict[str, Any]]:
-  """What the manifest, or the marker and the journal, say of files: "file", "sha256", "source"."""
-  manifest = read_manifest(folder)
+  """Returns entries of the manifest, the marker and the journals: "file", "sha256", "source"."""
+  manifest = marks.read_manifest(folder)
   entries = [*manifest["images"], *_captions(manifest)] if manifest is not None else []
   before = _marker(folder).get("written")
   entries += before if isinstance(before, list) else []
   for path in _journals(folder):
     for line in path.read_bytes().splitlines():
-      with contextlib.suppress(ValueError):  # The last one of a run that was killed.
+      with contextlib.suppress(ValueError):  # A kill may have cut the last line short.
         entries.append(files.parse_json(line.decode()))
   kept = ("file", "sha256", "source")
   return [{k: entry[k] for k in kept if k in entry} for entry in entries if is_sound(entry)]
@@ -479,9 +493,9 @@ def _journals(folder: Path) -> list[Path]:
 
 
 def _missing(folder: Path) -> list[Path]:
-  """The folder and its parents that do not exist yet, innermost first.
+  """Returns the folder and its parents that do not exist yet, innermost first.
 
-  A folder that holds nothing but the lock of this run was made for it.
+  A folder that holds only this run's lock was created for the lock, so it counts as new.
   """
   new = [path for path in (folder, *folder.parents) if not path.exists()]
   return new or ([folder] if os.listdir(folder) == [locks.LOCK] else [])

@@ -1,4 +1,4 @@
-"""Photoshop resources ("8BIM") and the IPTC records in them."""
+"""Filters Photoshop resources ("8BIM") and the IPTC records in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import struct
 from typing import NamedTuple
 
-from udp_jax.data import metadata
+from udp_jax.data import metadata, picture_marks
 
 IPTC, DIGEST, RESOLUTION = 0x0404, 0x0425, 0x03ED
 _SIGNATURE = b"8BIM"
@@ -15,12 +15,12 @@ _RAW_PROFILE = re.compile(rb"\s*(\w+)\s+(\d+)\s+([0-9a-fA-F\s]*)\Z")
 
 
 class Resources(NamedTuple):
-  """What is taken over.
+  """The resources that are kept.
 
   Attributes:
-    block: the resources that are kept, in their order; empty for none.
+    block: the kept resources in order; empty if there are none.
     dropped: keys of `metadata.TABLE`.
-    density: (x, y) pixels a metre, or None.
+    density: (x, y) in pixels per metre, or None.
   """
 
   block: bytes
@@ -29,7 +29,11 @@ class Resources(NamedTuple):
 
 
 def filtered(block: bytes) -> Resources:
-  """The resources that the table keeps; never raises for what the block holds."""
+  """Keeps the resources that the table keeps; never raises on damaged content.
+
+  >>> filtered(b"nothing").block
+  b''
+  """
   dropped: list[str] = []
   kept: list[tuple[int, bytes]] = []
   density, changed, at = None, False, 0
@@ -54,27 +58,35 @@ def filtered(block: bytes) -> Resources:
         data, lost = records(data)
         dropped += lost
         changed = changed or bool(lost)
-      if metadata.holds_picture(data):
+      if picture_marks.found(data):
         dropped.append("iptc_preview")
       elif data:
         kept.append((number, data))
     at = start + 4 + size + size % 2
   if block[at:].strip(b"\0"):
     dropped.append("damaged")
-  # A digest of other records than these would be wrong.
+  # A digest no longer holds once the records have changed.
   kept = [(number, data) for number, data in kept if not (changed and number == DIGEST)]
   whole = b"".join(resource(number, data) for number, data in kept)
   return Resources(whole, tuple(dict.fromkeys(dropped)), density)
 
 
 def resource(number: int, data: bytes) -> bytes:
-  """One resource without a name."""
+  """Serialises one resource without a name.
+
+  >>> resource(1028, b"text")
+  b'8BIM\\x04\\x04\\x00\\x00\\x00\\x00\\x00\\x04text'
+  """
   padding = b"\0" * (len(data) % 2)
   return _SIGNATURE + struct.pack(">HHI", number, 0, len(data)) + data + padding
 
 
 def records(iptc: bytes) -> tuple[bytes, list[str]]:
-  """IPTC records without previews, byte for byte where there is none; keys of what is dropped."""
+  """Removes previews from IPTC records; returns the records and the keys of dropped rows.
+
+  >>> records(b"")
+  (b'', [])
+  """
   parts, at, lost = [], 0, []
   for _ in range(_MAX_PIECES):
     if at + 5 > len(iptc) or iptc[at] != 0x1C:
@@ -90,7 +102,7 @@ def records(iptc: bytes) -> tuple[bytes, list[str]]:
     if start + size > len(iptc):
       break
     preview = (record == 2 and 200 <= number <= 202) or record in (7, 8, 9)
-    if preview or metadata.holds_picture(iptc[start : start + size]):
+    if preview or picture_marks.found(iptc[start : start + size]):
       lost.append("iptc_preview")
     else:
       parts.append(iptc[at : start + size])
@@ -101,20 +113,28 @@ def records(iptc: bytes) -> tuple[bytes, list[str]]:
 
 
 def _density(data: bytes) -> tuple[int, int] | None:
-  """(x, y) pixels a metre of the resource that is always in dots an inch, 16.16."""
+  """Returns (x, y) in pixels per metre; the resource stores 16.16 fixed-point dots per inch."""
   x, y = (struct.unpack_from(">I", data, place)[0] / 65536 / 0.0254 for place in (0, 8))
   return (round(x), round(y)) if 0 < x < 2**31 and 0 < y < 2**31 else None
 
 
 def raw_profile(kind: str, data: bytes) -> bytes:
-  """The text in which PNG files conventionally hold a profile: a length, then hexadecimal lines."""
+  """Formats a profile as PNG files conventionally store it: its length, then hexadecimal lines.
+
+  >>> raw_profile("iptc", b"\\0\\1")
+  b'\\niptc\\n       2\\n0001\\n'
+  """
   digits = data.hex()
   lines = "\n".join(digits[i : i + 72] for i in range(0, len(digits), 72))
   return f"\n{kind}\n{len(data):8d}\n{lines}\n".encode()
 
 
 def from_raw_profile(text: bytes) -> bytes:
-  """The data of such a text. Raises ValueError when it is none."""
+  """Parses the text made by `raw_profile`. Raises ValueError if it is malformed.
+
+  >>> from_raw_profile(raw_profile("iptc", b"\\0\\1"))
+  b'\\x00\\x01'
+  """
   match = _RAW_PROFILE.match(text)
   if match is None:
     raise ValueError("no raw profile")

@@ -1,120 +1,38 @@
-"""Folders of pictures of any sizes, read and written one file at a time.
+"""Reads and writes folders of pictures of any sizes, one file at a time.
 
-Beside an `ImageSet`, which holds pictures of one size in memory, this is for pictures as they come.
-An output folder looks like those of `data.manifest`; what differs is that its files appear one by
-one over as many runs as it takes. A file that is there and whole has a *record* in a working
-folder, and is not made again.
+An `ImageSet` holds pictures of one size in memory; this module handles pictures of any size. An
+output folder looks like those of `data.manifest`, but its files may appear one by one over several
+runs. Each file that is complete has a *record* in a work folder and is not made again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from udp_jax.data import files, images, manifest, naming, originals, output
-from udp_jax.data import folder as folders
+from udp_jax.data import images, manifest, originals, output
 from udp_jax.data.captions import NONE_BESIDE, Beside
+from udp_jax.data.picture_files import PictureFile
 from udp_jax.errors import OutputError
-
-
-class PictureFile(NamedTuple):
-  """A usable picture, whose pixels stay on the disk.
-
-  Attributes:
-    name: unique, relative, without extension.
-    path: of the file.
-    relative: path below the folder.
-    height: upright, pixels.
-    width: upright, pixels.
-    sha256: of its pixels and its transparency.
-    file_sha256: of the file's bytes.
-    notes: what reading it changes, converts or leaves out.
-  """
-
-  name: str
-  path: Path
-  relative: str
-  height: int
-  width: int
-  sha256: str
-  file_sha256: str = ""
-  notes: tuple[str, ...] = ()
-
-
-class PictureFolder(NamedTuple):
-  """The usable pictures of a folder, of any sizes.
-
-  Attributes:
-    folder: where they are.
-    files: the pictures, in order.
-    origin: what `ImageSet.origin` says of a source.
-    beside: captions that stand beside them.
-  """
-
-  folder: Path
-  files: tuple[PictureFile, ...]
-  origin: dict[str, Any]
-  beside: Beside = NONE_BESIDE
-
-
-def list_pictures(
-  folder: str | os.PathLike,
-  *,
-  limit: int | None = None,
-  seed: int = 0,
-  strict: bool = False,
-  classes: Sequence[str] | None = None,
-) -> PictureFolder:
-  """Decodes every picture of a folder once, one at a time, and keeps none of them in memory.
-
-  Arguments and errors are those of `sources.load`; pictures of different sizes are no error here.
-  """
-  folder = Path(folder)
-
-  def measure(picture: images.Picture) -> tuple[int, int, str]:
-    height, width = picture.pixels.shape[:2]
-    return height, width, originals.picture_sha256(picture)
-
-  found = folders.select(
-    folder, limit=limit, seed=seed, strict=strict, classes=classes, keep=measure
-  )
-  files = tuple(
-    PictureFile(*file, height, width, digest, originals.file_sha256(file.path), notes)
-    for file, (height, width, digest), notes in zip(found.files, found.kept, found.notes)
-  )
-  identity = "\n".join(f"{file.relative}\0{file.sha256}" for file in files)
-  origin = {
-    "source": naming.readable(f"folder {folder}"),
-    "count": len(files),
-    "sha256": hashlib.sha256(identity.encode()).hexdigest(),
-    "classes": found.class_names or None,
-    **found.origin,
-  }
-  return PictureFolder(folder, files, origin, found.beside)
-
-
-def read(path: Path) -> images.Picture:
-  """`images.read_image` for large pictures: Pillow warns from 89 megapixels on."""
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    return images.read_image(path)
+from udp_jax.runtime import files
 
 
 def finished(folder: Path, records: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-  """Records of the files that earlier runs wrote and that are in the folder as they were written.
+  """Returns records of files from earlier runs that are in the folder, unchanged.
 
   Args:
-    folder: of the pictures.
-    records: the working folder that `write` was given.
-    names: without extension.
+    folder: the pictures' folder.
+    records: the work folder given to `write`.
+    names: picture names without extension.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   finished(Path(place) / "out", Path(place) / "records", ["a"])
+  {}
   """
   found: dict[str, dict[str, Any]] = {}
   for name in names:
@@ -127,13 +45,13 @@ def finished(folder: Path, records: Path, names: Iterable[str]) -> dict[str, dic
 
 
 class Progress(NamedTuple):
-  """What of a folder's pictures is made, and what of it holds for the sources as they are now.
+  """Which pictures of a folder are made, and which still match their sources.
 
   Attributes:
-    entries: records of files that are whole, and are of the pictures as they are.
-    stale: names in `entries` whose source has the same pixels and other metadata.
-    changed: names of whole files whose picture, or whatever else they were made of, has changed.
-    others: records of whole files whose pictures are no longer among the sources, by name.
+    entries: records of intact files whose sources have the same pixels and settings.
+    stale: names in `entries` whose source file changed, but not its pixels (new metadata).
+    changed: names of intact files whose picture or settings changed.
+    others: records, by name, of intact files whose pictures are no longer among the sources.
   """
 
   entries: dict[str, dict[str, Any]]
@@ -142,15 +60,19 @@ class Progress(NamedTuple):
   others: dict[str, dict[str, Any]]
 
   def is_done(self, names: Iterable[str]) -> bool:
-    """Whether nothing is left to do for these pictures."""
+    """Returns whether all these pictures are made and up to date."""
     return not self.stale and all(name in self.entries for name in names)
 
 
 def source_of(file: PictureFile, **more: Any) -> dict[str, Any]:
-  """For a record: which file, as it is now, a picture is made of; `more` decides the result too.
+  """Describes a picture's source file for a record; fields in `more` also decide the result.
 
-  The "folder" in `more` is where the file is, which decides nothing, and which manifests of outputs
-  do not say.
+  "folder" in `more` is the file's folder. It does not affect the result, and manifests of outputs
+  omit it.
+
+  >>> file = PictureFile("a", Path("in/a.jpg"), "a.jpg", 8, 8, "0f")
+  >>> source_of(file, tile_size=512)["tile_size"]
+  512
   """
   return {
     "file": file.relative,
@@ -163,13 +85,18 @@ def source_of(file: PictureFile, **more: Any) -> dict[str, Any]:
 def progress_of(
   folder: Path, records: Path, sources: Mapping[str, Mapping[str, Any]], *, finished: bool = False
 ) -> Progress:
-  """How far earlier runs came with the pictures of `sources`, which have `source_of` by name.
+  """Finds which pictures of `sources` earlier runs have made.
 
   Args:
-    folder: of the pictures.
-    records: the working folder that `write` was given.
-    sources: of the pictures that are wanted.
-    finished: the folder's manifest is one of the same settings: what it lists counts as well.
+    folder: the pictures' folder.
+    records: the work folder given to `write`.
+    sources: the source of each wanted picture by name, from `source_of`.
+    finished: whether the folder's manifest has the same settings, so that its entries count too.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   progress_of(Path(place) / "out", Path(place) / "records", {}).is_done([])
+  True
   """
   known: dict[str, dict[str, Any]] = {}
   if finished:
@@ -179,13 +106,13 @@ def progress_of(
     entry = files.read_json(path)
     if originals.is_record(entry):
       name = entry["file"].removesuffix(".png")
-      # A record of the work folder knows the source's folder as well.
+      # A record in the work folder also holds the source's folder.
       if name not in known or known[name].get("sha256") == entry["sha256"]:
         known[name] = entry
   known = {
     name: entry
     for name, entry in known.items()
-    if output.is_sound(entry)  # Somebody may have edited it.
+    if output.is_sound(entry)  # The manifest may have been edited by hand.
     and (path := folder / entry["file"]).is_file()
     and manifest.file_sha256(path) == entry.get("sha256")
   }
@@ -205,7 +132,7 @@ def progress_of(
 
 
 def _result(source: Mapping[str, Any]) -> dict[str, Any]:
-  """What of a source decides the pixels that are made of it."""
+  """Returns the fields of a source that decide the resulting pixels."""
   return {k: v for k, v in source.items() if k not in ("folder", "file", "sha256")}
 
 
@@ -220,15 +147,20 @@ def claim(
   copies: Collection[str] | None = None,
   beside: Beside = NONE_BESIDE,
 ) -> list[Path]:
-  """Marks the folder as unfinished and clears what is ours but not in `keep`; folders it created.
+  """Marks the folder as unfinished and clears our files except `keep`; returns created folders.
 
-  With `extend` a finished folder of ours is opened again, and nothing in it is cleared. Pictures of
-  names in `replace` stay until they are written anew. Captions in `beside` are announced like the
-  pictures; `finish` writes them. `copies` are of `originals.copies`.
+  With `extend`, a finished folder of ours is reopened and nothing is cleared. Pictures in `replace`
+  stay until they are rewritten. The captions in `beside` are announced with the pictures; `finish`
+  writes them. `copies` comes from `originals.copies`.
 
   Raises:
-    OutputError: the folder cannot be written, or holds somebody else's files, or the last copy of a
+    OutputError: the folder cannot be written, holds foreign files, or holds the last copy of a
       picture.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   [folder.name for folder in claim(Path(place) / "out", ["a"])]
+  ['out']
   """
   relatives = [f"{name}.png" for name in names]
   parents = {str(parent) for name in names for parent in PurePosixPath(name).parents}
@@ -249,8 +181,27 @@ def claim(
 
 
 def withdraw(folder: Path, created: Sequence[Path]) -> None:
-  """Takes back a `claim` after which nothing was written."""
+  """Undoes a `claim` after which nothing was written.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   withdraw(Path(place) / "out", claim(Path(place) / "out", ["a"]))
+  ...   (Path(place) / "out").exists()
+  False
+  """
   output.remove(folder, [manifest.INCOMPLETE], created)
+
+
+class Bound(NamedTuple):
+  """The largest change allowed in a saved picture; None where there is no bound.
+
+  Attributes:
+    radius_255: the budget in 8-bit levels.
+    limit: uint8 (H, W, 1), the largest change of each pixel in 8-bit levels, where that is less.
+  """
+
+  radius_255: float | None = None
+  limit: np.ndarray | None = None
 
 
 def write(
@@ -260,32 +211,39 @@ def write(
   picture: images.Picture,
   *,
   clean: np.ndarray | None = None,
-  radius_255: float | None = None,
-  limit: np.ndarray | None = None,
+  bound: Bound = Bound(),
   source: Mapping[str, Any] | None = None,
   notes: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Writes one picture, reads it back, checks and measures it, and writes its record.
 
   Args:
-    folder: of the pictures, claimed.
-    records: working folder.
-    name: relative, without extension.
-    picture: uint8 pixels and what is saved with them.
-    clean: uint8 (H, W, 3) to measure against.
-    radius_255: budget in 8-bit levels that the file must keep.
-    limit: uint8 (H, W, 1), the largest change of every pixel in levels, where that is less.
-    source: of `source_of`, for the record.
-    notes: on the picture, for the record.
+    folder: the pictures' folder, already claimed.
+    records: work folder for records.
+    name: relative name without extension.
+    picture: uint8 pixels and the data saved with them.
+    clean: uint8 (H, W, 3), the picture to measure against.
+    bound: the largest change from `clean` that the file may have.
+    source: what the picture is made of, from `source_of`, for the record.
+    notes: remarks from reading the picture, for the record.
 
   Returns:
-    The record: "file", "sha256", "width", "height", "source" if given, "notes" where there are any
-    and, with `clean`, "max_abs_255" (levels) and "psnr" (dB; null when identical), measured on the
-    file's pixels.
+    The record: "file", "sha256", "width", "height", "source" if given, "notes" if any and, with
+    `clean`, "max_abs_255" (levels) and "psnr" (dB; null if identical), measured on the file's
+    pixels.
 
   Raises:
-    OutputError: the place is full or read-only.
-    RuntimeError: the file breaks the budget or does not hold what was written: a bug.
+    OutputError: the disk is full or read-only.
+    RuntimeError: the file breaks the budget or differs from what was written, which is a bug.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   folder, levels = Path(place) / "out", np.zeros((4, 6, 3), np.uint8)
+  ...   _ = claim(folder, ["a"])
+  ...   picture = images.Picture(levels + 3)
+  ...   made = write(folder, Path(place) / "r", "a", picture, clean=levels, bound=Bound(4))
+  >>> made["max_abs_255"], made["width"]
+  (3, 6)
   """
   path = folder / f"{name}.png"
   height, width = picture.pixels.shape[:2]
@@ -298,7 +256,7 @@ def write(
     grey=picture.grey,
   )
   digest = output.put(folder, f"{name}.png", content, source)
-  saved = read(path)
+  saved = images.read_large(path)
   same = np.array_equal(saved.pixels, picture.pixels) and (
     picture.alpha is None or np.array_equal(saved.alpha, picture.alpha)  # type: ignore[arg-type]
   )
@@ -312,13 +270,13 @@ def write(
     entry["notes"] = list(notes)
   if clean is not None:
     entry["max_abs_255"], entry["psnr"] = _difference(saved.pixels, clean)
-    if radius_255 is not None and entry["max_abs_255"] > radius_255:
+    if bound.radius_255 is not None and entry["max_abs_255"] > bound.radius_255:
       raise RuntimeError(
         f"{path}: {entry['max_abs_255']} levels from its clean image, over the budget of "
-        f"{radius_255:g}"
+        f"{bound.radius_255:g}"
       )
-    if limit is not None:
-      manifest.check_limit(path, saved.pixels, clean, limit)
+    if bound.limit is not None:
+      manifest.check_limit(path, saved.pixels, clean, bound.limit)
   files.write_json(_record(records, name), entry)
   return entry
 
@@ -330,13 +288,21 @@ def finish(
   *,
   beside: Beside = NONE_BESIDE,
 ) -> dict[str, Any]:
-  """Writes the captions and manifest.json, which says that the folder is done; returns it.
+  """Writes the captions and then manifest.json, which marks the folder as done; returns it.
 
   Args:
-    folder: all of whose files are written.
-    entries: of `write`, in the order of the manifest.
-    record: what made the pictures, as in `manifest.write_folder`.
-    beside: captions, of which those of the pictures are written.
+    folder: the folder, with all pictures written.
+    entries: records from `write`, in manifest order.
+    record: how the pictures were made, as in `manifest.write_folder`.
+    beside: captions; those of the pictures are written.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   folder = Path(place) / "out"
+  ...   _ = claim(folder, ["a"])
+  ...   made = write(folder, Path(place) / "r", "a", images.Picture(np.zeros((4, 6, 3), np.uint8)))
+  ...   finish(folder, [made], {"method": "udp"})["complete"]
+  True
   """
   made = manifest.describe(record, folder)
   made |= manifest.write_captions(folder, [entry["file"] for entry in entries], beside)
@@ -351,13 +317,18 @@ def finish(
 
 
 def is_finished(folder: Path, names: Sequence[str], done: Progress, beside: Beside) -> bool:
-  """Whether a finished folder needs nothing: pictures, metadata and captions are as they should be.
+  """Returns whether a finished folder is up to date: pictures, metadata and captions.
 
   Args:
-    folder: with a manifest of the same settings.
-    names: of the pictures that are wanted.
-    done: of `progress_of`.
-    beside: captions that stand beside the sources.
+    folder: a folder whose manifest has the same settings.
+    names: names of the wanted pictures.
+    done: what is made, from `progress_of`.
+    beside: captions beside the sources.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   is_finished(Path(place), ["a"], Progress({}, (), (), {}), NONE_BESIDE)
+  False
   """
   return done.is_done(names) and not manifest.captions_differ(folder, names, beside)
 
@@ -367,7 +338,7 @@ def _record(records: Path, name: str) -> Path:
 
 
 def _is_record(entry: Mapping[str, Any], name: str) -> bool:
-  """Whether a file's content is what `write` writes of a picture; otherwise it is made again."""
+  """Returns whether an entry is a valid record by `write`; if not, the picture is made again."""
   levels, psnr = entry.get("max_abs_255", 0), entry.get("psnr")
   sizes = [entry.get(field, 1) for field in ("width", "height")]
   return (
@@ -379,7 +350,7 @@ def _is_record(entry: Mapping[str, Any], name: str) -> bool:
 
 
 def _difference(first: np.ndarray, second: np.ndarray) -> tuple[int, float | None]:
-  """Largest difference in levels, and the PSNR in dB; by rows, to need little memory."""
+  """Returns the largest difference in levels and the PSNR in dB, by rows to save memory."""
   largest, squares = 0, 0
   for a, b in zip(
     np.array_split(first, -(-len(first) // 256)), np.array_split(second, -(-len(second) // 256))

@@ -1,20 +1,20 @@
-"""Which folders a run may use together, decided before anything is touched or computed.
+"""Decides which folders a run may use together, before anything is touched or computed.
 
-Every entry point that reads or writes folders works inside of `use`. One rule for all of them:
+Every entry point that reads or writes folders works inside `use`. The same rules hold for all:
 
-* what is written (output folder, work folder, a file such as --json) may not be, hold, or lie in
-  another thing that is written, and may not be or hold anything that is read;
-* it may not lie in a folder that is read whole, picture by picture, either: the next run would read
-  what this one wrote. Beside a file that is read, or in a folder of which files are read by name (a
-  model, CIFAR-10's archive), it may lie.
+* A written path (output folder, work folder, a file such as --json) may not equal, contain or lie
+  in another written path, and may not equal or contain anything that is read.
+* It may not lie in a folder that is read whole, picture by picture, because the next run would read
+  what this one wrote. It may lie beside a file that is read, or in a folder whose files are read by
+  name (a model, CIFAR-10's archive).
 
-* it may not lie in a folder that another run wrote, or in its work folder: that run could not go
-  on. A clean reference is never an output.
+* It may not lie in a folder that another run wrote, or in that run's work folder, because that run
+  could not resume. A clean reference is never an output.
 
-Paths are compared as the file system sees them: links, `~`, `.` and slashes at the end make no
-difference, here and between runs (`same`). What leaves the machine names no folders (`published`).
-Folders that are written are locked (`data.locks`) until the end of the run; a run of
-several processes is one run, and process 0 holds its locks.
+Paths are compared as the file system sees them: links, `~`, `.` and trailing slashes make no
+difference, within a run and between runs (`same`). Published records name no folders (`published`).
+Written folders are locked (`runtime.locks`) until the run ends; a run of several processes counts
+as one run, and process 0 holds its locks.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from udp_jax import processes
-from udp_jax.data import files, locks, output, work_folder
+from udp_jax.data import marks
 from udp_jax.errors import OutputError
+from udp_jax.runtime import files, locks, processes, workdir
 
 _log = logging.getLogger(__name__)
 
 Given = str | os.PathLike | None
 
-# Fields of configs that name what a run reads: folders of pictures, and what is read by name.
+# Config fields that name a run's inputs: folders of pictures, and files that are read by name.
 _SOURCES = ("data.source", "data.photos", "data.paintings", "prior.source")
 _NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.face")
-# Sources of which files are read by name.
+# Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
 _NO_PLACES = frozenset({"", "builtin", "tiny_ldm"})
-# Fields of a manifest, beside its config, that may hold a path or several.
+# Manifest fields outside its config that may hold one or more paths.
 _PATHS = ("model", "init_image", "mask", "loras", "embeddings")
 
 
 class Place(NamedTuple):
-  """A place that a run uses.
+  """A path that a run uses.
 
   Attributes:
-    what: the flag or the field that names it.
-    path: resolved.
-    whole: it is a folder whose pictures are all read; anything that appears in it is input.
+    what: the flag or field that names it.
+    path: resolved path.
+    whole: whether it is a folder whose pictures are all read, so that new files become input.
   """
 
   what: str
@@ -61,15 +61,22 @@ class Place(NamedTuple):
 
 
 def resolve(path: str | os.PathLike) -> Path:
-  """The path as the file system has it: `~`, `.`, `..`, links and slashes at the end resolved."""
+  """Resolves `~`, `.`, `..`, links and trailing slashes in a path.
+
+  >>> resolve("/tmp/../etc/") == resolve("/etc")
+  True
+  """
   return Path(os.path.realpath(Path(path).expanduser()))
 
 
 def work_beside(output_folder: str | os.PathLike) -> Path:
-  """The work folder of an output folder where none is given: `<name>.work` beside it.
+  """Returns the default work folder of an output folder: `<name>.work` beside it.
 
   Raises:
-    OutputError: the folder has no name, as the root has none.
+    OutputError: the folder has no name, like the root.
+
+  >>> work_beside("/data/out").name
+  'out.work'
   """
   path = resolve(output_folder)
   if not path.name:
@@ -78,7 +85,11 @@ def work_beside(output_folder: str | os.PathLike) -> Path:
 
 
 def from_config(config: Any) -> dict[str, Given]:
-  """The sources of pictures, models and weights that a config names, by their fields."""
+  """Returns the sources of pictures, models and weights that a config names, by field.
+
+  >>> from_config({"data": {"source": "photos"}, "model": {"path": "tiny_ldm"}})
+  {'config.data.source': 'photos'}
+  """
   found: dict[str, Given] = {}
   for field in (*_SOURCES, *_NAMED):
     value = config
@@ -100,24 +111,30 @@ def use(
   reports: Mapping[str, Given] | None = None,
   protects: bool = False,
 ) -> Iterator[dict[str, Path]]:
-  """Checks and locks what a run uses; all of the run happens inside.
+  """Checks and locks the paths of a run; the whole run happens inside this context.
 
   Args:
-    pictures: sources of pictures by flag (any spec of `data.sources`); several of one flag, or None
-      where the flag is not given.
-    named: files and folders that are read by name (models, weights, masks' single files).
-    config: whose fields name more of both.
+    pictures: picture sources by flag (any spec of `data.sources`); one, several, or None if the
+      flag is not given.
+    named: files and folders that are read by name (models, weights, single mask files).
+    config: a config whose fields name more inputs of both kinds.
     outputs: output folders by flag.
     work: work folders by flag.
     reports: JSON files by flag; "-" is the terminal.
-    protects: the run protects pictures: an input that is protected already is worth a warning.
+    protects: whether the run protects pictures, so that already protected input gets a warning.
 
   Yields:
     The resolved paths of `outputs`, `work` and `reports`, by flag.
 
   Raises:
-    OutputError: places that may not be used together, a folder that another run uses, a work folder
-      or a report that is not ours.
+    OutputError: paths may not be used together, another run uses a folder, or a work folder or
+      report is not ours.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   with use(pictures={"--input": f"{place}/in"}, outputs={"--output": f"{place}/out"}) as used:
+  ...     sorted(used)
+  ['--output']
   """
   read = _read_places(pictures or {}, named or {}, config)
   folders = _written(outputs) + _written(work)
@@ -135,10 +152,10 @@ def use(
         if (lock := locks.acquire(place.path)) is not None:
           held.append(lock)
       for place in _written(work):
-        work_folder.check(place.path)
-      # What is read may have been named twice, by a flag and in the config.
+        workdir.check(place.path)
+      # A flag and the config may name the same folder.
       for path in dict.fromkeys(place.path for place in read if place.whole):
-        if (what := output.describe(path)) is not None:
+        if (what := marks.describe(path)) is not None:
           level = logging.WARNING if protects else logging.INFO
           kind = "warning" if protects else "note"
           _log.log(level, "%s: input is %s: %s", kind, what, path)
@@ -158,7 +175,10 @@ def use(
 
 
 def check(read: Iterable[Place], written: Iterable[Place]) -> None:
-  """Raises OutputError for places that may not be used together; see the module."""
+  """Raises OutputError if paths may not be used together, by the rules of this module.
+
+  >>> check([Place("--input", Path("/in"), whole=True)], [Place("--output", Path("/out"))])
+  """
   written = list(written)
   for number, one in enumerate(written):
     for other in written[number + 1 :]:
@@ -175,26 +195,30 @@ def check(read: Iterable[Place], written: Iterable[Place]) -> None:
 def check_runs(
   outputs: Iterable[Place], work: Iterable[Place], reports: Iterable[Place] = ()
 ) -> None:
-  """Raises OutputError for what would be written into a folder of another run, or over a clean one.
+  """Raises OutputError if a run would write into another run's folder or over a clean reference.
 
-  A finished output may be given again, as may a work folder: whose they are is seen later.
+  A finished output or a work folder may be given again; later checks find out whose it is.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   check_runs([Place("--output", Path(place) / "out")], [])
   """
   outputs, work = list(outputs), list(work)
   for place in outputs:
-    if work_folder.is_ours(place.path):
+    if workdir.is_ours(place.path):
       raise _into(place, place.path, "is the work folder of a run")
-    if (output.read_manifest(place.path) or {}).get("method") == output.CLEAN:
-      raise _into(place, place.path, f"is {output.describe(place.path)}")
+    if (marks.read_manifest(place.path) or {}).get("method") == marks.CLEAN:
+      raise _into(place, place.path, f"is {marks.describe(place.path)}")
   for place in work:
-    if output.is_written(place.path):
+    if marks.is_written(place.path):
       raise _into(place, place.path, "is a folder that udp_jax wrote pictures to")
   for place in [*outputs, *work, *reports]:
     for folder in place.path.parents:
-      if output.is_written(folder):
+      if marks.is_written(folder):
         raise _into(place, folder, "lies in a folder that udp_jax wrote pictures to")
       if place in reports:
-        continue  # Beside the records of a run a report does no harm.
-      if work_folder.is_ours(folder):
+        continue  # A report beside a run's records does no harm.
+      if workdir.is_ours(folder):
         raise _into(place, folder, "lies in the work folder of a run")
 
 
@@ -204,7 +228,11 @@ def _into(place: Place, folder: Path, why: str) -> OutputError:
 
 
 def canonical(spec: str) -> str:
-  """One spelling of a source of `data.sources`, or of another path that a config holds."""
+  """Returns a unique spelling of a `data.sources` source or of another path in a config.
+
+  >>> canonical("folder:/data/./in/"), canonical("builtin")
+  ('/data/in', 'builtin')
+  """
   kind, place = _divided(spec)
   if kind == "tfds":
     name, at, folder = place.partition("@")
@@ -215,19 +243,31 @@ def canonical(spec: str) -> str:
 
 
 def same(one: Any, other: Any) -> bool:
-  """Whether two values of a field that names a place name the same one."""
+  """Returns whether two values of a path field name the same place.
+
+  >>> same("/data/in/", "folder:/data/in")
+  True
+  """
   if isinstance(one, str) and isinstance(other, str):
     return one == other or canonical(one) == canonical(other)
   return bool(one == other)
 
 
 def is_path(field: str) -> bool:
-  """Whether a field of a config ("data.source") names a place."""
+  """Returns whether a config field ("data.source") names a place.
+
+  >>> is_path("data.source"), is_path("data.image_size")
+  (True, False)
+  """
   return field in _SOURCES or field in _NAMED
 
 
 def paths_of(config: Mapping[str, Any]) -> dict[str, str]:
-  """The canonical values of the fields of a config, as a dict, that name places."""
+  """Returns the canonical values of the path fields of a config (a dict).
+
+  >>> paths_of({"model": {"path": "/models/sd15/"}})
+  {'model.path': '/models/sd15'}
+  """
   return {field: canonical(value) for field, value in _path_values(config).items()}
 
 
@@ -242,11 +282,14 @@ def _path_values(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-  """A manifest's record as others may see it: names of files and folders, not where they are.
+  """Returns a manifest's record for publication, with names of files and folders but no paths.
 
   Args:
-    record: as `manifest.write_folder` has it; any depth of JSON.
-    folder: that it is written to.
+    record: JSON of any depth, as for `manifest.write_folder`.
+    folder: the folder that the record is written to.
+
+  >>> published({"method": "udp", "config": {"model": {"path": "/home/me/sd15"}}})["config"]
+  {'model': {'path': 'sd15'}}
   """
   said: dict[str, Any] = json.loads(files.to_json(dict(record)))
   places: list[str] = [] if folder is None else [str(folder)]
@@ -267,9 +310,8 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
 
   config = said.get("config")
   if isinstance(config, dict):
-    for field, value in _path_values(config).items():
-      section, name = field.split(".")
-      config[section][name] = base(value)
+    names = {field: base(value) for field, value in _path_values(config).items()}
+    said["config"] = _with(config, names)
   for field in _PATHS:
     if field in said:
       said[field] = base(said[field])
@@ -281,8 +323,19 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
   return _without(said, _parents(places))
 
 
+def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+  """Copies a config with new values for some fields ("section.name"), in the same order."""
+  changed = {
+    section: {**inner} if isinstance(inner, Mapping) else inner for section, inner in config.items()
+  }
+  for field, value in changes.items():
+    section, name = field.split(".")
+    changed[section] = {**changed[section], name: value}
+  return changed
+
+
 def _divided(spec: str) -> tuple[str, str]:
-  """The kind of a source and its place; "" for a folder, and for paths without a kind."""
+  """Splits a source into kind and place; the kind is "" for folders and plain paths."""
   kind, colon, place = spec.partition(":")
   if colon and kind in (*_BY_NAME, "folder", "npz"):
     return ("" if kind in ("folder", "npz") else kind), place
@@ -290,7 +343,7 @@ def _divided(spec: str) -> tuple[str, str]:
 
 
 def _parents(paths: Iterable[str]) -> re.Pattern[str] | None:
-  """What finds the folders in which places are, the home and the current folder, in texts."""
+  """Returns a pattern that finds the parents of `paths`, the home and the current folder."""
   found = {str(Path.home()), os.path.realpath(Path.home()), os.getcwd()}
   for path in paths:
     spelled = Path(path).expanduser()
@@ -317,7 +370,12 @@ def _without(value: Any, parents: re.Pattern[str] | None) -> Any:
 
 
 def check_report(place: Place) -> None:
-  """Raises OutputError for a file that is there and is no JSON report of ours."""
+  """Raises OutputError if a file exists and is not a JSON report of ours.
+
+  >>> import tempfile
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   check_report(Place("--json", Path(place) / "report.json"))
+  """
   path = place.path
   if not path.exists() or files.is_device(path):
     return
@@ -334,7 +392,7 @@ def check_report(place: Place) -> None:
 
 
 def _is_report(content: Any) -> bool:
-  """Whether JSON is what `experiments.verify` or `experiments.evaluate` writes."""
+  """Returns whether JSON content comes from `experiments.verify` or `experiments.evaluate`."""
   if not isinstance(content, dict) or not content:
     return False
   if {"ok", "radius_255", "checked", "files"} <= content.keys():
@@ -353,11 +411,11 @@ def _refuse(inner: Place, outer: Place, why: str) -> None:
 
 
 def _is_in(inner: Path, outer: Path) -> bool:
-  """Whether a path is another or lies in it, by the file system where they are there."""
+  """Returns whether a path equals another or lies in it, by the file system if both exist."""
   for path in (inner, *inner.parents):
     if path == outer:
       return True
-    with contextlib.suppress(OSError):  # Names that differ by case, or a folder mounted twice.
+    with contextlib.suppress(OSError):  # For names that differ by case, or a double mount.
       if os.path.samefile(path, outer):
         return True
   return False
@@ -386,7 +444,7 @@ def _several(specs: Given | Iterable[Given]) -> list[str]:
 
 
 def _source(what: str, spec: str) -> list[Place]:
-  """The place of a source of `data.sources`; none for pictures that come with a package."""
+  """Returns the place of a `data.sources` source; [] for pictures that come with a package."""
   kind, colon, place = spec.partition(":")
   if spec in _NO_PLACES:
     return []
@@ -402,7 +460,7 @@ def _source(what: str, spec: str) -> list[Place]:
 
 def _written(given: Mapping[str, Given] | None) -> list[Place]:
   return [
-    # The link to a pipe (/dev/stdout) leads to no path.
+    # Do not resolve the link to a pipe (/dev/stdout): it leads to no path.
     Place(what, Path(path) if files.is_device(path) else resolve(path))
     for what, path in (given or {}).items()
     if path and path != "-"

@@ -1,4 +1,4 @@
-"""Prepared TensorFlow Datasets data sets, read without TensorFlow (`tfds.data_source`)."""
+"""Reads prepared TensorFlow Datasets data sets without TensorFlow (`tfds.data_source`)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ def load_tfds(
 ) -> ImageSet:
   """Reads `NAME[:SPLIT][@DATA_DIR]`; other arguments and errors as in `sources.load`.
 
-  The data set must have an "image" feature and have been prepared in the `array_record` format
-  (reading needs no TensorFlow, preparing does). SPLIT is "train" by default; a version may be part
-  of the name, as in `mnist/3.0.1:test`.
+  The data set must have an "image" feature and be prepared in the `array_record` format (preparing
+  needs TensorFlow, reading does not). SPLIT is "train" by default; the name may include a version,
+  as in `mnist/3.0.1:test`.
+
+  >>> try:
+  ...   load_tfds("no_such_set@/nowhere", image_size=None, limit=None, seed=0, classes=None)
+  ... except MissingDataError:
+  ...   print("not prepared")
+  not prepared
   """
   name_and_split, _, data_dir = place.partition("@")
   name, _, part = name_and_split.partition(":")
@@ -47,16 +53,18 @@ def load_tfds(
   records = [source[int(i)] for i in chosen]
   labels = np.array([int(record["label"]) for record in records]) if class_names else None
   return image_set.finish(
-    _stack(name, [_rgb(name, record["image"]) for record in records], image_size),
-    npz.numbered_names(chosen.tolist(), labels, class_names),
+    ImageSet(
+      _stack(name, [_rgb(name, record["image"]) for record in records], image_size),
+      npz.numbered_names(chosen.tolist(), labels, class_names),
+      labels,
+    ),
     f"TFDS {info.full_name} split {part}",
-    labels=labels,
     classes=class_names,
   )
 
 
 def _open(name: str, part: str, data_dir: str | None) -> Any:
-  """The random-access source, or one clear line on what is missing."""
+  """Opens the random-access source, or raises one clear line about what is missing."""
   try:
     import tensorflow_datasets as tfds
   except ImportError as error:
@@ -69,12 +77,12 @@ def _open(name: str, part: str, data_dir: str | None) -> Any:
     "file_format='array_record').download_and_prepare(), then give tfds:NAME@DIR"
   )
   try:
-    # download=False: a reader never fetches or prepares anything by itself.
+    # download=False: a reader must never download or prepare anything by itself.
     return tfds.data_source(name, split=part, data_dir=data_dir, download=False)
   except ImportError as error:
     raise MissingDataError(f"tfds:{name}: reading it needs {error.name or error}; {how}") from error
   except (LookupError, AttributeError, OSError, ValueError, NotImplementedError) as error:
-    # The first sentence: the rest lists every data set there is, or guesses.
+    # Keep the first sentence: the rest lists all known data sets, or guesses.
     reason = " ".join(str(error).split()).split(". ")[0] or type(error).__name__
     raise MissingDataError(
       f"tfds:{name}: no prepared data set with split {part!r} in {where} ({reason}); {how}"

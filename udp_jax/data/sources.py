@@ -1,4 +1,4 @@
-"""Where clean images come from: one function, five kinds of source.
+"""Loads clean images with one function from five kinds of source.
 
 | spec | source |
 |---|---|
@@ -41,18 +41,21 @@ def load(
   """Loads the clean reference: uint8 images of one size, resized and quantised once.
 
   Args:
-    spec: see the table above.
-    image_size: centre-crop to a square and resize to this many pixels; None keeps the source's
-      size (which must then be the same for all), 32 for `builtin`.
-    limit: at most this many images: a random subset chosen by `seed`, in the source's order.
-    seed: of the choice made by `limit`; nothing else depends on it.
-    strict: an unusable file in a folder is an error instead of being skipped with a warning.
-    classes: only images of these classes, by name (`("automobile",)`).
+    spec: one of the forms in the table above.
+    image_size: side in pixels to which images are centre-cropped and resized; None keeps the
+      source's size, which must be the same for all (`builtin` then uses 32).
+    limit: largest number of images: a random subset chosen by `seed`, in the source's order.
+    seed: seed of the choice made by `limit`; it affects nothing else.
+    strict: whether an unusable file in a folder is an error; if not, it is skipped with a warning.
+    classes: names of the classes to load, as in `("automobile",)`; None loads all.
 
   Raises:
-    MissingDataError: nothing is there; the message says where it was looked for and how to get it.
-    BadDataError: it is there but cannot be used.
+    MissingDataError: the source does not exist; the message says where we looked and how to get it.
+    BadDataError: the source exists but is unusable.
     ConfigError: the arguments do not fit the source.
+
+  >>> load("builtin", image_size=32, limit=3).images.shape
+  (3, 32, 32, 3)
   """
   text = os.fspath(spec)
   if image_size is not None and image_size < 1:
@@ -66,7 +69,7 @@ def load(
     "classes": classes,
   }
   kind, colon, place = text.partition(":")
-  # The kinds are imported where they are used: a folder needs neither tarfile nor TFDS.
+  # Import each kind only when it is used: a folder needs neither tarfile nor TFDS.
   if text == "builtin":
     from udp_jax.data import builtin
 

@@ -1,24 +1,25 @@
-"""Does a protected folder keep its budget? Reads only files, made by us or by anyone."""
+"""Checks that a protected folder keeps its budget, from the files alone, whoever made them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from udp_jax.data import folder, images, naming
+from udp_jax.data import images, listing, naming
+from udp_jax.data.budget import check_radius_255
 from udp_jax.data.manifest import INCOMPLETE, max_abs_255
-from udp_jax.errors import ConfigError, MissingDataError, UserError
+from udp_jax.errors import MissingDataError, UserError
 
 
 class FileReport(NamedTuple):
-  """One pair of files.
+  """The result for one pair of files.
 
   Attributes:
     name: common relative name without extension.
     max_abs_255: largest |protected - clean| in 8-bit levels, or None if it cannot be measured.
     problem: why the pair fails, or None.
-    notes: what is worth knowing but no failure.
+    notes: remarks that are not failures.
   """
 
   name: str
@@ -28,15 +29,15 @@ class FileReport(NamedTuple):
 
 
 class VerifyReport(NamedTuple):
-  """The outcome of `verify`.
+  """The result of `verify`.
 
   Attributes:
-    ok: every file has its counterpart and keeps the budget.
-    failures: the pairs that do not.
-    checked: how many pairs were measured.
-    worst: the pair with the largest difference, or None if nothing was measured.
-    files: every pair, sorted by name.
-    radius_255: the budget in levels.
+    ok: whether every file has its counterpart and keeps the budget.
+    failures: the pairs that fail.
+    checked: number of pairs measured.
+    worst: the pair with the largest difference, or None if no pair was measured.
+    files: all pairs, sorted by name.
+    radius_255: the budget in 8-bit levels.
   """
 
   ok: bool
@@ -47,40 +48,32 @@ class VerifyReport(NamedTuple):
   radius_255: float
 
 
-def check_radius_255(name: str, value: Any, *, least: int = 1) -> None:
-  """Raises ConfigError unless `value`, of the field or flag `name`, is a budget of a saved file.
-
-  Args:
-    name: of the field or flag.
-    value: of any type.
-    least: 0 where files are only compared, and may be equal.
-  """
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not (number and least <= value <= 255):  # NaN is refused too.
-    raise ConfigError(
-      f"{name} is {value}: it must be from {least} to 255, in levels of the saved 8-bit file, "
-      "which changes by whole levels"
-    )
-
-
 def verify(
   clean_dir: str | os.PathLike, protected_dir: str | os.PathLike, radius_255: float
 ) -> VerifyReport:
-  """Compares all images of two folders by their relative name without extension.
+  """Compares all images of two folders, matched by relative name without extension.
 
-  Colours are compared as they are stored, transparent pixels included; alpha is not.
+  Colours are compared as stored, including those of transparent pixels; alpha is not compared.
 
   Args:
-    clean_dir: the originals, in any format that `images.read_image` reads.
-    protected_dir: the protected files.
-    radius_255: the budget: the largest allowed |protected - clean| of any sample, in levels.
+    clean_dir: folder of the originals, in any format that `images.read_image` reads.
+    protected_dir: folder of the protected files.
+    radius_255: the budget: largest allowed |protected - clean| of any sample, in 8-bit levels.
 
   Raises:
-    MissingDataError: a folder is not there or both hold no image.
-    ConfigError: the budget is none, see `check_radius_255`.
+    MissingDataError: a folder does not exist or holds no image.
+    ConfigError: the budget is not a number from 0 to 255.
+
+  >>> import tempfile
+  >>> import numpy as np
+  >>> from udp_jax.data import images
+  >>> with tempfile.TemporaryDirectory() as place:
+  ...   images.write_png(f"{place}/in/a.png", np.full((4, 4, 3), 255, np.uint8))
+  ...   verify(f"{place}/in", f"{place}/in", 8).ok
+  True
   """
   check_radius_255("radius_255", radius_255, least=0)
-  clean_scan, protected_scan = folder.scan(clean_dir), folder.scan(protected_dir)
+  clean_scan, protected_scan = listing.scan(clean_dir), listing.scan(protected_dir)
   clean = {naming.composed(file.name): file.path for file in clean_scan.files}
   protected = {naming.composed(file.name): file.path for file in protected_scan.files}
   for place, found in ((clean_dir, clean), (protected_dir, protected)):
@@ -114,7 +107,7 @@ def _without_protected(name: str, clean: Path, protected_dir: Path) -> FileRepor
   try:
     images.read_image(clean)
   except UserError as error:
-    # A stage skips what it cannot read, so an absent counterpart is then as it should be.
+    # A stage skips unreadable files, so a missing counterpart is expected here.
     return FileReport(name, None, None, (f"skipped: {error}",))
   return FileReport(name, None, f"no protected counterpart of {clean} in {protected_dir}")
 

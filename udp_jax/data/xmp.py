@@ -1,4 +1,4 @@
-"""XMP packets: what `metadata.TABLE` drops is cut out, and every other byte stays as it was."""
+"""Cuts what `metadata.TABLE` drops out of XMP packets; every other byte stays unchanged."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 from typing import NamedTuple
 from xml.parsers import expat
 
-from udp_jax.data import metadata
+from udp_jax.data import metadata, picture_marks
 
 _MAX_DEPTH = 100
 _MAX_ELEMENTS = 100_000
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns# RDF"
-# Possessive: backtracking would keep a place for every character of a long tag.
+# Possessive quantifiers: backtracking would store a state for every character of a long tag.
 _TAG = re.compile(rb"""<(?:[^>"']++|"[^"]*+"|'[^']*+')*+>""")
 _ATTRIBUTE = re.compile(rb"""(?<=\s)([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
 
 
 class Packet(NamedTuple):
-  """What is taken over of a packet.
+  """The kept part of a packet.
 
   Attributes:
-    text: UTF-8.
-    orientation: that tiff:Orientation gives, or 1.
+    text: the packet in UTF-8.
+    orientation: value of tiff:Orientation, or 1.
     dropped: keys of `metadata.TABLE`.
   """
 
@@ -31,10 +31,14 @@ class Packet(NamedTuple):
 
 
 def filtered(packet: bytes) -> Packet:
-  """A packet without what the table drops.
+  """Returns a packet without what the table drops.
 
   Raises:
-    ValueError: it is no well-formed XML, or something in it cannot be told apart from a preview.
+    ValueError: the packet is not well-formed XML, or a part of it cannot be told from a preview.
+
+  >>> start = b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+  >>> filtered(start + b"</rdf:RDF>")[1:]
+  (1, ())
   """
   packet = _utf8(packet)
   walk = _Walk(packet)
@@ -43,16 +47,20 @@ def filtered(packet: bytes) -> Packet:
     parts.append(packet[last:start])
     last = end
   text = b"".join([*parts, packet[last:]])
-  if metadata.holds_picture(text):
+  if picture_marks.found(text):
     raise ValueError("a picture outside of any property")
   return Packet(text, walk.orientation, tuple(dict.fromkeys(walk.dropped)))
 
 
 def joined(main: bytes, extension: bytes) -> bytes:
-  """The main packet with the descriptions of its extension.
+  """Inserts the descriptions of an extension into the main packet.
 
   Raises:
-    ValueError: one of them is damaged, or they do not fit together.
+    ValueError: one of the packets is damaged, or they do not fit together.
+
+  >>> start = b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+  >>> joined(start + b"</rdf:RDF>", start + b"<!-- more --></rdf:RDF>")[-30:]
+  b'x-ns#"><!-- more --></rdf:RDF>'
   """
   start, end = _Walk(extension).content
   place = _Walk(main).content[1]
@@ -62,7 +70,7 @@ def joined(main: bytes, extension: bytes) -> bytes:
 
 
 def _utf8(packet: bytes) -> bytes:
-  """The packet in UTF-8, in which PNG wants it."""
+  """Converts a packet to UTF-8, which PNG requires."""
   for mark, encoding in (
     (b"\xff\xfe\0\0", "utf-32"),
     (b"\0\0\xfe\xff", "utf-32"),
@@ -79,7 +87,7 @@ def _utf8(packet: bytes) -> bytes:
 
 
 class _Walk:
-  """One pass over a packet: where what is to be dropped begins and ends, in bytes."""
+  """Parses a packet once and finds the byte ranges to cut."""
 
   def __init__(self, packet: bytes):
     if len(packet) > metadata.MAX_BYTES:
@@ -89,8 +97,8 @@ class _Walk:
     self.orientation = 1
     self.content = (0, 0)
     self._packet, self._elements = packet, 0
-    # Of every open element: key to drop it by, start, end of its start tag, whether it has
-    # children, whether it goes with the element around it.
+    # Per open element: key of the row that drops it, start, end of its start tag, whether it has
+    # children, whether an enclosing element is dropped.
     self._open: list[list] = []
     self._parser = expat.ParserCreate("utf-8", " ")
     self._parser.ordered_attributes = True
@@ -129,23 +137,23 @@ class _Walk:
       raise ValueError("attributes that cannot be told apart")
     for match, name, value in zip(written, attributes[::2], attributes[1::2]):
       key = self._key(name, value)
-      if key is None and metadata.holds_picture(match.group(2)):
+      if key is None and picture_marks.found(match.group(2)):
         key = "xmp_preview"
       if key is not None:
         self.dropped.append(key)
         self.cuts.append((start + match.start(), start + match.end()))
 
   def _key(self, name: str, value: str | None) -> str | None:
-    """The row by which an element or attribute is dropped, or None."""
+    """Returns the key of the row that drops an element or attribute, or None."""
     namespace, _, local = name.rpartition(" ")
     key = metadata.of_property(namespace, local)
     if key == "orientation" and value is not None:
       return self._turn(value)
-    # An element's value is known at its end.
+    # An element's value is known only at its end tag.
     return None if key == "orientation" else key
 
   def _turn(self, value: str) -> str | None:
-    """Notes an orientation; 1 says what is true of the saved file too, and may stay."""
+    """Records an orientation; the value 1 also holds for the saved file and may stay."""
     value = value.strip()
     if value == "1":
       return None
@@ -157,7 +165,7 @@ class _Walk:
     key, start, inner, parent, inside = self._open.pop()
     at = self._parser.CurrentByteIndex
     if at <= start:
-      end = inner  # An empty element is one tag.
+      end = inner  # An empty element is a single tag.
     else:
       end = self._packet.index(b">", at) + 1
     if name == _RDF:
@@ -169,11 +177,11 @@ class _Walk:
       namespace, _, local = name.rpartition(" ")
       if metadata.of_property(namespace, local) == "orientation":
         key = self._turn(content.decode("utf-8", "replace"))
-      elif metadata.holds_picture(content):
+      elif picture_marks.found(content):
         key = "xmp_preview"
     if key is not None:
       self.dropped.append(key)
-      # What was cut inside of it is gone with it.
+      # This cut covers the cuts inside the element.
       while self.cuts and self.cuts[-1][0] >= start:
         self.cuts.pop()
       self.cuts.append((start, end))

@@ -1,8 +1,8 @@
-"""Metrics one number a picture, so that spread over pictures can be told; everything is 8-bit.
+"""Metrics with one value per picture, so that their spread is known; all measure 8-bit pictures.
 
-`pictures` compares pictures with others of the same motif; `strength` asks a diffusion model about
-them, `diffusion_classifier` which prompt they fit; `sets` compares samples with real pictures by
-features of a network; `style` classifies them. With weights that the user brings, `clip_score` asks
-CLIP, and `identity` whether it is the same person. `spread` tells how far a mean can be trusted.
-Distances between distributions are in `ops.frechet`.
+`pictures` compares pictures with others of the same motif; `denoising` measures their denoising
+loss, `diffusion_classifier` finds the prompt that fits; `sets` compares samples with real pictures
+by network features; `style` classifies pictures. With weights that the user provides, `clip_score`
+asks CLIP and `identity` compares faces. `statistics` measures the uncertainty of means. Distances
+between distributions are in `ops.frechet`.
 """

@@ -9,28 +9,28 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from udp_jax import parallel
+from udp_jax.runtime import mesh as mesh_lib
 
 
 def over_pictures(
   function: Callable[..., jax.Array], *leaves: Any, per_device_batch_size: int, mesh: Mesh
 ) -> np.ndarray:
-  """`function` of leaves (N, ...), batch by batch; its results (N, ...).
+  """Applies `function` to leaves (N, ...) batch by batch and returns the results (N, ...).
 
-  The last batch is filled up with the first pictures, so that one shape is compiled. What a picture
-  gets must not depend on the others of its batch.
+  The last batch is filled up with the first pictures, so that only one shape is compiled. A
+  picture's result must not depend on the other pictures in its batch.
 
   Args:
-    function: jitted, (*leaves (B, ...)) -> (B, ...). Leaves that are None are passed as None.
+    function: jitted, (*leaves (B, ...)) -> (B, ...). None leaves are passed as None.
     leaves: host arrays (N, ...), or None.
-    per_device_batch_size: pictures that a device works on at a time, at most.
-    mesh: devices, over which a batch is split.
+    per_device_batch_size: largest number of pictures per device at a time.
+    mesh: devices over which a batch is split.
   """
   count = next(len(leaf) for leaf in leaves if leaf is not None)
-  # As many batches as needed, of even size: less padding.
+  # Use the smallest number of batches, of even size, to reduce padding.
   share = -(-count // (mesh.size * -(-count // (per_device_batch_size * mesh.size))))
   size = share * mesh.size
-  sharding = NamedSharding(mesh, PartitionSpec(parallel.AXES))
+  sharding = NamedSharding(mesh, PartitionSpec(mesh_lib.AXES))
   parts = []
   for start in range(0, count, size):
     rows = np.arange(start, start + size) % count

@@ -1,9 +1,8 @@
-"""What CLIP makes of pictures: zero-shot classes, likeness to a text, likeness to a picture.
+"""CLIP scores of pictures: zero-shot classification, similarity to a text or to a picture.
 
-Only with CLIP's weights (`models.clip.load`). IMPRESS and Glaze judge by the first: the share of
-pictures whose own style is among the `top` of all candidates (Shan et al. 2023, arXiv:2302.04222,
-section 6.1: genres, top 3). What stands in without the weights is `metrics.style`, under its own
-name.
+They need CLIP's weights (`models.clip.load`). IMPRESS and Glaze report the first one: the share of
+pictures whose own style is among the `top` candidates (Shan et al. 2023, arXiv:2302.04222, section
+6.1: genres, top 3). Without the weights, `metrics.style` measures style under a name of its own.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from udp_jax.ops.image import to_float
 
 
 class CLIPScores:
-  """CLIP's view of pictures; the network is compiled once for a size of pictures."""
+  """Scores pictures with CLIP; the network is compiled once per picture size."""
 
   def __init__(self, clip: CLIP, *, per_device_batch_size: int, mesh: Mesh):
-    """Compiles nothing yet.
+    """Prepares the compiled functions; the first call compiles them.
 
     Args:
-      clip: of `models.clip.load`.
-      per_device_batch_size: pictures that a device works on at a time; changes speed only.
-      mesh: devices.
+      clip: the model, from `models.clip.load`.
+      per_device_batch_size: pictures per device at a time; affects only speed.
+      mesh: devices to run on.
     """
     self._clip, self._size, self._mesh = clip, per_device_batch_size, mesh
 
@@ -44,7 +43,7 @@ class CLIPScores:
     self._embed = partial(embed, clip.params)
 
   def vectors(self, images: np.ndarray) -> np.ndarray:
-    """Unit vectors (N, D) of uint8 images (N, H, W, 3)."""
+    """Embeds uint8 images (N, H, W, 3) as unit vectors (N, D)."""
     return over_pictures(
       self._embed, images, per_device_batch_size=self._size, mesh=self._mesh
     ).astype(np.float64)
@@ -52,11 +51,11 @@ class CLIPScores:
   def score(self, images: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """CLIP score (N,) of uint8 images with one text each: 100 max(cos, 0).
 
-    Hessel et al. 2021 (arXiv:2104.08718) with 100 in place of their 2.5, as it is reported of
-    generated pictures.
+    This is the score of Hessel et al. 2021 (arXiv:2104.08718) with factor 100 in place of 2.5, the
+    convention for generated pictures.
 
     Raises:
-      ConfigError: another number of texts than of pictures.
+      ConfigError: the numbers of texts and pictures differ.
     """
     if len(texts) != len(images):
       raise ConfigError(f"{len(images)} pictures cannot be scored by {len(texts)} texts")
@@ -65,22 +64,22 @@ class CLIPScores:
     return 100.0 * np.maximum(np.sum(self.vectors(images) * vectors, axis=1), 0.0)
 
   def likeness(self, images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Cosine (N,) of uint8 images with reference pictures (N, H, W, 3), one each."""
+    """Cosine similarity (N,) of uint8 images with one reference picture (N, H, W, 3) each."""
     return np.sum(self.vectors(images) * self.vectors(reference), axis=1)
 
   def hits(
     self, images: np.ndarray, labels: np.ndarray, texts: Sequence[str], *, top: int = 1
   ) -> np.ndarray:
-    """1 for each picture whose own class is among the `top` by cosine, else 0; (N,).
+    """Returns 1 for pictures whose own class is among the `top` by cosine, else 0; (N,).
 
     Args:
       images: uint8 (N, H, W, 3).
-      labels: (N,), places in `texts`.
-      texts: one of every class, such as "a painting by Claude Monet", and of other candidates.
-      top: as IMPRESS, 3 of 39; 1 is plain accuracy.
+      labels: (N,), indices of the pictures' classes in `texts`.
+      texts: one text per class, such as "a painting by Claude Monet", and per other candidate.
+      top: number of best classes that count as a hit; 1 is plain accuracy, IMPRESS uses 3 of 39.
 
     Raises:
-      ConfigError: fewer than two texts, or so many allowed that nothing can be wrong.
+      ConfigError: there are fewer than two texts, or `top` is so large that every picture hits.
     """
     if not 1 <= top < len(texts):
       raise ConfigError(f"the best {top} of {len(texts)} classes tells nothing")

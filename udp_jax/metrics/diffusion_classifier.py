@@ -1,10 +1,11 @@
-"""Which of several prompts a picture fits best, by the denoising loss of a diffusion model.
+"""Finds the prompt that fits a picture best, by the denoising loss of a diffusion model.
 
 Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier" (arXiv:2303.16203): the
-prompt under which the model predicts a picture's noise best, argmin over prompts c of
-E_{t, noise} || noise - noise_pred(x_t, t, c) ||^2 (equation 5), with the same timesteps and noises
-for all prompts (section 3.3), timesteps evenly spaced (section 4). Prompts that are far behind can
-be dropped early (algorithm 2): IMPRESS keeps 20, 10, 5 and 3 after 20, 50, 100 and 500 draws.
+predicted class is the prompt under which the model predicts a picture's noise best, argmin over
+prompts c of E_{t, noise} || noise - noise_pred(x_t, t, c) ||^2 (equation 5). All prompts share
+timesteps and noises (section 3.3), and timesteps are evenly spaced (section 4). Prompts that are
+far behind can be dropped early (algorithm 2): IMPRESS keeps 20, 10, 5 and 3 after 20, 50, 100 and
+500 draws.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from udp_jax.metrics.batches import over_pictures
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.ops import schedules
 from udp_jax.ops.image import to_float
-from udp_jax.randomness import example_keys, normal_each, stream
+from udp_jax.ops.keys import example_keys, normal_each, stream
 
 _GOLDEN = 0.6180339887498949
 
 
 class Prediction(NamedTuple):
-  """What the classifier found.
+  """The classifier's result.
 
   Attributes:
-    prompt: (N,) number of the prompt that fits best.
-    losses: (N, K), mean square error of the predicted noise under each prompt, over the draws that
-      it was given; inf for a prompt that was dropped before the last stage.
+    prompt: (N,), index of the prompt that fits best.
+    losses: (N, K), mean squared error of the predicted noise under each prompt, over that prompt's
+      draws; inf for a prompt that was dropped before the last stage.
   """
 
   prompt: np.ndarray
@@ -43,8 +44,8 @@ class Prediction(NamedTuple):
 class DiffusionClassifier:
   """Classifies pictures by the prompts of a conditioned diffusion model.
 
-  Pictures are encoded once (to the mean of a VAE's posterior); a stage is one compiled scan over
-  its draws and the prompts that are left, in the memory of one batch.
+  Pictures are encoded once (to the mean of a VAE's posterior). A stage is one compiled scan over
+  its draws and the remaining prompts, with the memory of one batch.
   """
 
   def __init__(
@@ -57,26 +58,26 @@ class DiffusionClassifier:
     mesh: Mesh,
     stages: Sequence[tuple[int, int]] = (),
   ):
-    """Compiles nothing yet.
+    """Prepares the compiled functions; the first call compiles them.
 
     Args:
-      model: told of the prompts by `cond`.
-      seed: of the noises.
-      draws: timesteps and noises a picture and prompt, in all.
-      per_device_batch_size: pictures that a device works on at a time; changes speed only.
-      mesh: devices.
+      model: model that takes the prompts as `cond`.
+      seed: seed of the noises.
+      draws: total number of (timestep, noise) pairs per picture and prompt.
+      per_device_batch_size: pictures per device at a time; affects only speed.
+      mesh: devices to run on.
       stages: (draws so far, prompts kept), both at least 1, with rising draws and falling prompts:
-        after so many draws only so many prompts go on. () gives all prompts all draws.
+        after so many draws, only so many prompts remain. () gives all prompts all draws.
 
     Raises:
-      ConfigError: draws below 1 or more than the model's timesteps, or unusable stages.
+      ConfigError: draws is below 1 or above the model's number of timesteps, or stages are invalid.
     """
     self._model, self._size, self._mesh = model, per_device_batch_size, mesh
     self._stages = _checked(draws, stages, model.schedule.num_steps)
     root = stream(jax.random.key(seed), "diffusion-classifier")
     order = jnp.asarray(spread_timesteps(model.schedule.num_steps, draws))
 
-    # Traced per stage: the shapes of `which` and `numbers` differ.
+    # Each stage traces this again: the shapes of `which` and `numbers` differ.
     @jax.jit
     def summed(params: Params, images: jax.Array, ids: jax.Array, which: jax.Array, *rest: Any):
       conds, numbers = rest
@@ -105,12 +106,12 @@ class DiffusionClassifier:
     """Classifies pictures.
 
     Args:
-      params: of the model.
+      params: the model's parameters.
       images: uint8 (N, H, W, 3).
       conds: (K, ...), embeddings or token ids of the prompts.
 
     Raises:
-      ConfigError: fewer than two prompts.
+      ConfigError: there are fewer than two prompts.
     """
     count, num_prompts = len(images), len(conds)
     if num_prompts < 2:
@@ -125,7 +126,7 @@ class DiffusionClassifier:
       numbers = jnp.arange(done, until)
 
       def of_batch(images: jax.Array, ids: jax.Array, which: jax.Array) -> jax.Array:
-        # Only called below, before `numbers` is another's.
+        # Called only below, before the next stage changes `numbers`.
         return self._summed(params, images, ids, which, on_device, numbers)  # noqa: B023
 
       found = over_pictures(
@@ -142,15 +143,15 @@ class DiffusionClassifier:
 
 
 def hits(prediction: Prediction, prompts: np.ndarray) -> np.ndarray:
-  """1 for each picture that is taken for its own prompt (N,), else 0; the mean is the accuracy."""
+  """Returns 1 for pictures assigned to their own prompt (N,), else 0; the mean is the accuracy."""
   return (prediction.prompt == prompts).astype(np.float64)
 
 
 def spread_timesteps(num_steps: int, draws: int) -> np.ndarray:
-  """`draws` evenly spaced timesteps of [0, num_steps), in an order whose beginnings are even too.
+  """Returns `draws` evenly spaced timesteps in [0, num_steps), in an order with even prefixes.
 
-  The order is that of the multiples of the golden ratio: a stage that sees the first few draws sees
-  all of the schedule.
+  The order follows multiples of the golden ratio, so that a stage with only the first few draws
+  still covers the whole schedule.
   """
   ranks = np.argsort(np.argsort((np.arange(draws) + 0.5) * _GOLDEN % 1.0))
   return ((ranks + 0.5) * num_steps / draws).astype(np.int32)
@@ -159,7 +160,7 @@ def spread_timesteps(num_steps: int, draws: int) -> np.ndarray:
 def _checked(
   draws: int, stages: Sequence[tuple[int, int]], num_steps: int
 ) -> tuple[tuple[int, int], ...]:
-  """The stages with the last one, after which nothing is dropped (0)."""
+  """Checks the stages and appends the last one, after which no prompt is dropped (0)."""
   if not 1 <= draws <= num_steps:
     raise ConfigError(f"a diffusion classifier draws 1 to {num_steps} timesteps, not {draws}")
   given = tuple((int(until), int(kept)) for until, kept in stages if until < draws)

@@ -1,14 +1,14 @@
-"""Metrics that a config asks for by giving weights or draws; what is not given is not measured.
+"""Metrics that a config enables by giving weights or draws; others are not measured.
 
   config.evaluation.clip               folder of a CLIP model: "clip_style", "clip_likeness"
-  config.evaluation.clip_template      its text of a class, "a painting by {}"
-  config.evaluation.clip_top           classes among which the right one must be, 1
+  config.evaluation.clip_template      text of a class for CLIP, "a painting by {}"
+  config.evaluation.clip_top           number of best classes that count as a hit, 1
   config.evaluation.face               file of a face network: "identity"
-  config.evaluation.face_sha256        of that file, where it is a `.pth`
+  config.evaluation.face_sha256        SHA-256 of that file, if it is a `.pth`
   config.evaluation.classifier_draws   timesteps of the diffusion classifier: "prompt_hits"; 0: none
 
-Nothing takes another's name: without CLIP there is no "clip_style", and the offline classifier's
-"style" is there all the same.
+Metrics never share a name: without CLIP there is no "clip_style", while "style" of the offline
+classifier is always measured.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ DEFAULTS: dict[str, Any] = {
 
 
 class Judged(NamedTuple):
-  """The diffusion model of the classifier, encoding to the mean of the posterior.
+  """The diffusion model used as a classifier, encoding to the posterior mean.
 
   Attributes:
-    model: told of prompts.
-    params: its parameters.
-    class_conds: (K, ...), embeddings of one prompt a class; None where prompts name no classes.
+    model: a model with prompts.
+    params: parameters of the model.
+    class_conds: (K, ...), embeddings of one prompt per class; None if prompts name no classes.
   """
 
   model: DiffusionModel
@@ -54,7 +54,7 @@ class Judged(NamedTuple):
 
 
 class Given:
-  """The metrics of `config.evaluation` that need weights or draws. Networks are loaded at once."""
+  """The metrics of `config.evaluation` that need weights or draws; loads their networks."""
 
   def __init__(
     self,
@@ -69,16 +69,16 @@ class Given:
     """Loads the networks.
 
     Args:
-      evaluation: `config.evaluation`; fields that it lacks are at `DEFAULTS`.
-      classes: names of the classes, by label; None where pictures have none.
-      judged: for the diffusion classifier; None for models without prompts.
-      seed: of the classifier's noises.
-      per_device_batch_size: pictures that a device works on at a time; changes speed only.
-      mesh: devices.
+      evaluation: `config.evaluation`; missing fields have their values in `DEFAULTS`.
+      classes: names of the classes, by label; None if pictures have no classes.
+      judged: model for the diffusion classifier; None for models without prompts.
+      seed: seed of the classifier's noises.
+      per_device_batch_size: pictures per device at a time; affects only speed.
+      mesh: devices to run on.
 
     Raises:
-      ConfigError: a metric of classes without classes, or a setting that cannot be used.
-      MissingDataError, BadDataError: the weights.
+      ConfigError: a metric needs classes but there are none, or a setting is invalid.
+      MissingDataError, BadDataError: weights are missing or damaged.
     """
     settings = {name: evaluation.get(name, value) for name, value in DEFAULTS.items()}
     options: dict[str, Any] = {"per_device_batch_size": per_device_batch_size, "mesh": mesh}
@@ -102,20 +102,20 @@ class Given:
       self._classifier = DiffusionClassifier(judged.model, seed=seed, draws=draws, **options)
 
   def pictures(self, images: np.ndarray, labels: np.ndarray | None) -> Values:
-    """Of pictures or edits of them, uint8 (N, H, W, 3), of classes `labels` (N,)."""
+    """Measures pictures or their edits, uint8 (N, H, W, 3), with class labels (N,)."""
     values: Values = {}
     if labels is None:
       return values
     if self._clip is not None and len(self._texts) > 1:
       values["clip_style"] = self._clip.hits(images, labels, self._texts, top=self._top)
     if self._classifier is not None:
-      assert self._judged is not None and self._judged.class_conds is not None  # When it was made.
+      assert self._judged is not None and self._judged.class_conds is not None  # See `__init__`.
       found = self._classifier(self._judged.params, images, self._judged.class_conds)
       values["prompt_hits"] = diffusion_classifier.hits(found, labels)
     return values
 
   def against_clean(self, images: np.ndarray, clean: np.ndarray) -> Values:
-    """Of edits uint8 (N, H, W, 3) against the pictures before protection, one each."""
+    """Measures edits, uint8 (N, H, W, 3), against one unprotected picture each."""
     values: Values = {}
     if self._clip is not None:
       values["clip_likeness"] = self._clip.likeness(images, clean)
@@ -124,12 +124,12 @@ class Given:
     return values
 
   def samples(self, images: np.ndarray, labels: np.ndarray | None, clean: np.ndarray) -> Values:
-    """Of samples uint8 (S, H, W, 3) of a model that should have learned one person's pictures."""
+    """Measures samples, uint8 (S, H, W, 3), from a model trained on one person's pictures."""
     values = self.pictures(images, labels)
     if self._face is not None:
       values["identity"] = self._face.to_person(images, clean)
     return values
 
   def describe(self) -> dict[str, Any]:
-    """Which weights the numbers depend on, for the record."""
+    """Returns the revisions of the weights used, for the record."""
     return {name: {"revision": revision} for name, revision in self._revisions.items()}

@@ -1,9 +1,9 @@
-"""Whether pictures show the same person: cosines of face embeddings.
+"""Measures whether pictures show the same person, by cosines of face embeddings.
 
 Anti-DreamBooth's identity score (Le et al. 2023, arXiv:2303.15433, section 5.1: ISM) is the cosine
-of a sample's ArcFace embedding with the mean of the clean pictures'. Theirs detects and aligns
-faces first, and leaves pictures without one out; see `models.face_embedding` for what ours sees.
-Only with a face model's weights; nothing stands in for it.
+between a sample's ArcFace embedding and the mean embedding of the clean pictures. The original
+first detects and aligns faces and leaves out pictures without one; `models.face_embedding` says
+what ours does. The score needs a face model's weights and has no substitute without them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from udp_jax.ops.image import to_float
 
 
 class IdentitySimilarity:
-  """Cosines of face embeddings, in [-1, 1]; compiled once for a size of pictures."""
+  """Cosines of face embeddings, in [-1, 1]; the network is compiled once per picture size."""
 
   def __init__(self, face: FaceEmbedding, *, per_device_batch_size: int, mesh: Mesh):
-    """Compiles nothing yet.
+    """Prepares the compiled functions; the first call compiles them.
 
     Args:
-      face: of `models.face_embedding.load`.
-      per_device_batch_size: pictures that a device works on at a time; changes speed only.
-      mesh: devices.
+      face: the network, from `models.face_embedding.load`.
+      per_device_batch_size: pictures per device at a time; affects only speed.
+      mesh: devices to run on.
     """
     self._size, self._mesh = per_device_batch_size, mesh
 
@@ -43,22 +43,22 @@ class IdentitySimilarity:
     self._embed = partial(embed, face.params)
 
   def vectors(self, images: np.ndarray) -> np.ndarray:
-    """Unit vectors (N, D) of uint8 images (N, H, W, 3)."""
+    """Embeds uint8 images (N, H, W, 3) as unit vectors (N, D)."""
     return over_pictures(
       self._embed, images, per_device_batch_size=self._size, mesh=self._mesh
     ).astype(np.float64)
 
   def each(self, images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Cosine (N,) of uint8 images with reference pictures of the same people, one each.
+    """Cosine (N,) of uint8 images with one reference picture of the same person each.
 
     Raises:
-      ConfigError: another number of reference pictures.
+      ConfigError: the numbers of images and reference pictures differ.
     """
     if len(images) != len(reference):
       raise ConfigError(f"{len(images)} pictures have no {len(reference)} references, one each")
     return np.sum(self.vectors(images) * self.vectors(reference), axis=1)
 
   def to_person(self, images: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-    """Cosine (N,) of uint8 images with the mean vector of one person's pictures (M, H, W, 3)."""
+    """Cosine (N,) of uint8 images with the mean embedding of a person's pictures (M, H, W, 3)."""
     mean = self.vectors(pictures).mean(axis=0)
     return self.vectors(images) @ (mean / np.linalg.norm(mean))

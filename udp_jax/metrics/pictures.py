@@ -1,4 +1,4 @@
-"""How far pictures are from others of the same motif: one number a picture and metric."""
+"""Distances between pictures of the same motif: one value per picture and metric."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from udp_jax.models.perceptual import PerceptualDistance
 from udp_jax.ops import similarity
 from udp_jax.ops.image import to_float
 
-# The least sides at which SSIM's window and the four scales of VIFp fit.
+# Smallest sides for SSIM's window and for the four scales of VIFp.
 _MIN_SSIM, _MIN_VIF = 11, 41
 
 Values = dict[str, np.ndarray]
 
 
 class Comparison:
-  """Compares sets of pictures; every metric is compiled once for a shape.
+  """Compares sets of pictures; every metric is compiled once per shape.
 
-  Metrics: "psnr" (dB; NaN where the pictures are identical), "ssim" (NaN below 11 pixels), "vif"
-  (VIFp, NaN below 41 pixels), "perceptual" (NaN where the network needs larger pictures), "rmse"
-  (root mean square of the difference) and "max_abs", both in 8-bit levels.
+  Metrics: "psnr" (dB; NaN for identical pictures), "ssim" (NaN below 11 pixels), "vif" (VIFp, NaN
+  below 41 pixels), "perceptual" (NaN if the network needs larger pictures), "rmse" (root mean
+  square of the difference) and "max_abs", both in 8-bit levels.
   """
 
   def __init__(
     self, perceptual: PerceptualDistance | None, *, per_device_batch_size: int, mesh: Mesh
   ):
-    """Compiles nothing yet.
+    """Prepares the compiled functions; the first call compiles them.
 
     Args:
-      perceptual: of `models.perceptual.load`; None measures none.
-      per_device_batch_size: pictures that a device works on at a time; changes speed only.
-      mesh: devices.
+      perceptual: the distance to measure, from `models.perceptual.load`, or None.
+      per_device_batch_size: pictures per device at a time; affects only speed.
+      mesh: devices to run on.
     """
     self._perceptual, self._size, self._mesh = perceptual, per_device_batch_size, mesh
     self._compiled: dict[tuple[int, int], dict[str, Callable[..., jax.Array]]] = {}
 
   def __call__(self, reference: np.ndarray, images: np.ndarray) -> Values:
-    """Every metric (N,) of uint8 images (N, H, W, 3) against reference pictures of that shape.
+    """Returns every metric (N,) of uint8 images (N, H, W, 3) against references of that shape.
 
     Raises:
       ValueError: the shapes differ.

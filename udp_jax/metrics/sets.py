@@ -1,48 +1,71 @@
-"""Samples of a model against real pictures, by features of a network: one number a sample."""
+"""Compares samples of a model with real pictures by network features: one value per sample."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from udp_jax import evaluation
+from udp_jax.metrics.visibility import Metrics
+from udp_jax.ops import frechet
 
-# Below these counts a number would be that of the count more than of the pictures.
+# With fewer pictures, the value would depend more on the count than on the pictures.
 MIN_FRECHET = 256
 NEIGHBOUR = 3
 
 
 def nearest(features: np.ndarray, real: np.ndarray) -> np.ndarray:
-  """Euclidean distance (N,) of features (N, D) to the nearest of `real` (M, D)."""
+  """Returns Euclidean distances (N,) from features (N, D) to the nearest of `real` (M, D)."""
   return np.asarray(np.sqrt(_squared_distances(features, real).min(axis=1)))
 
 
 def precision_flags(real: np.ndarray, fake: np.ndarray, *, k: int = NEIGHBOUR) -> np.ndarray:
-  """1 for each of `fake` inside a ball around one of `real`, else 0; (M,).
+  """Returns 1 for each of `fake` inside a ball around one of `real`, else 0; (M,).
 
   A ball reaches to its centre's k-th nearest neighbour (Kynkaanniemi et al. 2019). The mean is
-  improved precision; with the roles exchanged it is recall. NaN where `real` has k or fewer.
+  improved precision, or recall with the roles exchanged. NaN if `real` has at most k entries.
   """
   if len(real) <= k:
     return np.full(len(fake), np.nan)
-  # The nearest of a picture's neighbours is itself, at a distance of 0.
+  # A picture's nearest neighbour is itself, at distance 0.
   radii = np.partition(_squared_distances(real, real), k, axis=1)[:, k]
-  # Distances come from differences of squares: equal vectors may end up a rounding error apart.
+  # Distances are differences of squares, so equal vectors may differ by a rounding error.
   slack = 1e-9 * float(radii.max())
   inside = _squared_distances(fake, real) <= radii + slack
   return np.asarray(inside.any(axis=1), np.float64)
 
 
 def distances(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
-  """Frechet distance "fd" and polynomial "mmd" of feature sets; {} below `MIN_FRECHET` of each."""
+  """Frechet distance "fd" and polynomial "mmd" of two feature sets; {} below `MIN_FRECHET`."""
   if min(len(real), len(fake)) < MIN_FRECHET:
     return {}
-  found = evaluation.distribution_metrics(real, fake)
+  found = distribution_metrics(real, fake)
   return {name: found[name] for name in ("fd", "mmd")}
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  # Centred: differences of squares lose digits far from the origin.
+  """Runs `frechet.squared_distances` on vectors centred on the mean of `b`."""
   centre = b.mean(axis=0, dtype=np.float64)
-  a, b = a - centre, b - centre
-  squares = np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1)[None, :]
-  return np.asarray(np.maximum(squares - 2.0 * (a @ b.T), 0.0))
+  return frechet.squared_distances(a - centre, b - centre)
+
+
+def distribution_metrics(real: np.ndarray, generated: np.ndarray, *, seed: int = 0) -> Metrics:
+  """Measures the distance of generated pictures from real ones, in feature space.
+
+  Args:
+    real: (N, D), features of held-out clean pictures.
+    generated: (M, D), features of samples.
+    seed: seed of the MMD's subsets.
+
+  Returns:
+    `fd` (Frechet distance, Heusel et al. 2017), `precision` and `recall` (Kynkaanniemi et al. 2019,
+    k = 3), `mmd` and `mmd_se` (polynomial kernel, Binkowski et al. 2018).
+  """
+  distance = frechet.frechet_distance(statistics(real), statistics(generated))
+  precision, recall = frechet.precision_recall(real, generated)
+  mmd = frechet.polynomial_mmd(real, generated, seed=seed)
+  values = {"fd": distance, "precision": precision, "recall": recall, "mmd": mmd.mean}
+  return {k: float(v) for k, v in values.items()} | {"mmd_se": float(mmd.standard_error)}
+
+
+def statistics(features: np.ndarray) -> frechet.FeatureStatistics:
+  """Returns the mean and scatter of features (N, D)."""
+  return frechet.update(frechet.empty(features.shape[1]), features)

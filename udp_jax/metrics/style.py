@@ -1,8 +1,8 @@
-"""Which class (artist, kind of picture) a picture looks like: features and logistic regression.
+"""Classifies pictures by style (artist, kind of picture) with features and logistic regression.
 
 IMPRESS asks CLIP for the genre of generated pictures. Without CLIP's weights, a linear classifier
-on the features of a network at hand takes its place; it is called style accuracy, and comes with
-the accuracy that it has on real pictures that it was not fitted to.
+on the features of an available network replaces it. The result is called style accuracy and is
+reported with the classifier's accuracy on held-out real pictures.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Fewer pictures of a class cannot be told apart and checked by cross-validation.
+# Cross-validation needs at least this many pictures per class.
 _FOLDS = 3
 
 
 class StyleClassifier(NamedTuple):
-  """A classifier of pictures by their features.
+  """A classifier of pictures by features.
 
   Attributes:
     predict: features (N, D) -> class numbers (N,).
-    accuracy: on real pictures in cross-validation, in [0, 1].
-    classes: numbers of the classes that it knows.
-    num_pictures: real ones that it was fitted to.
+    accuracy: share of real pictures classified correctly in cross-validation, in [0, 1].
+    classes: numbers of the known classes.
+    num_pictures: number of real pictures used for fitting.
   """
 
   predict: Any
@@ -32,14 +32,14 @@ class StyleClassifier(NamedTuple):
 
 
 def fit(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> StyleClassifier | None:
-  """Fits a classifier to real pictures; None where there are not two classes of three pictures.
+  """Fits a classifier to real pictures; None without two classes of at least three pictures.
 
   Args:
-    features: (N, D).
-    labels: (N,) class numbers. Classes of fewer than three pictures are left out.
-    seed: of the folds.
+    features: (N, D), features of the pictures.
+    labels: (N,), class numbers. Classes of fewer than three pictures are left out.
+    seed: seed of the folds.
   """
-  # Seconds to import, and few runs ask for style.
+  # Imported here: the import takes seconds, and few runs need style.
   from sklearn.linear_model import LogisticRegression
   from sklearn.model_selection import StratifiedKFold, cross_val_score
   from sklearn.pipeline import make_pipeline
@@ -64,6 +64,6 @@ def fit(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> StyleClas
 
 
 def hits(classifier: StyleClassifier, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """1 for each picture that is taken for its own class, else 0; NaN for a class not known; (N,)."""
+  """Returns (N,): 1 for pictures assigned to their own class, else 0; NaN for unknown classes."""
   found = (classifier.predict(features) == labels).astype(np.float64)
   return np.where(np.isin(labels, classifier.classes), found, np.nan)

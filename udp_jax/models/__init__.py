@@ -1,0 +1,1 @@
+"""Diffusion models: networks, their trainable parts, sampling, and files in diffusers' layout."""

@@ -1,4 +1,4 @@
-"""A diffusion model as a tuple of pure functions, whatever network is inside."""
+"""A diffusion model as a tuple of pure functions, independent of the network inside."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from udp_jax.models.ddpm_unet import UNet2D
-from udp_jax.ops.image import from_model_range, to_model_range
+from udp_jax.errors import ConfigError
 from udp_jax.ops.schedules import NoiseSchedule
 
 Params = Any
@@ -17,11 +16,11 @@ Cond = Any
 
 
 class Held(NamedTuple):
-  """Parameters in the form that many steps which do not change them want.
+  """Parameters prepared for loops of many steps that do not change them.
 
   Attributes:
-    params: the parameters, arrays of several axes in the dtype of the computation.
-    prepared: convolution filters as `ops.conv.prepare` makes them, by layer.
+    params: the parameters; arrays of several axes have the dtype of the computation.
+    prepared: convolution filters from `ops.conv.hold`, by layer.
   """
 
   params: Params
@@ -29,26 +28,26 @@ class Held(NamedTuple):
 
 
 class DiffusionModel(NamedTuple):
-  """Everything a protection, purifier or threat needs to know about a diffusion model.
+  """The functions and sizes of a diffusion model that protections, purifiers and threats use.
 
-  The parameters are an explicit argument of every function, never a constant inside one.
+  Every function takes the parameters as an argument; none holds them as a constant.
 
   Attributes:
     init: key -> params.
-    encode: (params, images, keys) -> x0. images (B, H, W, 3) in [0, 1]; keys (B,), one a picture,
-      for models whose encoder draws (a VAE), or None for the mean of what it draws; pixel models
+    encode: (params, images, keys) -> x0. images (B, H, W, 3) in [0, 1]; keys (B,), one per picture,
+      for models whose encoder draws (a VAE), or None for the mean of the draws; pixel models
       ignore them.
-    apply: (params, x_t, timesteps, cond, keys=None) -> prediction, the shape of x_t. Keys (B,), one
-      a picture, turn dropout on.
-    decode: (params, x0, clip=True) -> images in [0, 1]; without `clip` values outside are kept, and
-      with them their gradients.
+    apply: (params, x_t, timesteps, cond, keys=None) -> prediction, the shape of x_t. keys (B,), one
+      per picture, turn dropout on.
+    decode: (params, x0, clip=True) -> images in [0, 1]; clip=False keeps values outside, and their
+      gradients.
     embed: (params, token_ids) -> cond; None for unconditional pixel models.
     schedule: the noise schedule that the model was or will be trained with.
-    shape: of one x0, without the batch axis.
-    image_shape: of one picture, (H, W, 3); the same as `shape` for pixel models.
-    hold: params -> `Held`, which every function here takes in place of params. For loops that hold
-      the parameters still; nothing is differentiated with respect to them then.
-    reconstruct: (params, images) -> what the autoencoder gives back for the posterior's mean, not
+    shape: shape of one x0, without the batch axis.
+    image_shape: (H, W, 3) of one picture; equals `shape` for pixel models.
+    hold: params -> `Held`, which every function accepts in place of params. Use it in loops that
+      keep the parameters constant and do not differentiate with respect to them.
+    reconstruct: (params, images) -> the autoencoder's reconstruction from the posterior mean, not
       clipped, so that gradients reach every pixel; None for models without an autoencoder.
   """
 
@@ -64,41 +63,22 @@ class DiffusionModel(NamedTuple):
   reconstruct: Callable[[Params, jax.Array], jax.Array] | None = None
 
 
-def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
-  """A diffusion model on pixels: x0 = 2 * images - 1 (Ho et al., arXiv:2006.11239)."""
-  size = unet.config.sample_size
-  shape = (size, size, unet.config.in_channels)
+def embed_prompts(
+  model: DiffusionModel, params: Params, token_ids: np.ndarray, *, batch_size: int = 64
+) -> np.ndarray:
+  """Embeds prompts (N, L) as float32 (N, L, D), encoding each different prompt once.
 
-  def init(key: jax.Array) -> Params:
-    return unet.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))["params"]
-
-  def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
-    del params, keys  # Pixels are their own code.
-    return to_model_range(images)
-
-  def apply(
-    params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None, keys=None
-  ) -> jax.Array:
-    del cond  # Unconditional.
-    seeds = None
-    if keys is not None and unet.config.dropout > 0:
-      seeds = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys)
-    variables = params._asdict() if isinstance(params, Held) else {"params": params}
-    prediction = unet.apply(variables, x_t, timesteps, seeds=seeds)
-    return jnp.asarray(prediction)
-
-  def decode(params: Params, x0: jax.Array, clip: bool = True) -> jax.Array:
-    del params
-    return from_model_range(x0, clip=clip)
-
-  def hold(params: Params) -> Params:
-    if isinstance(params, Held):
-      return params
-    # Cast once; scales and biases are used wide, or cast for next to nothing.
-    cast = jax.tree.map(lambda leaf: leaf.astype(unet.dtype) if leaf.ndim > 1 else leaf, params)
-    one = jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32)
-    # Runs the network to learn each layer's sizes; what it computes is not used, nor compiled.
-    _, made = unet.apply({"params": cast}, *one, mutable=["prepared"])
-    return Held(cast, made.get("prepared", {}))
-
-  return DiffusionModel(init, encode, apply, decode, None, schedule, shape, shape, hold)
+  Raises:
+    ConfigError: the model has no text encoder.
+  """
+  if model.embed is None:
+    raise ConfigError("this model has no text encoder")
+  different, place = np.unique(token_ids, axis=0, return_inverse=True)
+  encode = jax.jit(model.embed)
+  parts = []
+  for start in range(0, len(different), batch_size):
+    part = different[start : start + batch_size]
+    # Fill up the last batch, so that only one shape is compiled.
+    full = np.resize(part, (min(batch_size, len(different)), different.shape[1]))
+    parts.append(np.asarray(encode(params, full))[: len(part)])
+  return np.concatenate(parts)[place.reshape(-1)]

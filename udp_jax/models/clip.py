@@ -1,6 +1,6 @@
-"""CLIP (Radford et al., arXiv:2103.00020): pictures and texts as unit vectors of one space.
+"""CLIP (Radford et al., arXiv:2103.00020): embeds pictures and texts as unit vectors of one space.
 
-Both towers and their projections, from a local folder as transformers' `CLIPModel` writes it:
+It reads both towers and their projections from a local folder in transformers' `CLIPModel` layout:
 config.json, model.safetensors (or shards), and the tokenizer's files.
 """
 
@@ -17,18 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, MissingDataError
 from udp_jax.models import places, weights
 from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
 from udp_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
 from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
 from udp_jax.ops.image import resize
+from udp_jax.runtime import files
 
-# Of the pictures that CLIP was trained on, in [0, 1].
+# Mean and standard deviation of CLIP's training pictures, in [0, 1].
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-# Configs from before transformers 4.31 name 2, and mean the token with the largest id.
+# Configs from before transformers 4.31 say 2, but mean the token with the largest id.
 _LEGACY_END = 2
 _HOW_TO_GET = (
   "On a machine with network access run `hf download openai/clip-vit-base-patch32 --local-dir"
@@ -38,7 +38,7 @@ _HOW_TO_GET = (
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-  """The architecture of both towers; `projection_dim` is the size of the vectors."""
+  """The architecture of both towers; `projection_dim` is the size of the embeddings."""
 
   text: CLIPTextConfig
   vision: CLIPVisionConfig
@@ -49,12 +49,12 @@ class CLIPConfig:
     """Reads a transformers `config.json`.
 
     Raises:
-      ConfigError: a part that this library does not have.
-      BadDataError: it describes another kind of model.
+      ConfigError: the config uses a part that this library does not have.
+      BadDataError: the config describes another kind of model.
     """
     if config.get("model_type", "clip") != "clip":
       raise BadDataError(f"config.json describes a {config['model_type']!r}, not a clip")
-    # Files of early versions say the same thing twice, and the second one counts.
+    # Files of early versions hold each config twice; the second one applies.
     fields = {
       name: (config.get(f"{name}_config") or {}) | (config.get(f"{name}_config_dict") or {})
       for name in ("text", "vision")
@@ -66,7 +66,7 @@ class CLIPConfig:
     )
 
   def to_dict(self) -> dict[str, Any]:
-    """The transformers `config.json` of this model."""
+    """Returns the transformers `config.json` of this model."""
     return {
       "architectures": ["CLIPModel"],
       "model_type": "clip",
@@ -77,16 +77,16 @@ class CLIPConfig:
 
 
 class CLIP(NamedTuple):
-  """A CLIP model, loaded.
+  """A loaded CLIP model.
 
   Attributes:
-    params: of both towers, under transformers' names.
-    embed_images: (params, images (B, H, W, 3) in [0, 1]) -> (B, projection_dim), of length 1;
+    params: parameters of both towers, under transformers' names.
+    embed_images: (params, images (B, H, W, 3) in [0, 1]) -> unit vectors (B, projection_dim);
       resizes and crops by itself; differentiable.
-    embed_token_ids: (params, token ids (B, L)) -> (B, projection_dim), of length 1.
+    embed_token_ids: (params, token ids (B, L)) -> unit vectors (B, projection_dim).
     tokenizer: prompts -> token ids.
     dim: projection_dim.
-    revision: which weights these are, for the record.
+    revision: name and hash of the weights, for the record.
   """
 
   params: Any
@@ -97,22 +97,22 @@ class CLIP(NamedTuple):
   revision: str
 
   def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-    """Unit vectors float32 (N, projection_dim) of N texts."""
+    """Embeds N texts as float32 unit vectors (N, projection_dim)."""
     with jax.default_matmul_precision("highest"):
       return np.asarray(jax.jit(self.embed_token_ids)(self.params, self.tokenizer(list(texts))))
 
 
 def load(folder: str | os.PathLike[str]) -> CLIP:
-  """Reads a CLIP folder; no network, no pickle.
+  """Reads a CLIP folder, without network access or pickles.
 
   Args:
-    folder: as transformers' `CLIPModel` and `CLIPProcessor` write it. Other settings of the image
-      processor than the published models' are not read.
+    folder: a folder written by transformers' `CLIPModel` and `CLIPProcessor`. The image processor
+      always uses the published models' settings.
 
   Raises:
-    MissingDataError: no folder, or a file of it is not there; says how to get it.
-    BadDataError: a damaged file, another kind of model, or tensors that do not fit.
-    ConfigError: an architecture that this library does not have.
+    MissingDataError: the folder or one of its files does not exist; the message says how to get it.
+    BadDataError: a file is damaged, the model is of another kind, or tensors do not fit.
+    ConfigError: this library does not have the architecture.
   """
   folder = places.find_folder(folder, "a CLIP model")
   if not (folder / "config.json").is_file():
@@ -120,7 +120,7 @@ def load(folder: str | os.PathLike[str]) -> CLIP:
   raw, tensors = weights.load_pretrained(folder)
   try:
     config = CLIPConfig.from_dict(raw)
-  except TypeError as error:  # A list where a number belongs, ...
+  except TypeError as error:  # For example, a list in place of a number.
     raise BadDataError(f"{folder / 'config.json'}: {error}") from error
   params = weights.from_torch_names(tensors, shapes(config), origin=str(folder))
   model = functions(config)
@@ -134,7 +134,7 @@ def load(folder: str | os.PathLike[str]) -> CLIP:
 
 
 def functions(config: CLIPConfig) -> tuple[Callable[..., jax.Array], Callable[..., jax.Array]]:
-  """`CLIP.embed_images` and `CLIP.embed_token_ids` of an architecture."""
+  """Returns `CLIP.embed_images` and `CLIP.embed_token_ids` of an architecture."""
   vision, text = CLIPVision(config.vision), CLIPText(config.text)
 
   def embed_images(params: Any, images: jax.Array) -> jax.Array:
@@ -153,10 +153,10 @@ def functions(config: CLIPConfig) -> tuple[Callable[..., jax.Array], Callable[..
 
 
 def cropped(images: jax.Array, size: int) -> jax.Array:
-  """Pictures (B, H, W, 3) in [0, 1] as CLIP sees them: (B, size, size, 3).
+  """Resizes and crops pictures (B, H, W, 3) in [0, 1] for CLIP: (B, size, size, 3).
 
-  The shorter side is resized to `size` by a bicubic filter, the centre cut out. The published
-  processor does so on 8-bit pictures; rounding to 8 bits is left out here.
+  A bicubic filter resizes the shorter side to `size`, then the centre is cut out. The published
+  processor does this on 8-bit pictures; this function does not round to 8 bits.
   """
   height, width = images.shape[1:3]
   short = min(height, width)
@@ -167,7 +167,7 @@ def cropped(images: jax.Array, size: int) -> jax.Array:
 
 
 def shapes(config: CLIPConfig) -> Any:
-  """Shapes and dtypes of the parameters."""
+  """Returns the shapes and dtypes of the parameters."""
 
   def init(key: jax.Array) -> Any:
     side = config.vision.image_size
@@ -202,7 +202,7 @@ def _unit(vectors: jax.Array) -> jax.Array:
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-  """Of all tensors, however many files they came in."""
+  """Returns the SHA-256 of all tensors, independent of the number of files."""
   digest = hashlib.sha256()
   for name in sorted(tensors):
     digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())

@@ -1,8 +1,9 @@
 """CLIP's text encoder (Radford et al., arXiv:2103.00020) in flax.linen.
 
-Stable Diffusion 1.x uses that of CLIP ViT-L/14 (quick_gelu); 2.x uses OpenCLIP ViT-H/14's (gelu)
-without its last layer: its folder says `num_hidden_layers: 23` of the 24 that were trained, so that
-the last layer here is the penultimate there, and the final layer norm comes after it all the same.
+Stable Diffusion 1.x uses the encoder of CLIP ViT-L/14 (quick_gelu). Stable Diffusion 2.x uses that
+of OpenCLIP ViT-H/14 (gelu) without its last layer: its config sets `num_hidden_layers: 23` of the
+24 trained layers, so our last layer is the original's penultimate one, and the final layer norm
+still follows.
 
 The parameter tree uses the names of transformers' `CLIPTextModel` as in the published files
 (`text_model.encoder.layers.0...`), with `.N` written `_N`; `models.weights` converts both ways.
@@ -29,10 +30,10 @@ ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": gelu}
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig:
-  """The fields of transformers' `CLIPTextConfig` that this class of models uses.
+  """The fields of transformers' `CLIPTextConfig` that our models use.
 
   The defaults are the text encoder of CLIP ViT-L/14, 123,060,480 parameters. `projection_dim` and
-  the ids of special tokens are kept for the file: Stable Diffusion uses neither.
+  the ids of special tokens are kept for saving; Stable Diffusion uses neither.
   """
 
   vocab_size: int = 49408
@@ -61,19 +62,19 @@ class CLIPTextConfig:
 
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> CLIPTextConfig:
-    """Reads a transformers `config.json`. Raises ConfigError for what this class cannot do."""
+    """Reads a transformers `config.json`. Raises ConfigError for unsupported settings."""
     fixed = {"model_type": ("clip_text_model",), "attention_dropout": (0.0,), "dropout": (0.0,)}
     for name, allowed in fixed.items():
       if config.get(name, allowed[0]) not in allowed:
         raise ConfigError(f"CLIP text config: {name}={config[name]!r} is not supported")
     known = {field.name for field in dataclasses.fields(cls)}
-    # A config that leaves a field out means transformers' own default, where it is not ours.
+    # A missing field means transformers' default, where that differs from ours.
     theirs = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
     theirs |= {"projection_dim": 512}
     return cls(**(theirs | {k: v for k, v in config.items() if k in known}))
 
   def to_dict(self) -> dict[str, Any]:
-    """The transformers `config.json` of this model."""
+    """Returns the transformers `config.json` of this model."""
     kind = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
     return dict(vars(self)) | kind | {"attention_dropout": 0.0, "torch_dtype": "float32"}
 
@@ -88,7 +89,7 @@ class _Embeddings(nn.Module):
     tokens = _Embedding(c.vocab_size, c.hidden_size, name="token_embedding")()
     positions = _Embedding(c.max_position_embeddings, c.hidden_size, name="position_embedding")()
     if inputs_embeds is None:
-      # An id that is not in the table makes NaNs rather than another word.
+      # An id outside the table gives NaNs rather than another word's embedding.
       inputs_embeds = jnp.take(tokens, token_ids, axis=0, mode="fill", fill_value=jnp.nan)
     return (inputs_embeds + positions[: inputs_embeds.shape[1]]).astype(self.dtype)
 
@@ -99,13 +100,13 @@ class _Embedding(nn.Module):
 
   @nn.compact
   def __call__(self):
-    if self.has_variable("params", "embedding"):  # Learned tokens make a table longer.
+    if self.has_variable("params", "embedding"):  # Learned tokens lengthen the table.
       return self.get_variable("params", "embedding")
     return self.param("embedding", _normal, (self.size, self.features))
 
 
 class _SelfAttention(nn.Module):
-  """Every token attends to all, or where `causal` to itself and to those before it.
+  """Self-attention over all tokens, or over a token and those before it if `causal`.
 
   Padding is not masked.
   """
@@ -121,7 +122,7 @@ class _SelfAttention(nn.Module):
     query, key, value = (
       Dense(c, wide=self.wide, name=f"{name}_proj")(x).reshape(shape) for name in "qkv"
     )
-    if self.is_initializing():  # See `layers`.
+    if self.is_initializing():  # See the comment in `layers`.
       return Dense(c, wide=self.wide, name="out_proj")(x)
     logits = jnp.einsum("bqhd,bkhd->bhqk", query * shape[-1] ** -0.5, key)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -159,7 +160,7 @@ class _Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-  """The layers that CLIP's text and image towers share; `config` is either's."""
+  """The layers shared by CLIP's text and image towers; `config` belongs to either tower."""
 
   config: Any
   wide: bool | None = None
@@ -168,7 +169,7 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Hidden states (B, L, hidden_size) -> the same shape, before the last norm."""
+    """Hidden states (B, L, hidden_size) -> the same shape, before the final norm."""
     layer = nn.remat(_Layer) if self.remat else _Layer
     for i in range(self.config.num_hidden_layers):
       x = layer(self.config, self.wide, self.causal, name=f"layers_{i}")(x)
@@ -189,13 +190,13 @@ class _TextTransformer(nn.Module):
 
 
 class CLIPText(nn.Module):
-  """Token ids -> the hidden states that Stable Diffusion's U-Net attends to.
+  """Encodes token ids into the hidden states that Stable Diffusion's U-Net attends to.
 
   Attributes:
     config: architecture.
-    dtype: of the computation; parameters stay float32.
-    conv_method: as in the other networks; "xla" keeps matrix products narrow, see `ops.linear`.
-    remat: recompute each layer in the backward pass.
+    dtype: dtype of the computation; parameters stay float32.
+    conv_method: the networks' convolution method; "xla" keeps matrix products narrow.
+    remat: whether to recompute each layer in the backward pass.
   """
 
   config: CLIPTextConfig
@@ -210,16 +211,16 @@ class CLIPText(nn.Module):
     """Encodes prompts.
 
     Args:
-      token_ids: (B, L) integers below vocab_size, L at most max_position_embeddings (77), with the
-        tokens of start and end and the padding; None where embeddings are given.
-      inputs_embeds: (B, L, hidden_size), in place of the token embeddings, e.g. for textual
+      token_ids: (B, L) integers below vocab_size, including start, end and padding tokens; L is at
+        most max_position_embeddings (77). None if embeddings are given.
+      inputs_embeds: (B, L, hidden_size), used in place of token embeddings, e.g. for textual
         inversion; positions are added here.
 
     Returns:
       (B, L, hidden_size) float32, after the final layer norm.
 
     Raises:
-      ValueError: for neither or both, or more tokens than there are positions.
+      ValueError: neither or both inputs are given, or there are more tokens than positions.
     """
     given = token_ids if inputs_embeds is None else inputs_embeds
     if given is None or (token_ids is not None and inputs_embeds is not None):

@@ -1,7 +1,7 @@
-"""CLIP's image tower, a vision transformer (Radford et al., arXiv:2103.00020) in flax.linen.
+"""CLIP's image tower (Radford et al., arXiv:2103.00020), a vision transformer in flax.linen.
 
 The parameter tree uses the names of transformers' `CLIPVisionModel` as in the published files
-(`vision_model.pre_layrnorm` is spelled so there), with `.N` written `_N`.
+(which spell `pre_layrnorm` like this), with `.N` written `_N`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _normal = nn.initializers.normal(0.02)
 
 @dataclasses.dataclass(frozen=True)
 class CLIPVisionConfig:
-  """The fields of transformers' `CLIPVisionConfig` that this class of models uses.
+  """The fields of transformers' `CLIPVisionConfig` that our models use.
 
-  The defaults are those of transformers, the image tower of CLIP ViT-B/32.
+  The defaults are transformers' own: the image tower of CLIP ViT-B/32.
   """
 
   hidden_size: int = 768
@@ -55,7 +55,7 @@ class CLIPVisionConfig:
 
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> CLIPVisionConfig:
-    """Reads the fields of a config.json. Raises ConfigError for what this class cannot do."""
+    """Reads the fields of a config.json. Raises ConfigError for unsupported settings."""
     fixed = {
       "model_type": ("clip_vision_model",),
       "num_channels": (3,),
@@ -69,7 +69,7 @@ class CLIPVisionConfig:
     return cls(**{k: v for k, v in config.items() if k in known})
 
   def to_dict(self) -> dict[str, Any]:
-    """The `vision_config` of transformers' config.json."""
+    """Returns the `vision_config` of transformers' config.json."""
     return dict(vars(self)) | {"model_type": "clip_vision_model", "num_channels": 3}
 
 
@@ -83,7 +83,7 @@ class _Positions(nn.Module):
 
 
 class _Patches(nn.Module):
-  """A convolution without bias whose stride is its size: a product with every patch."""
+  """A convolution without bias whose stride equals its size, as a product with every patch."""
 
   features: int
   size: int
@@ -123,7 +123,7 @@ class _VisionTransformer(nn.Module):
 
 
 class CLIPVision(nn.Module):
-  """Normalised pictures -> the state of the class token, before the projection."""
+  """Encodes normalised pictures into the state of the class token, before the projection."""
 
   config: CLIPVisionConfig
 
@@ -132,13 +132,13 @@ class CLIPVision(nn.Module):
     """Encodes pictures.
 
     Args:
-      images: (B, image_size, image_size, 3), with CLIP's mean taken off and over its deviation.
+      images: (B, image_size, image_size, 3), normalised with CLIP's mean and deviation.
 
     Returns:
-      (B, hidden_size), after the last norm.
+      (B, hidden_size), after the final norm.
 
     Raises:
-      ValueError: pictures of another size.
+      ValueError: the pictures have another size.
     """
     side = self.config.image_size
     if images.shape[1:] != (side, side, 3):

@@ -1,4 +1,4 @@
-"""Checks the values of a model's config, which come from a file that anyone may have written."""
+"""Checks the values of model configs, which come from untrusted files."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from udp_jax.errors import ConfigError
 
-# Larger than in any model, small enough that building one of that size ends.
+# Larger than in any real model, and small enough that building such a model terminates.
 _MOST = 1 << 16
 _MOST_LEVELS = 32
 _MOST_LAYERS = 64
 
 
 def check(config: Any) -> None:
-  """Compares a dataclass with its annotations: int, float, bool, str, tuples of them, or None.
+  """Checks a dataclass against its annotations: int, float, bool, str, tuples of these, or None.
 
-  Whole numbers are in [0, 65536], numbers of layers in [1, 64], and tuples have at most 32 entries.
+  Integers must lie in [0, 65536], numbers of layers in [1, 64]; tuples have at most 32 entries.
 
   Raises:
-    ConfigError: a value is of another kind, or out of its range.
+    ConfigError: a value has another type, or is out of range.
   """
   for field in dataclasses.fields(config):
     value, kind = getattr(config, field.name), str(field.type)
@@ -53,5 +53,5 @@ def _fits(value: Any, kind: str) -> bool:
 def _short(value: Any) -> str:
   try:
     return f"{value!r:.60}"
-  except ValueError:  # A whole number of thousands of digits.
+  except ValueError:  # An integer with thousands of digits.
     return "a number too large to print"

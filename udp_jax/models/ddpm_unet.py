@@ -17,13 +17,12 @@ import jax.numpy as jnp
 from udp_jax.errors import ConfigError
 from udp_jax.models import config_fields
 from udp_jax.models.layers import (
+  MIDDLE,
   AttentionBlock,
-  Conv,
-  Norm,
   Resample,
   ResnetBlock,
-  TimeEmbedding,
-  timestep_embedding,
+  down_and_up,
+  embedded_time,
 )
 from udp_jax.ops.attention import AttentionFn, dot_product_attention
 
@@ -33,10 +32,10 @@ _UP = ("UpBlock2D", "AttnUpBlock2D")
 
 @dataclasses.dataclass(frozen=True)
 class UNet2DConfig:
-  """The fields of diffusers' `UNet2DModel` config that this class of models uses.
+  """The fields of diffusers' `UNet2DModel` config that our models use.
 
   The defaults are the CIFAR-10 model of Ho et al. (`google/ddpm-cifar10-32`), 35.7 M parameters.
-  `attention_head_dim=None` means one head. `dropout` acts while training only.
+  `attention_head_dim=None` means one head. `dropout` acts only during training.
   """
 
   sample_size: int = 32
@@ -75,7 +74,7 @@ class UNet2DConfig:
         )
 
   def _attended(self) -> set[int]:
-    """The channels of levels with attention."""
+    """Returns the channel counts of levels with attention."""
     channels = self.block_out_channels
     levels = [*zip(self.down_block_types, channels), *zip(self.up_block_types, channels[::-1])]
     middle = {channels[-1]} if self.add_attention else set()
@@ -83,7 +82,7 @@ class UNet2DConfig:
 
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> UNet2DConfig:
-    """Reads a diffusers `config.json`. Raises ConfigError for what this class cannot do."""
+    """Reads a diffusers `config.json`. Raises ConfigError for unsupported settings."""
     fixed = {
       "act_fn": ("silu", "swish"),
       "center_input_sample": (False,),
@@ -101,19 +100,19 @@ class UNet2DConfig:
         raise ConfigError(f"UNet2DModel config: {name}={config[name]!r} is not supported")
     known = {field.name for field in dataclasses.fields(cls)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
-    # A config that leaves a field out means diffusers' own default, where it differs from ours.
+    # A missing field means diffusers' default, where that differs from ours.
     theirs: dict[str, Any] = {"attention_head_dim": 8, "norm_eps": 1e-5, "downsample_padding": 1}
     theirs |= {"flip_sin_to_cos": True, "freq_shift": 0}
     return cls(**(theirs | values))
 
   def to_dict(self) -> dict[str, Any]:
-    """The diffusers `config.json` of this model, without its `_class_name`."""
+    """Returns the diffusers `config.json` of this model, without `_class_name`."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
     return values | {"act_fn": "silu", "time_embedding_type": "positional"}
 
 
 class Block(nn.Module):
-  """One level of the U-Net (or its middle): resnets, attention, and a change of resolution."""
+  """One level of the U-Net, or its middle: resnets, attention and a change of resolution."""
 
   config: UNet2DConfig
   features: int
@@ -125,7 +124,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, temb, skips, seeds):
-    """Takes a list of skips to consume (up), None to produce them (down); returns (x, outputs)."""
+    """Consumes a list of `skips` (up) or produces skips if None (down); returns (x, outputs)."""
     c = self.config
     norm = c.norm_num_groups, c.norm_eps
     resnet = nn.remat(ResnetBlock) if self.remat else ResnetBlock
@@ -154,14 +153,14 @@ class Block(nn.Module):
 
 
 class UNet2D(nn.Module):
-  """epsilon_theta(x_t, t): (B, H, W, C) and (B,) -> (B, H, W, C).
+  """Predicts epsilon_theta(x_t, t): (B, H, W, C) and (B,) -> (B, H, W, C).
 
   Attributes:
     config: architecture.
-    dtype: of the computation; parameters stay float32.
-    conv_method: see `ops.conv`; None picks by backend.
+    dtype: dtype of the computation; parameters stay float32.
+    conv_method: one of `ops.conv.METHODS`; None picks by backend.
     attention: exchangeable attention function.
-    remat: recompute each residual block in the backward pass.
+    remat: whether to recompute each residual block in the backward pass.
   """
 
   config: UNet2DConfig
@@ -174,36 +173,15 @@ class UNet2D(nn.Module):
   def __call__(
     self, x_t: jax.Array, timesteps: jax.Array, *, seeds: jax.Array | None = None
   ) -> jax.Array:
-    """Predicts the noise (or what the schedule says) in x_t; `seeds` (B,) uint32: with dropout."""
-    c, dtype = self.config, self.dtype
-    channels = c.block_out_channels
-    temb = timestep_embedding(
-      timesteps, channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift
-    )
-    temb = TimeEmbedding(4 * channels[0], dtype, name="time_embedding")(temb.astype(dtype))
+    """Predicts the schedule's target (noise, ...) from x_t; `seeds` (B,) uint32 enable dropout."""
+    c = self.config
+    temb = embedded_time(c, timesteps, self.dtype)
 
-    def block(name, features, layers, kind, resample):
+    def level(name, i, layers, kind, resample, x, skips):
       attention = self.attention if "Attn" in kind else None
       options = (attention, resample, self.conv_method, self.remat)
-      return Block(c, features, layers, *options, name=name)
+      block = Block(c, c.block_out_channels[i], layers, *options, name=name)
+      return block(x, temb, () if name == MIDDLE else skips, seeds)
 
-    x = Conv(channels[0], method=self.conv_method, name="conv_in")(x_t.astype(dtype))
-    skips = [x]
-    last = len(channels) - 1
-    for i, kind in enumerate(c.down_block_types):
-      resample = "down" if i < last else None
-      level = block(f"down_blocks_{i}", channels[i], c.layers_per_block, kind, resample)
-      x, outputs = level(x, temb, None, seeds)
-      skips += outputs
-    kind = "Attn" if c.add_attention else ""
-    x, _ = block("mid_block", channels[-1], 2, kind, None)(x, temb, (), seeds)
-    for i, kind in enumerate(c.up_block_types):
-      layers = c.layers_per_block + 1
-      taken, skips = skips[-layers:], skips[:-layers]
-      resample = "up" if i < last else None
-      x, _ = block(f"up_blocks_{i}", channels[last - i], layers, kind, resample)(
-        x, temb, taken, seeds
-      )
-    x = Norm(c.norm_num_groups, c.norm_eps, name="conv_norm_out")(x)
-    x = Conv(c.out_channels, zero=True, method=self.conv_method, name="conv_out")(x)
-    return x.astype(jnp.float32)
+    middle = "Attn" if c.add_attention else ""
+    return down_and_up(c, x_t.astype(self.dtype), level, middle, method=self.conv_method)

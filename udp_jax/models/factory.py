@@ -1,11 +1,11 @@
-"""Models from a config or from a diffusers folder."""
+"""Builds models from a config or from a diffusers folder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -13,9 +13,10 @@ from udp_jax.errors import ConfigError
 from udp_jax.models import latent, places, published, weights
 from udp_jax.models import performance as performance_lib
 from udp_jax.models import pipeline as pipeline_lib
-from udp_jax.models.base import DiffusionModel, Params, pixel_diffusion
+from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.models.context import Model
 from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
-from udp_jax.models.pipeline import Pipeline
+from udp_jax.models.pixel import pixel_diffusion
 from udp_jax.ops import schedules
 
 SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
@@ -25,27 +26,11 @@ SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
 }
 
 
-class Opened(NamedTuple):
-  """A model of any kind.
-
-  Attributes:
-    model: the functions.
-    params: as loaded; None for a fresh model.
-    unet: the config of a pixel model's U-Net; None for a latent model.
-    pipeline: of a latent model; None for a pixel model.
-  """
-
-  model: DiffusionModel
-  params: Params | None
-  unet: UNet2DConfig | None
-  pipeline: Pipeline | None
-
-
-def open_model(config: Any, performance: Any) -> Opened:
-  """The model that a config names: a Stable Diffusion folder or "tiny_ldm", or as `build`.
+def open_model(config: Any, performance: Any) -> Model:
+  """Opens the model of a config: a Stable Diffusion folder, "tiny_ldm", or as in `build`.
 
   Raises:
-    ConfigError, MissingDataError, BadDataError: see `build` and `pipeline.load_pipeline`.
+    ConfigError, MissingDataError, BadDataError: the folder is missing, damaged or unsupported.
   """
   if config.get("architecture") and not config.path:
     raise ConfigError(
@@ -55,21 +40,21 @@ def open_model(config: Any, performance: Any) -> Opened:
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None
     opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size)
-    return Opened(opened.model, opened.params, None, opened)
+    return Model(opened.model, opened.params, pipeline=opened)
   model, unet, params = build(config, performance)
-  return Opened(model, params, unet, None)
+  return Model(model, params, unet)
 
 
 def abstract_model(config: Any, performance: Any) -> tuple[DiffusionModel, Params]:
-  """The model of a config and the shapes and dtypes of its parameters, without any weights.
+  """Returns a config's model and the shapes and dtypes of its parameters, without weights.
 
   Args:
-    config: `config.model`, as for `build`; `architecture` names one of `models.published`, for
+    config: `config.model`, as for `build`; `architecture` may name one of `models.published`, for
       Stable Diffusion without a folder.
     performance: `config.performance`.
 
   Raises:
-    ConfigError, MissingDataError, BadDataError: see `open_model`.
+    ConfigError, MissingDataError, BadDataError: the folder is missing, damaged or unsupported.
   """
   name = config.get("architecture")
   if name and not config.path:
@@ -85,18 +70,18 @@ def abstract_model(config: Any, performance: Any) -> tuple[DiffusionModel, Param
 
 
 def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, Params | None]:
-  """The model that a config describes, and its parameters when it is loaded from a folder.
+  """Builds a config's model; returns its parameters too if they are loaded from a folder.
 
   Args:
     config: `config.model`: `path` (a diffusers folder; "" for a fresh model), `unet` (fields of
-      `UNet2DConfig`, for a fresh model), `schedule` ("linear", ...), `num_train_timesteps`.
-    performance: `config.performance`: `dtype`, `conv_method`, `attention` ("" for the backend's
-      default each), `remat`.
+      `UNet2DConfig` for a fresh model), `schedule` ("linear", ...), `num_train_timesteps`.
+    performance: `config.performance`: `dtype`, `conv_method`, `attention` ("" means the backend's
+      default), `remat`.
 
   Raises:
-    ConfigError: an unknown schedule, dtype, convolution method, attention or U-Net field.
-    MissingDataError: the folder or a file of it is not there.
-    BadDataError: tensors that do not fit.
+    ConfigError: a schedule, dtype, convolution method, attention or U-Net field is unknown.
+    MissingDataError: the folder or one of its files does not exist.
+    BadDataError: tensors do not fit.
   """
   options = performance_lib.module_options(performance)
   if config.path:
@@ -112,13 +97,13 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
 
 
 def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNet2DConfig, Params]:
-  """A model from a diffusers `UNet2DModel` or `DDPMPipeline` folder; `options` go to `UNet2D`.
+  """Loads a diffusers `UNet2DModel` or `DDPMPipeline` folder; `options` go to `UNet2D`.
 
-  A folder without a scheduler gets the linear schedule of Ho et al.
+  A folder without a scheduler uses the linear schedule of Ho et al.
 
   Raises:
-    MissingDataError: the folder or a file of it is not there.
-    BadDataError: tensors that do not fit.
+    MissingDataError: the folder or one of its files does not exist.
+    BadDataError: tensors do not fit.
   """
   if places.kind_of(folder) != places.PIXEL:
     raise ConfigError(f"{folder} holds a latent diffusion model: a model of pixels is needed here")
@@ -133,7 +118,7 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
   model = pixel_diffusion(UNet2D(unet_config, **options), schedule)
   template = jax.eval_shape(model.init, jax.random.key(0))
   params = weights.from_torch_names(tensors, template)
-  # Not jnp.asarray, which compiles a program for every shape.
+  # `jnp.asarray` would compile a program for every shape.
   return model, unet_config, jax.device_put(params)
 
 

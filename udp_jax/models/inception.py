@@ -1,11 +1,11 @@
-"""FID's Inception-v3 for inference, from a weight file that the user brings.
+"""FID's Inception-v3 for inference, from a weight file that the user provides.
 
 The network of Heusel et al. (2017, https://arxiv.org/abs/1706.08500) is TensorFlow's graph of
-2015-12-05. Its PyTorch port in pytorch-fid keeps torchvision's names and differs from torchvision's
-Inception-v3 in weights and in three ways that this module follows: 1008 classes, average pools that
-do not count the padding, and a max pool in place of the last block's average pool.
+2015-12-05. Its PyTorch port in pytorch-fid keeps torchvision's names. It differs from torchvision's
+Inception-v3 in its weights and in three ways that this module follows: 1008 classes, average pools
+that do not count the padding, and a max pool in place of the last block's average pool.
 
-Every BatchNorm is folded into the convolution before it when the weights are read.
+Loading folds every BatchNorm into the convolution before it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import safetensors
 import safetensors.numpy
 from jax import lax
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, MissingDataError
+from udp_jax.runtime import files
 
 FEATURE_DIM = 2048
 INPUT_SIZE = 299
@@ -40,7 +40,7 @@ Shape = tuple[int, int, int, int]
 
 
 class Conv(NamedTuple):
-  """A convolution (HWIO) with the BatchNorm after it folded in."""
+  """A convolution (HWIO) with the following BatchNorm folded in."""
 
   kernel: jax.Array
   bias: jax.Array
@@ -90,8 +90,9 @@ def load(path: str | Path | None) -> Params:
   """Reads the weights from a safetensors file with the names of pytorch-fid's state dict.
 
   Raises:
-    MissingDataError: no file was named, or it is not there; the message tells how to get it.
-    BadDataError: the file is no safetensors file, or a tensor is missing, unknown or misshapen.
+    MissingDataError: no file is named, or it does not exist; the message says how to get it.
+    BadDataError: the file is not in safetensors format, or a tensor is missing, unknown or
+      misshapen.
   """
   if path is None:
     raise MissingDataError(f"inception_v3 needs a weight file and none was named: {_HOW_TO_GET}")
@@ -114,10 +115,10 @@ def load(path: str | Path | None) -> Params:
 
 
 def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> Params:
-  """Folds the BatchNorms of a state dict (see `tensor_shapes`) into its convolutions.
+  """Folds the BatchNorms of a state dict (shapes as in `tensor_shapes`) into its convolutions.
 
-  The classifier takes no part in the features but is demanded: its 1008 classes tell FID's weights
-  from torchvision's, which fit everywhere else and would give a distance that is not FID.
+  The features do not use the classifier, but it is required: its 1008 classes distinguish FID's
+  weights from torchvision's, which fit otherwise and would give a distance that is not FID.
 
   Raises:
     BadDataError: a tensor is missing, unknown or has another shape.
@@ -143,7 +144,7 @@ def features(params: Params, images: jax.Array) -> jax.Array:
   antialiasing), which differs from TensorFlow's legacy resize in the last digits.
 
   Args:
-    params: from `load`.
+    params: result of `load`.
     images: (B, H, W, 3) in [0, 1], of any size.
 
   Returns:
@@ -199,7 +200,7 @@ def _max_pool(x: jax.Array, stride: int, padding: str) -> jax.Array:
 
 
 def _average_pool(x: jax.Array) -> jax.Array:
-  """3 x 3 means at stride 1 over the pixels inside the picture only."""
+  """Averages 3 x 3 windows at stride 1, over pixels inside the picture only."""
   counts = []
   for size in x.shape[1:3]:
     count = np.full(size, 3.0, np.float32)

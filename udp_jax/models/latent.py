@@ -1,8 +1,8 @@
 """Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) as a `DiffusionModel`.
 
 The parts are modules with the interfaces of `sd_unet.UNet2DCondition`, `sd_vae.AutoencoderKL` and
-`clip_text.CLIPText`; their parameters stay apart in one dictionary, {"unet", "vae",
-"text_encoder"}, so that a part can be trained, frozen, cast or saved on its own.
+`clip_text.CLIPText`. Their parameters form one dictionary, {"unet", "vae", "text_encoder"}, so that
+a part can be trained, frozen, cast or saved by itself.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from udp_jax.errors import ConfigError
 from udp_jax.models.base import Cond, DiffusionModel, Held, Params
 from udp_jax.ops import conv
 from udp_jax.ops.image import from_model_range, to_model_range
+from udp_jax.ops.keys import normal_each
 from udp_jax.ops.schedules import NoiseSchedule
-from udp_jax.randomness import normal_each
 
 UNET, VAE, TEXT = "unet", "vae", "text_encoder"
 
 
 class InpaintCond(TypedDict):
-  """What a U-Net with 9 input channels is told, see `apply` of `latent_diffusion`.
+  """The conditioning of a U-Net with 9 input channels (inpainting).
 
   Attributes:
     text: embeddings (B, L, D) or token ids (B, L).
-    mask: (B, h, w, 1), 1 where the picture is to be made anew.
+    mask: (B, h, w, 1), 1 where the picture is regenerated.
     masked_latents: (B, h, w, 4), `encode` of the picture with that region grey (0 in [-1, 1]).
   """
 
@@ -48,27 +48,27 @@ def latent_diffusion(
   deterministic: bool = False,
   vae_slices: int = 1,
 ) -> DiffusionModel:
-  """A diffusion model on a VAE's latents: x0 = latents * scaling_factor.
+  """Builds a diffusion model on a VAE's latents: x0 = latents * scaling_factor.
 
-  `params` = {"unet": ..., "vae": ..., "text_encoder": ...}, the last one only with `text`.
-  `encode` draws from the VAE's posterior, one key a picture; gradients reach the pictures through
-  the draw (its noise is held). `apply` takes `cond` as embeddings (B, L, D), as token ids (B, L) of
-  an integer type, which are embedded inside, or for inpainting U-Nets as an `InpaintCond`.
+  `params` = {"unet": ..., "vae": ..., "text_encoder": ...}; the last part exists only with `text`.
+  `encode` draws from the VAE's posterior, with one key per picture; gradients flow through the draw
+  to the pictures (its noise is constant). `apply` takes `cond` as embeddings (B, L, D), as integer
+  token ids (B, L), which it embeds, or for inpainting U-Nets as an `InpaintCond`.
 
   Args:
     unet: (x_t, timesteps, cond, seeds=None) -> prediction.
     vae: `encode` -> (mean, logvar), `decode`.
-    text: token ids -> embeddings; None for models whose `cond` comes from elsewhere.
+    text: token ids -> embeddings; None if `cond` comes from elsewhere.
     schedule: the noise schedule.
-    image_size: side of the pictures that are sampled, or (height, width). `encode` and `apply` take
-      any size that the VAE and the U-Net can halve; `hold` prepares filters for this one.
-    deterministic: `encode` gives the posterior's mean and draws nothing.
-    vae_slices: at most this many equal slices of a batch go through the VAE one after the other,
-      and are computed again for the gradient: memory of one slice. Changes no result.
+    image_size: side of the sampled pictures, or (height, width), pixels. `encode` and `apply` take
+      any size that the VAE and the U-Net can halve; `hold` prepares filters for this size.
+    deterministic: whether `encode` returns the posterior mean and draws nothing.
+    vae_slices: maximum number of equal slices of a batch that pass the VAE one by one and are
+      recomputed for the gradient; memory is that of one slice. Results do not change.
 
   Raises:
-    ConfigError: the U-Net's or the text encoder's sizes do not fit, or the image size does not
-      divide.
+    ConfigError: the sizes of the U-Net or the text encoder do not fit, or the image size is not a
+      multiple of the VAE's factor.
   """
   vae_config: Any = vae.config
   unet_config: Any = unet.config
@@ -83,7 +83,7 @@ def latent_diffusion(
 
   def init(key: jax.Array) -> Params:
     keys = jax.random.split(key, 3)
-    # Parameters do not depend on the size of what the networks see, so it is the smallest.
+    # The inputs have the smallest size, because parameters do not depend on it.
     x_t = jnp.zeros((1, 2**levels, 2**levels, unet_config.in_channels))
     cond = jnp.zeros((1, 1, cross))
     params = {
@@ -142,14 +142,14 @@ def latent_diffusion(
       seeds = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys)
     return jnp.asarray(unet.apply(_variables(params, UNET), x_t, timesteps, cond, seeds=seeds))
 
-  # Jitted: the networks are run to learn each layer's sizes, and what else they compute is dropped.
+  # Jitted: the networks run only to find each layer's sizes; compilation drops their outputs.
   @jax.jit
   def prepare(params: Params) -> Any:
     x_t, timesteps = jnp.zeros((1, *shape[:2], unet_config.in_channels)), jnp.zeros((1,), jnp.int32)
     cond, images = jnp.zeros((1, 1, cross)), jnp.zeros((1, height, width, 3))
     _, made = unet.apply({"params": params[UNET]}, x_t, timesteps, cond, mutable=["prepared"])
     variables = {"params": params[VAE]}
-    # Encoder and decoder: what a program does not use is left out when it is compiled.
+    # Prepare encoder and decoder; compilation removes what a program does not use.
     _, made_vae = vae.apply(variables, images, mutable=["prepared"])
     return {UNET: made.get("prepared", {}), VAE: made_vae.get("prepared", {})}
 
@@ -172,10 +172,10 @@ def latent_diffusion(
 
 
 def cast_parts(params: Params, dtype: Any, *, parts: tuple[str, ...] = (VAE, TEXT)) -> Params:
-  """`params` with the matrices and filters of `parts` in `dtype`; the others stay as they are.
+  """Casts the matrices and filters of `parts` to `dtype`; other parts are unchanged.
 
-  For parts that nothing trains: bfloat16 halves their memory, and where the computation is bfloat16
-  it changes no result. Vectors (biases, scales of norms) stay wide.
+  Use it for parts that are not trained: bfloat16 halves their memory, and changes no result if the
+  computation is in bfloat16. Vectors (biases, norm scales) keep their dtype.
   """
   return {name: _cast(part, dtype) if name in parts else part for name, part in params.items()}
 
@@ -185,26 +185,26 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 
 def _variables(params: Params, part: str) -> dict[str, Any]:
-  """The variables of one part, with its prepared filters where the parameters are held."""
+  """Returns the variables of one part, with prepared filters if the parameters are held."""
   if isinstance(params, Held):
     return {"params": params.params[part], "prepared": params.prepared.get(part, {})}
   return {"params": params[part]}
 
 
 def _sliced(function: Callable[[jax.Array], Any], batch: jax.Array, slices: int) -> Any:
-  """`function` of (B, ...), a slice at a time; the slices are as equal as B's divisors allow."""
+  """Applies `function` to (B, ...) slice by slice; slices are as equal as B's divisors allow."""
   size = batch.shape[0]
   count = max(n for n in range(1, max(1, min(slices, size)) + 1) if size % n == 0)
   if count == 1:
     return function(batch)
-  # A slice takes every count-th picture: of a batch over devices, the same share from each.
+  # A slice takes every count-th picture, so that each device contributes an equal share.
   stacked = batch.reshape(size // count, count, *batch.shape[1:]).swapaxes(0, 1)
   out = jax.lax.map(jax.checkpoint(function), stacked)
   return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(size, *leaf.shape[2:]), out)
 
 
 def _check_parts(unet: Any, vae: Any, text: nn.Module | None) -> None:
-  """Raises ConfigError for parts of different models."""
+  """Raises ConfigError if the parts belong to different models."""
   channels = vae.latent_channels
   if unet.out_channels != channels or unet.in_channels not in (channels, 2 * channels + 1):
     raise ConfigError(

@@ -1,12 +1,13 @@
-"""Layers that the diffusion networks share, under diffusers' parameter names.
+"""Layers shared by the diffusion networks, under diffusers' parameter names.
 
-Convolution, normalisation and attention come from `udp_jax.ops`, whose gradients stay fast inside a
-scan.
+Convolution, normalisation and attention come from `udp_jax.ops`, whose gradients stay fast inside
+a scan.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -23,10 +24,11 @@ from udp_jax.ops.norm import group_norm
 def timestep_embedding(
   timesteps: jax.Array, dim: int, *, flip_sin_to_cos: bool = False, freq_shift: int = 1
 ) -> jax.Array:
-  """Sinusoidal embedding of timesteps (B,) -> (B, dim), sine first unless flipped."""
+  """Embeds timesteps (B,) as sinusoids (B, dim), sines first unless flipped."""
   half = dim // 2
-  frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / (half - freq_shift))
-  angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+  numbers = jnp.arange(half).astype(jnp.float32)
+  frequencies = jnp.exp(-jnp.log(10000.0) * numbers / (half - freq_shift))
+  angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None]
   parts = [jnp.sin(angles), jnp.cos(angles)]
   embedding = jnp.concatenate(parts[::-1] if flip_sin_to_cos else parts, axis=1)
   return jnp.pad(embedding, ((0, 0), (0, dim - 2 * half)))
@@ -34,12 +36,12 @@ def timestep_embedding(
 
 _uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
-# Parameters do not depend on features: while they are made, which is also how a folder's shapes are
-# learned, layers below answer with zeros of the right shape. It takes half of the time.
+# Parameters do not depend on feature values: during initialisation (which also finds the shapes for
+# a folder), the layers below return zeros of the right shape, which halves the time.
 
 
 class Conv(nn.Module):
-  """`ops.conv.conv2d` with parameters."""
+  """`ops.conv.conv2d` as a layer with parameters."""
 
   features: int
   size: int = 3
@@ -51,7 +53,7 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Features (B, H, W, C) -> (B, H', W', features); `doubled` repeats every pixel first."""
+    """Features (B, H, W, C) -> (B, H', W', features); `doubled` first repeats every pixel."""
     init = nn.initializers.zeros if self.zero else _uniform
     kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -71,7 +73,7 @@ class Conv(nn.Module):
     return conv2d(x, kernel, bias, method=self.method, held=held, **options)
 
   def _zeros(self, x: jax.Array) -> jax.Array:
-    """What the layer returns, but for its values."""
+    """Returns zeros with the shape and dtype of the layer's output."""
     b, h, w, _ = x.shape
     if self.doubled:
       return jnp.zeros((b, 2 * h, 2 * w, self.features), x.dtype)
@@ -81,7 +83,7 @@ class Conv(nn.Module):
 
 
 class _DenseParams(nn.Module):
-  """Parameters of a dense layer, for products that are fused by the caller."""
+  """Parameters of a dense layer whose product the caller fuses with others."""
 
   features: int
 
@@ -92,7 +94,7 @@ class _DenseParams(nn.Module):
 
 
 class Dense(nn.Module):
-  """`ops.linear.dense` with parameters."""
+  """`ops.linear.dense` as a layer with parameters."""
 
   features: int
   zero: bool = False
@@ -110,7 +112,7 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-  """`ops.norm.group_norm` with parameters."""
+  """`ops.norm.group_norm` as a layer with parameters."""
 
   num_groups: int
   epsilon: float
@@ -128,7 +130,7 @@ class Norm(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-  """Norm, SiLU, conv, + time (where there is any), norm, SiLU, dropout, conv, + shortcut."""
+  """Norm, SiLU, conv, + time (if given), norm, SiLU, dropout, conv, + shortcut."""
 
   features: int
   num_groups: int
@@ -147,7 +149,7 @@ class ResnetBlock(nn.Module):
       h = add_bias(h, Dense(self.features, name="time_emb_proj")(temb)[:, None, None])
     h = Norm(self.num_groups, self.epsilon, name="norm2")(h)
     if seeds is not None and self.dropout:
-      # Each block draws masks of its own.
+      # Each block draws its own masks.
       seeds = seeds ^ jnp.uint32(zlib.crc32("/".join(self.path).encode()))
       h = dropout(seeds, h, self.dropout)
     h = Conv(self.features, zero=True, method=self.method, name="conv2")(h)
@@ -185,7 +187,7 @@ class AttentionBlock(nn.Module):
 
 
 class Resample(nn.Module):
-  """Halves a map by a strided convolution, or doubles it by repetition and a convolution."""
+  """Halves a map by a strided convolution, or doubles it by repetition and convolution."""
 
   features: int
   up: bool
@@ -197,13 +199,13 @@ class Resample(nn.Module):
     """Features (B, H, W, C) -> half or twice the resolution."""
     if self.up:
       return Conv(self.features, doubled=True, method=self.method, name="conv")(x)
-    # diffusers pads asymmetrically when it is told not to pad.
+    # With padding 0, diffusers pads asymmetrically.
     pad = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
     return Conv(self.features, stride=2, padding=pad, method=self.method, name="conv")(x)
 
 
 class TimeEmbedding(nn.Module):
-  """Two dense layers; every residual block applies SiLU to the result first, so it is done here."""
+  """Two dense layers, then the SiLU that every residual block would otherwise apply first."""
 
   features: int
   dtype: Any
@@ -213,3 +215,55 @@ class TimeEmbedding(nn.Module):
     """Sinusoids (B, C) -> the activated embedding (B, features)."""
     temb = Dense(self.features, name="linear_1")(temb.astype(self.dtype))
     return nn.silu(Dense(self.features, name="linear_2")(nn.silu(temb)))
+
+
+def embedded_time(config: Any, timesteps: jax.Array, dtype: Any) -> jax.Array:
+  """Embeds timesteps (B,) as activated vectors (B, D), as a submodule of the calling U-Net."""
+  width = config.block_out_channels[0]
+  temb = timestep_embedding(
+    timesteps, width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+  )
+  return TimeEmbedding(4 * width, dtype, name="time_embedding")(temb.astype(dtype))
+
+
+MIDDLE = "mid_block"
+
+
+def down_and_up(
+  config: Any,
+  x: jax.Array,
+  level: Callable[..., tuple[jax.Array, list[jax.Array]]],
+  middle: str,
+  *,
+  method: str | None,
+) -> jax.Array:
+  """Runs a U-Net: down its levels, through the middle, and up again with the skip features.
+
+  Args:
+    config: the U-Net's fields.
+    x: (B, H, W, C) in the dtype of the computation.
+    level: (name, number of the level, layers, kind, "up", "down" or None, x, skips) ->
+      (x, outputs); skips are None on the way down, whose outputs become skips on the way up.
+    middle: kind of the middle block, which is named `MIDDLE`.
+    method: convolution method, one of `ops.conv`'s; None picks by backend.
+
+  Returns:
+    (B, H, W, config.out_channels) float32.
+  """
+  c = config
+  x = Conv(c.block_out_channels[0], method=method, name="conv_in")(x)
+  skips = [x]
+  last = len(c.block_out_channels) - 1
+  for i, kind in enumerate(c.down_block_types):
+    resample = "down" if i < last else None
+    x, outputs = level(f"down_blocks_{i}", i, c.layers_per_block, kind, resample, x, None)
+    skips += outputs
+  x, _ = level(MIDDLE, last, 2, middle, None, x, None)
+  layers = c.layers_per_block + 1
+  for i, kind in enumerate(c.up_block_types):
+    taken, skips = skips[-layers:], skips[:-layers]
+    resample = "up" if i < last else None
+    x, _ = level(f"up_blocks_{i}", last - i, layers, kind, resample, x, taken)
+  x = Norm(c.norm_num_groups, c.norm_eps, name="conv_norm_out")(x)
+  x = Conv(c.out_channels, zero=True, method=method, name="conv_out")(x)
+  return x.astype(jnp.float32)

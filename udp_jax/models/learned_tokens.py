@@ -1,7 +1,7 @@
-"""Files of learned tokens (textual inversion), as PyTorch diffusers reads and writes them.
+"""Reads and writes files of learned tokens (textual inversion) in PyTorch diffusers' format.
 
-`learned_embeds.safetensors` holds one tensor by the token's name: (D,), or (N, D) for a token that
-stands for N vectors, which `pipe.load_textual_inversion(folder)` spells `<token>`, `<token>_1`, ...
+`learned_embeds.safetensors` holds one tensor under the token's name: (D,), or (N, D) for a token of
+N vectors, which `pipe.load_textual_inversion(folder)` names `<token>`, `<token>_1`, ...
 """
 
 from __future__ import annotations
@@ -12,14 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from udp_jax.errors import BadDataError
-from udp_jax.models.lora import read_tensors, write_tensors
+from udp_jax.models.lora_files import read_tensors, write_tensors
 
 FILE_NAME = "learned_embeds.safetensors"
-
-
-def spelled(token: str, num_vectors: int) -> list[str]:
-  """The names under which diffusers adds a token of several vectors: <t>, <t>_1, <t>_2, ..."""
-  return [token] + [f"{token}_{i}" for i in range(1, num_vectors)]
 
 
 def save_learned_token(
@@ -28,16 +23,16 @@ def save_learned_token(
   """Writes a file that PyTorch diffusers' `pipe.load_textual_inversion(folder)` opens.
 
   Args:
-    folder: made if need be.
-    token: such as "<my-style>".
-    embedding: (D,) or (N, D).
-    name: of the file.
+    folder: the folder, created if needed.
+    token: the token's name, such as "<my-style>".
+    embedding: (D,) or (N, D), the token's vectors.
+    name: the file's name.
 
   Returns:
     The file's path.
 
   Raises:
-    OutputError: the place cannot be written.
+    OutputError: the file cannot be written.
   """
   value = np.asarray(embedding, np.float32)
   value = value[0] if value.ndim == 2 and len(value) == 1 else value
@@ -47,11 +42,11 @@ def save_learned_token(
 
 
 def load_learned_token(path: str | os.PathLike) -> tuple[str, np.ndarray]:
-  """(token, float32 (N, D)) from a file, or from a folder with `learned_embeds.safetensors`.
+  """Reads (token, float32 (N, D)) from a file, or from a folder's `learned_embeds.safetensors`.
 
   Raises:
-    MissingDataError: there is no such file.
-    BadDataError: it is damaged, or holds something else than one token.
+    MissingDataError: the file does not exist.
+    BadDataError: the file is damaged, or does not hold exactly one token.
   """
   path = Path(path)
   path = path / FILE_NAME if path.is_dir() else path

@@ -1,64 +1,41 @@
-"""Low-rank updates (LoRA, Hu et al., arXiv:2106.09685): their algebra and their files.
+"""Low-rank updates of weights (LoRA, Hu et al., arXiv:2106.09685).
 
-A module's update is kernel + scale * lora_A @ lora_B with lora_A (..., I, rank) and lora_B
-(rank, O), for dense kernels (I, O) and for convolutions (H, W, I, O) alike. The files are those of
-PyTorch diffusers' `load_lora_weights`: PEFT's names, lora_A.weight (rank, I[, H, W]) and
-lora_B.weight (O, rank[, 1, 1]) behind the component's name.
+An updated kernel is kernel + scale * lora_A @ lora_B with lora_A (..., I, rank) and lora_B
+(rank, O), both for dense kernels (I, O) and for convolutions (H, W, I, O).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors
-import safetensors.numpy
 
-from udp_jax.data import files
-from udp_jax.errors import BadDataError, ConfigError, MissingDataError, OutputError
-from udp_jax.models import weights
+from udp_jax.errors import ConfigError
 from udp_jax.models.base import Params
 
 Factors = dict[str, Any]
 
-# diffusers' train_text_to_image_lora.py and train_dreambooth_lora.py.
+# The targets of diffusers' train_text_to_image_lora.py and train_dreambooth_lora.py.
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out_0")
 TEXT_ENCODER_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
-FILE_NAME = "pytorch_lora_weights.safetensors"
-_PARTS = ("unet", "text_encoder")
-# PEFT's names, and those that diffusers wrote before it used PEFT.
-_SIDES = {
-  "lora_A.weight": "A",
-  "lora_B.weight": "B",
-  "lora.down.weight": "A",
-  "lora.up.weight": "B",
-  "lora_linear_layer.down.weight": "A",
-  "lora_linear_layer.up.weight": "B",
-  "alpha": "alpha",
-}
-_METADATA = "lora_adapter_metadata"
-
 
 def init_factors(key: jax.Array, params: Params, *, rank: int, targets: Sequence[str]) -> Factors:
-  """Factors for every module of `params` that is named in `targets`, in their nested places.
+  """Makes factors for every module of `params` named in `targets`, nested as in `params`.
 
-  lora_A is normal with standard deviation 1 / rank (PEFT's "gaussian", which diffusers' scripts
-  use), lora_B is zero; float32.
+  lora_A is normal with standard deviation 1 / rank (PEFT's "gaussian", used by diffusers' scripts),
+  lora_B is zero; both are float32.
 
   Args:
-    key: each module draws from its own, which its name decides.
-    params: of one component; arrays or `jax.ShapeDtypeStruct`s.
-    rank: at least 1.
+    key: random key; each module draws with its own key, derived from its place.
+    params: parameters of one component; arrays or `jax.ShapeDtypeStruct`s.
+    rank: rank of every update, at least 1.
     targets: module names.
 
   Raises:
-    ConfigError: a target that names no module with a kernel.
+    ConfigError: a target names no module with a kernel.
   """
   found: set[str] = set()
   index = 0
@@ -87,215 +64,26 @@ def init_factors(key: jax.Array, params: Params, *, rank: int, targets: Sequence
 
 
 def merge_factors(factors: Factors, params: Params, *, scale: float = 1.0) -> Params:
-  """`params` with every kernel that has factors moved by scale * lora_A @ lora_B.
+  """Adds scale * lora_A @ lora_B to every kernel of `params` that has factors.
 
-  Kernels that are moved come out in the wider of their dtype and the factors'.
+  Updated kernels get the wider of their own dtype and the factors' dtype.
 
   Args:
-    factors: a tree with some of the branches of `params`, ending in {"lora_A", "lora_B"}.
-    params: of the same nesting.
+    factors: a tree with some branches of `params`, ending in {"lora_A", "lora_B"}.
+    params: parameters with the same nesting.
     scale: lora_alpha / rank.
   """
-  if _is_module(factors):
+  if is_module(factors):
     a, b = factors["lora_A"], factors["lora_B"]
     kernel = jnp.asarray(params["kernel"])
     wide = jnp.promote_types(kernel.dtype, a.dtype)
-    # Full precision: a TPU's default would round the factors to bfloat16 first.
+    # Full precision: a TPU would round the factors to bfloat16 by default.
     update = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     return {**params, "kernel": kernel.astype(wide) + scale * update}
   merged = {name: merge_factors(f, params[name], scale=scale) for name, f in factors.items()}
   return {**params, **merged}
 
 
-def save_lora(
-  folder: str | os.PathLike, factors: Factors, *, scale: float = 1.0, name: str = FILE_NAME
-) -> Path:
-  """Writes a file that PyTorch diffusers' `pipe.load_lora_weights(folder)` opens.
-
-  The scale goes into lora_B, so that readers with and without an idea of lora_alpha agree:
-  lora_alpha is the rank, its default everywhere.
-
-  Args:
-    folder: made if need be.
-    factors: {"unet": ..., "text_encoder": ...}, either may be missing.
-    scale: that the factors were trained with.
-    name: of the file.
-
-  Returns:
-    The file's path.
-
-  Raises:
-    ConfigError: factors of another component, which the format does not know.
-    OutputError: the place cannot be written.
-  """
-  if extra := sorted(set(factors) - set(_PARTS)):
-    raise ConfigError(f"a LoRA file holds factors of {' and '.join(_PARTS)}, not of {extra[0]}")
-  tensors: dict[str, np.ndarray] = {}
-  for part, tree in factors.items():
-    for path, module in _modules(tree, _is_module):
-      stem = f"{part}.{_torch_module(path)}"
-      a = np.asarray(module["lora_A"], np.float32)
-      b = scale * np.asarray(module["lora_B"], np.float32)
-      b = b.reshape((1,) * (a.ndim - 2) + b.shape)
-      for side, value in (("lora_A", a), ("lora_B", b)):  # (..., I, O) -> (O, I, ...)
-        value = np.transpose(value, (value.ndim - 1, value.ndim - 2, *range(value.ndim - 2)))
-        tensors[f"{stem}.{side}.weight"] = np.ascontiguousarray(value, np.float32)
-  path = Path(folder) / name
-  write_tensors(path, tensors)
-  return path
-
-
-def load_lora(path: str | os.PathLike, params: Params) -> Factors:
-  """Reads factors from a LoRA file of diffusers or PEFT, for `merge_factors` with scale 1.
-
-  lora_alpha / rank, from the file's `.alpha` tensors or its metadata, is multiplied into lora_B.
-
-  Args:
-    path: the file, or a folder with `pytorch_lora_weights.safetensors`.
-    params: {"unet": ..., ...} of the model; arrays or `jax.ShapeDtypeStruct`s.
-
-  Raises:
-    MissingDataError: there is no such file.
-    BadDataError: it is damaged, or a tensor fits no module of the model.
-  """
-  path = Path(path)
-  path = path / FILE_NAME if path.is_dir() else path
-  tensors, metadata = read_tensors(path)
-  if any(name.startswith("lora_unet_") or name.startswith("lora_te") for name in tensors):
-    raise BadDataError(
-      f"{path} is in kohya's format; in PyTorch diffusers load it with load_lora_weights and write "
-      "it with save_lora_weights"
-    )
-  homes = {
-    f"{part}.{_torch_module(module)}": (part, *module)
-    for part in _PARTS
-    if part in params
-    for module, _ in _modules(params[part], lambda tree: "kernel" in tree)
-  }
-  adapter = _adapter_metadata(path, metadata)
-  found: dict[str, dict[str, np.ndarray]] = {}
-  for name, value in tensors.items():
-    side = next((s for s in _SIDES if name.endswith(f".{s}")), None)
-    stem = name[: -len(side) - 1] if side else name
-    if side is None or stem not in homes:
-      raise BadDataError(f"{path}: tensor {name} belongs to no module of this model")
-    found.setdefault(stem, {})[_SIDES[side]] = value
-  factors: Factors = {}
-  for stem, sides in found.items():
-    home = homes[stem]
-    factor = _read_module(path, stem, sides, _kernel_shape(params, home), adapter.get(home[0], {}))
-    place = factors
-    for step in home[:-1]:
-      place = place.setdefault(step, {})
-    place[home[-1]] = factor
-  if not factors:
-    raise BadDataError(f"{path} holds no LoRA")
-  return factors
-
-
-def _read_module(
-  path: Path,
-  stem: str,
-  sides: dict[str, np.ndarray],
-  kernel: tuple[int, ...],
-  adapter: dict[str, Any],
-) -> dict[str, jax.Array]:
-  """{"lora_A", "lora_B"} of one module from PyTorch's tensors, lora_alpha / rank in lora_B."""
-  if lost := [f"lora_{side}.weight" for side in "AB" if side not in sides]:
-    raise BadDataError(f"{path}: {stem} has no {lost[0]}")
-  made = {}
-  for side in "AB":
-    value = np.asarray(sides[side], np.float32)
-    if value.ndim < 2:
-      raise BadDataError(f"{path}: {stem}.lora_{side}.weight has shape {value.shape}")
-    made[side] = np.transpose(value, (*range(2, value.ndim), 1, 0))  # (O, I, ...) -> (..., I, O)
-  a, b = made["A"], made["B"]
-  rank = a.shape[-1]
-  # A 1x1 convolution may stand in the file where the module is dense, and the other way round.
-  a = a.reshape(*kernel[:-1], rank) if a.size == np.prod(kernel[:-1]) * rank else a
-  b = b.reshape(b.shape[-2:]) if b.size == b.shape[-1] * b.shape[-2] else b
-  if a.shape != (*kernel[:-1], rank) or b.shape != (rank, kernel[-1]):
-    raise BadDataError(
-      f"{path}: {stem} has factors {sides['A'].shape} and {sides['B'].shape}, which do not fit a "
-      f"kernel {kernel}"
-    )
-  scale = 1.0
-  if "alpha" in sides:
-    scale = float(sides["alpha"]) / rank
-  elif adapter:
-    name = stem.split(".", 1)[1]
-    pattern = adapter.get("alpha_pattern") or {}
-    known: Any = adapter.get("lora_alpha", rank)
-    scale = float(pattern.get(name, known)) / rank
-  return jax.device_put({"lora_A": a, "lora_B": np.float32(scale) * b})
-
-
-def _adapter_metadata(path: Path, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
-  """PEFT's settings by component, as diffusers keeps them in the header: {"unet.lora_alpha": 4}."""
-  if _METADATA not in metadata:
-    return {}
-  try:
-    entries = files.parse_json(metadata[_METADATA])
-    settings: dict[str, dict[str, Any]] = {}
-    for name, value in entries.items():
-      part, _, field = name.partition(".")
-      settings.setdefault(part, {})[field] = value
-  except (ValueError, AttributeError) as error:
-    raise BadDataError(f"{path}: its {_METADATA} is not readable: {error}") from error
-  return settings
-
-
-def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-  """Writes a safetensors file for PyTorch's readers, whole or not at all.
-
-  Raises:
-    OutputError: the place cannot be written.
-  """
-  try:
-    files.write_together(
-      {path: lambda at: safetensors.numpy.save_file(tensors, at, metadata={"format": "pt"})}
-    )
-  except safetensors.SafetensorError as error:
-    raise OutputError(f"cannot write {path}: {error}") from error
-
-
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-  """Tensors and metadata of a safetensors file.
-
-  Raises:
-    MissingDataError: there is no such file.
-    BadDataError: it is no safetensors file, or damaged.
-  """
-  if not path.is_file():
-    raise MissingDataError(f"no file {path}; only .safetensors files are read, never pickles")
-  files.refuse_lfs_pointer(path)
-  try:
-    with safetensors.safe_open(path, framework="numpy") as opened:
-      return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}
-  except (OSError, TypeError, safetensors.SafetensorError) as error:
-    raise BadDataError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def _is_module(tree: Any) -> bool:
+def is_module(tree: Any) -> bool:
+  """Returns whether a tree of factors belongs to a single module."""
   return "lora_A" in tree
-
-
-def _modules(tree: Any, wanted: Callable[[Any], bool], path: tuple[str, ...] = ()):
-  """(path, module) of every wanted module of a nested dict."""
-  for name in sorted(tree):
-    value = tree[name]
-    if isinstance(value, dict):
-      if wanted(value):
-        yield (*path, name), value
-      else:
-        yield from _modules(value, wanted, (*path, name))
-
-
-def _torch_module(path: tuple[str, ...]) -> str:
-  return weights.torch_name((*path, "kernel")).removesuffix(".weight")
-
-
-def _kernel_shape(params: Params, home: tuple[str, ...]) -> tuple[int, ...]:
-  for step in home:
-    params = params[step]
-  return tuple(params["kernel"].shape)

@@ -1,4 +1,4 @@
-"""The noise schedule of a model folder: diffusers' scheduler_config.json to and from ours."""
+"""Converts the noise schedule of a model folder from and to diffusers' scheduler_config.json."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError
-from udp_jax.ops import samplers, schedules
+from udp_jax.ops import chain, schedules
+from udp_jax.runtime import files
 
 
 def load_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """The noise scheduler's fields from a model or pipeline folder; None if it holds no such file.
+  """Reads the noise scheduler's fields from a model or pipeline folder; None without the file.
 
   Looks for scheduler_config.json in `folder`, in `folder`/scheduler and in ../scheduler.
 
   Raises:
-    BadDataError: if the file is damaged.
+    BadDataError: the file is damaged.
   """
   folder = Path(folder)
   for home in (folder, folder / "scheduler", folder.parent / "scheduler"):
@@ -30,14 +30,14 @@ def load_scheduler_config(folder: str | os.PathLike[str]) -> dict[str, Any] | No
 
 
 def schedule_from_config(config: Mapping[str, Any]) -> schedules.NoiseSchedule:
-  """The noise schedule that diffusers' scheduler fields describe (absent ones: its defaults).
+  """Builds the noise schedule described by diffusers' fields; missing fields get its defaults.
 
   Raises:
-    BadDataError: for a schedule that this library does not have.
+    BadDataError: this library does not have the schedule.
   """
   try:
     schedule = _named_schedule(config)
-    # As diffusers, which rescales the betas of every kind.
+    # Like diffusers, rescale the betas of every kind of schedule.
     return schedules.zero_snr(schedule) if config.get("rescale_betas_zero_snr") else schedule
   except (TypeError, ValueError) as error:
     raise BadDataError(f"scheduler_config.json: {error}") from error
@@ -61,9 +61,9 @@ def _named_schedule(config: Mapping[str, Any]) -> schedules.NoiseSchedule:
 
 
 def scheduler_config(schedule: schedules.NoiseSchedule, **fields: Any) -> dict[str, Any]:
-  """The `DDPMScheduler` fields for `schedule`, its betas in full, e.g. for `save_pipeline`.
+  """Returns the `DDPMScheduler` fields for `schedule` with full betas, e.g. for `save_pipeline`.
 
-  `fields` are added as they are, e.g. clip_sample=True (which is diffusers' default).
+  `fields` are added unchanged, e.g. clip_sample=True (diffusers' default).
   """
   abar = np.asarray(schedule.alphas_cumprod, np.float64)
   config = {
@@ -82,19 +82,19 @@ def scheduler_config(schedule: schedules.NoiseSchedule, **fields: Any) -> dict[s
 def sampler_options(
   config: Mapping[str, Any] | None, sampler: str, *, latent: bool
 ) -> dict[str, Any]:
-  """Keyword options of `ops.samplers`' function `sampler` for a model with these scheduler fields.
+  """Returns keyword options of the `ops.samplers` function `sampler` for these scheduler fields.
 
-  They are what diffusers gets by `DDIMScheduler.from_config(...)` and the like from whatever
-  scheduler the folder names (PNDM, Euler, ...): a field that the file leaves out means the default
-  of the sampler that runs, not of the one that is named.
+  They match `DDIMScheduler.from_config(...)` and its siblings, whichever scheduler the folder names
+  (PNDM, Euler, ...): a missing field means the default of the sampler that runs, not of the one
+  that is named.
 
   Args:
     config: fields of scheduler_config.json; None for diffusers' defaults.
     sampler: "ddim", "ddpm" or "dpm_solver_pp_2m".
-    latent: latents are never clipped, whatever the file says (as in diffusers' pipelines).
+    latent: whether the model is latent; latents are never clipped, as in diffusers' pipelines.
 
   Raises:
-    BadDataError: for a setting that the sampler does not have.
+    BadDataError: the sampler does not have a setting.
   """
   config = config or {}
   options: dict[str, Any] = {"clip_sample": False}
@@ -105,8 +105,8 @@ def sampler_options(
         raise BadDataError(f"scheduler_config.json: {name}={config[name]!r} is not supported")
   multistep = sampler == "dpm_solver_pp_2m"
   options["spacing"] = config.get("timestep_spacing", "linspace" if multistep else "leading")
-  if options["spacing"] not in samplers.SPACINGS:
-    known = ", ".join(samplers.SPACINGS)
+  if options["spacing"] not in chain.SPACINGS:
+    known = ", ".join(chain.SPACINGS)
     raise BadDataError(
       f"scheduler_config.json: timestep_spacing {options['spacing']!r} is not one of {known}"
     )
@@ -115,7 +115,7 @@ def sampler_options(
     options["set_alpha_to_one"] = bool(config.get("set_alpha_to_one", True))
   if sampler == "ddpm":
     options["variance"] = config.get("variance_type", "fixed_small")
-    if options["variance"] not in samplers.VARIANCES:
+    if options["variance"] not in chain.VARIANCES:
       raise BadDataError(
         f"scheduler_config.json: variance_type {options['variance']!r} is not supported"
       )

@@ -1,18 +1,19 @@
-"""Perceptual distances between pictures, one number a picture: LPIPS, ST-LPIPS, EfficientNet.
+"""Perceptual distances between pictures, one per picture: LPIPS, ST-LPIPS, EfficientNet.
 
-All compare features of a trained network at five depths: unit vectors over the channels, squared
-differences, means over places, sums over depths (Zhang et al. 2018, arXiv:1801.03924, equation 1).
+All compare features of a trained network at five depths: unit vectors over channels, squared
+differences, means over positions, sums over depths (Zhang et al. 2018, arXiv:1801.03924, equation
+1).
 
 | name | network | weights |
 |---|---|---|
-| `effnet_lite0_distance` | EfficientNet-Lite0 | in the package that evaluation uses already |
+| `effnet_lite0_distance` | EfficientNet-Lite0 | in the package that evaluation already uses |
 | `stlpips_vgg`, `stlpips_alex` | shift-tolerant VGG16, AlexNet and heads | `stlpips-pytorch` |
-| `lpips_vgg`, `lpips_alex` | VGG16, AlexNet and heads | a file that the user brings |
+| `lpips_vgg`, `lpips_alex` | VGG16, AlexNet and heads | a file that the user provides |
 
-They are different scales: a budget for one means nothing for another, and only LPIPS may be called
+Their scales differ: a budget for one means nothing for another, and only LPIPS may be reported as
 LPIPS. ST-LPIPS is Ghildyal & Liu 2022 (arXiv:2207.13686). `effnet_lite0_distance` has no learned
-heads: every channel counts alike, as in the uncalibrated networks of Zhang et al., and the mean
-over depths is taken; it is the default because its weights are always at hand.
+heads: all channels have equal weight, as in the uncalibrated networks of Zhang et al., and depths
+are averaged. It is the default because its weights are always available.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ import safetensors
 import safetensors.numpy
 from jax import lax
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import efficientnet_lite, torch_zip
 from udp_jax.ops.conv import conv2d, hold
 from udp_jax.ops.image import to_model_range
+from udp_jax.runtime import files
 
 DEFAULT = "effnet_lite0_distance"
 
@@ -45,23 +46,23 @@ STLPIPS_SHA256 = {
   "vgg": "44597da68f49c1837c100ff52299050f274d102eb102e5837178c79be6f0e250",
 }
 
-# The shift and scale of LPIPS, for pictures in [-1, 1].
+# LPIPS's shift and scale for pictures in [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 class PerceptualDistance(NamedTuple):
-  """A distance between pictures as people see them.
+  """A perceptual distance between pictures.
 
   Attributes:
-    name: what `load` knows it by.
-    label: what its values must be called in a report.
+    name: the distance's name in `load`.
+    label: name that reports must use for its values.
     params: weights, a pytree.
     apply: (params, x, y) -> (B,) float32, for pictures (B, H, W, 3) in [0, 1]; differentiable.
-    min_size: the least height and width that the network can halve as often as it does.
-    revision: which weights these are, for the record.
-    hold: (params, (height, width)) -> params that `apply` takes in their place for pictures of that
-      size, for loops that hold them still: what `ops.conv.hold` makes of the kernels is with them.
+    min_size: smallest height and width that the network supports, pixels.
+    revision: name and hash of the weights, for the record.
+    hold: (params, (height, width)) -> params that `apply` also accepts, for pictures of that size,
+      in loops with constant params: they include filters from `ops.conv.hold`.
   """
 
   name: str
@@ -74,18 +75,18 @@ class PerceptualDistance(NamedTuple):
 
 
 class Layer(NamedTuple):
-  """One convolution of a trunk, what comes before it, and whether its output is compared.
+  """One convolution of a trunk, with the pool and blurs around it.
 
   Attributes:
-    number: its place in `features`, and in the names of the weights.
-    out_channels: of the convolution.
-    size: of the kernel.
-    stride: of the convolution.
-    padding: zeros on every side.
-    pool: (side, stride) of the max pool before it, or None.
-    blur_before: a blur that halves the map stands between the pool and it.
-    blur_after: such a blur stands between it and the rectifier.
-    compared: whether the rectified output is one of the five depths.
+    number: index in `features`, used in the names of the weights.
+    out_channels: output channels of the convolution.
+    size: side of the kernel, pixels.
+    stride: step between outputs, pixels.
+    padding: zeros added on every side, pixels.
+    pool: (side, stride) of the max pool before the convolution, or None.
+    blur_before: whether a blur that halves the map lies between the pool and the convolution.
+    blur_after: whether such a blur lies between the convolution and the rectifier.
+    compared: whether the rectified output is one of the five compared depths.
   """
 
   number: int
@@ -103,7 +104,7 @@ def _vgg(shift_tolerant: bool) -> tuple[Layer, ...]:
   layers, number = [], 0
   pool = (2, 1) if shift_tolerant else (2, 2)
   for stage, (repeats, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))):
-    # A pool has a number, and a blur behind it has one too.
+    # A pool has an index of its own, and so has the blur after it.
     number += 0 if not stage else 2 if shift_tolerant else 1
     for i in range(repeats):
       layer = Layer(number, channels, compared=i == repeats - 1)
@@ -132,18 +133,18 @@ def _alex(shift_tolerant: bool) -> tuple[Layer, ...]:
 
 
 _TRUNKS = {"vgg": _vgg, "alex": _alex}
-# Smaller pictures leave nothing of the deepest maps, or too little to mirror.
+# For smaller pictures the deepest maps vanish or are too small to mirror.
 _MIN_SIZE = {"vgg": 16, "alex": 31}
 _MIN_SIZE_SHIFT_TOLERANT = {"vgg": 18, "alex": 21}
 
 
 def trunk(network: str, *, shift_tolerant: bool = False) -> tuple[Layer, ...]:
-  """The plan of "vgg" (VGG16) or "alex" (AlexNet), as LPIPS or ST-LPIPS use it."""
+  """Returns the layers of "vgg" (VGG16) or "alex" (AlexNet) as in LPIPS or ST-LPIPS."""
   return _TRUNKS[network](shift_tolerant)
 
 
 def tensor_shapes(layers: tuple[Layer, ...]) -> dict[str, tuple[int, ...]]:
-  """Names and shapes of all tensors that the weights of a trunk and its heads consist of.
+  """Returns the names and shapes of all weights of a trunk and its heads.
 
   Names are those of `lpips.LPIPS(...).state_dict()`: `net.slice2.5.weight`, `lin1.model.1.weight`.
   """
@@ -163,13 +164,12 @@ def tensor_shapes(layers: tuple[Layer, ...]) -> dict[str, tuple[int, ...]]:
 def params_from_tensors(
   tensors: Mapping[str, np.ndarray], layers: tuple[Layer, ...]
 ) -> dict[str, jax.Array]:
-  """The weights of a trunk and its heads, kernels as HWIO, heads as vectors.
+  """Converts the weights of a trunk and its heads: kernels to HWIO, heads to vectors.
 
   Args:
-    tensors: named as `tensor_shapes` says, or with the trunk under torchvision's names
-      (`features.5.weight` for `net.slice2.5.weight`). Others (scaling, blur kernels) are passed
-      over.
-    layers: from `trunk`.
+    tensors: tensors named as in `tensor_shapes`, or with torchvision's names for the trunk
+      (`features.5.weight` for `net.slice2.5.weight`). Others (scaling, blur kernels) are ignored.
+    layers: result of `trunk`.
 
   Raises:
     BadDataError: a tensor is missing or has another shape.
@@ -193,7 +193,7 @@ def params_from_tensors(
 def distance(
   params: dict[str, Any], x: jax.Array, y: jax.Array, *, layers: tuple[Layer, ...]
 ) -> jax.Array:
-  """LPIPS (or ST-LPIPS, by the layers) of pictures (B, H, W, 3) in [0, 1]: (B,)."""
+  """LPIPS, or ST-LPIPS (depending on `layers`), of pictures (B, H, W, 3) in [0, 1]: (B,)."""
   both = (to_model_range(jnp.concatenate([x, y])) - _SHIFT) / _SCALE
   total, depth = jnp.zeros(x.shape[0]), 0
   for layer in layers:
@@ -218,7 +218,7 @@ def distance(
 def held(
   params: dict[str, jax.Array], size: tuple[int, int], *, layers: tuple[Layer, ...]
 ) -> dict[str, Any]:
-  """`params` for `distance` of pictures of one (height, width), see `PerceptualDistance.hold`."""
+  """Prepares `params` for `distance` at one (height, width); this is `PerceptualDistance.hold`."""
   made: dict[str, Any] = dict(params)
   depth = 0
   for layer in layers:
@@ -244,22 +244,22 @@ _BLUR = (3, 2, 2)
 
 
 def _windows(size: tuple[int, int], side: int, stride: int, padding: int = 0) -> tuple[int, int]:
-  """How many windows of `side` fit into a map of `size`, along each axis."""
+  """Returns how many windows of `side` fit into a map of `size`, along each axis."""
   height, width = ((n + 2 * padding - side) // stride + 1 for n in size)
   return height, width
 
 
 def _squared_difference(both: jax.Array) -> jax.Array:
-  """Of unit vectors over channels; `both` holds the features of x, then those of y."""
+  """Squared difference of unit vectors over channels; `both` holds x followed by y."""
   squares = jnp.sum(jnp.square(both), axis=-1, keepdims=True)
-  # The root has no gradient at 0, where a rectified network is often; its value there is not used.
+  # The root has no gradient at 0, a common value after rectification; mask it out.
   norm = jnp.where(squares > 0.0, jnp.sqrt(jnp.where(squares > 0.0, squares, 1.0)), 0.0)
   first, second = jnp.split(both / (norm + 1e-10), 2)
   return jnp.square(first - second)
 
 
 def _max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
-  # Of shifted slices: the gradient of a windowed maximum is a scatter, slow inside a scan on a CPU.
+  # Take the maximum of shifted slices: a windowed maximum's gradient is a scatter, slow in a scan.
   height, width = ((n - size) // stride + 1 for n in x.shape[1:3])
   out: Any = None
   for i in range(size):
@@ -271,7 +271,7 @@ def _max_pool(x: jax.Array, size: int, stride: int) -> jax.Array:
 
 
 def _blurred(x: jax.Array) -> jax.Array:
-  """Every second value of a binomial blur, borders mirrored by two (Zhang 2019)."""
+  """Applies a binomial blur with stride 2 and borders mirrored by two pixels (Zhang 2019)."""
   x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
   for axis in (1, 2):
     count = (x.shape[axis] - 3) // 2 + 1
@@ -368,13 +368,13 @@ def load(name: str = DEFAULT, *, weights: str | Path | None = None) -> Perceptua
 
   Args:
     name: one of `NAMES`.
-    weights: the weight file. LPIPS needs one (safetensors); the others find their own in the
-      packages that bring them.
+    weights: the weight file. LPIPS needs one (safetensors); the others find theirs in installed
+      packages.
 
   Raises:
-    ConfigError: there is no distance of this name.
-    MissingDataError: the weights are not there; the message says how to get them.
-    BadDataError: the weights are not the ones that the network needs.
+    ConfigError: no distance has this name.
+    MissingDataError: the weights do not exist; the message says how to get them.
+    BadDataError: the weights do not fit the network.
   """
   if name not in _LOADERS:
     raise ConfigError(f"unknown perceptual distance {name!r}: choose one of {', '.join(NAMES)}")

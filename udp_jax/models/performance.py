@@ -1,16 +1,16 @@
-"""`config.performance` as options of modules: settings that change speed and memory, not results.
+"""Converts `config.performance` to module options, which change speed and memory, not results.
 
-dtype            "float32" or "bfloat16", of the computation
-frozen_dtype     dtype in which parts that nothing trains (VAE, text encoder) are kept; "" for
-                 float32. "bfloat16" halves their memory, and changes nothing if dtype is the same
-frozen_parts     those parts; with the U-Net for methods that train factors beside it (LoRA)
-conv_method      of `ops.conv`; "" for the backend's default
-attention        of `ops.attention`; "" for the backend's default
-backend          "cpu", "gpu" or "tpu", whose defaults are meant; "" for this process's
-vae_attention    of the VAE's one attention layer; "" for "chunked" where `attention` is "flash",
-                 whose kernel does not take heads of 512 channels, else for `attention`
-vae_slices       at most so many slices of a batch go through the VAE one after the other
-remat            make each block's activations again for the gradient
+dtype            dtype of the computation, "float32" or "bfloat16"
+frozen_dtype     dtype of parts that are not trained (VAE, text encoder); "" for float32.
+                 "bfloat16" halves their memory, and changes nothing if dtype is the same
+frozen_parts     names of those parts; add the U-Net for methods that train LoRA factors beside it
+conv_method      one of `ops.conv`; "" for the backend's default
+attention        one of `ops.attention`; "" for the backend's default
+backend          "cpu", "gpu" or "tpu", whose defaults apply; "" for this process's backend
+vae_attention    attention of the VAE's one attention layer; "" for "chunked" if `attention` is
+                 "flash", whose kernel does not take heads of 512 channels, else for `attention`
+vae_slices       maximum number of slices of a batch that pass the VAE one by one
+remat            whether to recompute each block's activations for the gradient
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ PARTS = ("unet", "vae", "text_encoder")
 def module_options(
   performance: Mapping[str, Any] | None = None, *, long: bool = False
 ) -> dict[str, Any]:
-  """The attributes `dtype`, `conv_method`, `attention` and `remat` of every network here.
+  """Returns the options `dtype`, `conv_method`, `attention` and `remat` of our networks.
 
   Args:
-    performance: the fields above, those that are missing at their defaults.
-    long: of networks that exchange attention over long sequences only (`transformer`).
+    performance: the fields above; missing fields have their defaults.
+    long: whether the network exchanges attention only over long sequences (`transformer`).
 
   Raises:
-    ConfigError: an unknown dtype, convolution method or attention, or one for other devices.
+    ConfigError: a dtype, convolution method or attention is unknown, or needs other devices.
   """
   given = _fields(performance)
   backend = given["backend"] or jax.default_backend()
@@ -55,7 +55,7 @@ def module_options(
 
 
 def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
-  """As `module_options`, for the VAE."""
+  """Returns `module_options` for the VAE."""
   given = _fields(performance)
   backend = given["backend"] or jax.default_backend()
   name = given["attention"] or attention.default(backend, long=True)
@@ -64,7 +64,7 @@ def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def vae_slices(performance: Mapping[str, Any] | None = None) -> int:
-  """For `latent.latent_diffusion`. Raises ConfigError unless it is a positive number."""
+  """Returns vae_slices for `latent.latent_diffusion`. Raises ConfigError unless positive."""
   slices = _fields(performance)["vae_slices"]
   if not isinstance(slices, int) or slices < 1:
     raise ConfigError(f"performance.vae_slices must be a whole number from 1 on, not {slices!r}")
@@ -72,12 +72,12 @@ def vae_slices(performance: Mapping[str, Any] | None = None) -> int:
 
 
 def frozen_dtype(performance: Mapping[str, Any] | None = None) -> Any:
-  """The dtype of `frozen`."""
+  """Returns the dtype from `frozen`."""
   return frozen(performance)[0]
 
 
 def frozen(performance: Mapping[str, Any] | None = None) -> tuple[Any, tuple[str, ...]]:
-  """(dtype, parts) for `latent.cast_parts`. Raises ConfigError for an unknown dtype or part."""
+  """Returns (dtype, parts) for `latent.cast_parts`. Raises ConfigError if either is unknown."""
   given = _fields(performance)
   parts = tuple(given["frozen_parts"])
   if unknown := [part for part in parts if part not in PARTS]:

@@ -1,9 +1,9 @@
-"""Stable Diffusion folders: what diffusers' `StableDiffusionPipeline` opens, in and out.
+"""Reads and writes the Stable Diffusion folders of diffusers' `StableDiffusionPipeline`.
 
-model_index.json                            which class each part is of
+model_index.json                            class of each part
 unet/ vae/ text_encoder/                    config.json and safetensors (whole, sharded, fp16)
 tokenizer/                                  vocab.json, merges.txt, tokenizer_config.json, ...
-scheduler/scheduler_config.json             the noise schedule
+scheduler/scheduler_config.json             noise schedule
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import performance as performance_lib
 from udp_jax.models import places, weights
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
 from udp_jax.models.latent import TEXT, UNET, VAE, cast_parts, latent_diffusion
-from udp_jax.models.places import PACKAGED as PACKAGED
-from udp_jax.models.places import resolve as resolve
+from udp_jax.models.places import resolve
 from udp_jax.models.sd_unet import UNet2DCondition, UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
 from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
+from udp_jax.runtime import files
 
-# The diffusers whose layout is written; diffusers reads it and warns about versions before 0.6.
+# The diffusers version whose layout we write; diffusers warns about versions before 0.6.
 _DIFFUSERS_VERSION = "0.39.0"
 CLASSES = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL", TEXT: "CLIPTextModel"}
 _CONFIGS: dict[str, Any] = {
@@ -44,12 +43,12 @@ _HOW_TO_GET = (
 
 
 class Pipeline(NamedTuple):
-  """A latent diffusion model and what its folder says about it.
+  """A latent diffusion model and the contents of its folder.
 
   Attributes:
-    model: the functions.
+    model: functions of the model.
     params: {"unet": ..., "vae": ..., "text_encoder": ...}.
-    tokenizer: None for a model without a text encoder.
+    tokenizer: the tokenizer; None for a model without a text encoder.
     configs: `UNet2DConditionConfig`, `AutoencoderKLConfig` and `CLIPTextConfig`, by part.
     scheduler: the fields of scheduler_config.json.
   """
@@ -62,10 +61,10 @@ class Pipeline(NamedTuple):
 
 
 def is_pipeline(folder: str | os.PathLike[str]) -> bool:
-  """Whether a folder holds a latent diffusion model, and not one of pixels.
+  """Returns whether a folder holds a latent diffusion model (True) or a pixel model (False).
 
   Raises:
-    MissingDataError, ConfigError, BadDataError: it holds neither; see `places.kind_of`.
+    MissingDataError, ConfigError, BadDataError: the folder holds neither.
   """
   return places.kind_of(folder) == places.LATENT
 
@@ -78,21 +77,21 @@ def load_pipeline(
   deterministic: bool = False,
   image_size: int | tuple[int, int] | None = None,
 ) -> Pipeline:
-  """Reads a Stable Diffusion folder, version 1.x, 2.x or inpainting; no network, no pickle.
+  """Reads a Stable Diffusion 1.x, 2.x or inpainting folder, without network access or pickles.
 
   Args:
-    folder: as diffusers writes it, or "tiny_ldm" for the model in the package. Everything beside
-      the parts above (safety_checker, feature_extractor) is left alone.
-    performance: see `models.performance`.
-    variant: "fp16" for `*.fp16.safetensors`; None for full precision where there is such.
-      Parameters become float32 either way, unless performance.frozen_dtype says otherwise.
-    deterministic: encode pictures to the posterior's mean and draw nothing.
-    image_size: of the pictures to sample, None for what the U-Net was trained on.
+    folder: a folder in diffusers' layout, or "tiny_ldm" for the packaged model. Parts other than
+      those above (safety_checker, feature_extractor) are ignored.
+    performance: settings that change only speed and memory, fields of `models.performance`.
+    variant: "fp16" for `*.fp16.safetensors`; None prefers full precision. Parameters become float32
+      either way, unless performance.frozen_dtype says otherwise.
+    deterministic: whether to encode pictures to the posterior mean and draw nothing.
+    image_size: side of the pictures to sample, pixels; None for the U-Net's training size.
 
   Raises:
-    MissingDataError: the folder or a part is not there, or only as a pickle; says how to get it.
-    BadDataError: a damaged file, another class of model, tensors that do not fit: names them.
-    ConfigError: an architecture or a performance setting that this library does not have.
+    MissingDataError: the folder or a part is missing, or only a pickle; says how to get it.
+    BadDataError: a file is damaged, a part has another class, or tensors do not fit; names them.
+    ConfigError: this library does not have the architecture or a performance setting.
   """
   if not is_pipeline(folder):
     raise ConfigError(f"{folder} holds a model of pixels, not a Stable Diffusion folder")
@@ -109,7 +108,7 @@ def load_pipeline(
       configs[part] = _CONFIGS[part].from_dict(raw)
     except ConfigError as error:
       raise places.unsupported(folder / part / "config.json", error) from error
-    except TypeError as error:  # A list where a number belongs, ...
+    except TypeError as error:  # For example, a list in place of a number.
       raise BadDataError(f"{folder / part / 'config.json'}: {error}") from error
   scheduler = weights.load_scheduler_config(folder)
   if scheduler is None:
@@ -129,7 +128,7 @@ def load_pipeline(
 
 
 def frozen(params: Params, performance: Mapping[str, Any] | None = None) -> Params:
-  """`params` with the parts that nothing trains in their dtype; see `models.performance`."""
+  """Casts the parts that are not trained to their own dtype, as `models.performance` says."""
   dtype, parts = performance_lib.frozen(performance)
   return cast_parts(params, dtype, parts=parts)
 
@@ -142,11 +141,11 @@ def build_model(
   deterministic: bool = False,
   image_size: int | tuple[int, int] | None = None,
 ) -> DiffusionModel:
-  """The model of these configs, without parameters; arguments as of `Pipeline` and `load_pipeline`.
+  """Builds the model of these configs; arguments as for `Pipeline` and `load_pipeline`.
 
   Raises:
-    BadDataError: a noise schedule that this library does not have.
-    ConfigError: parts that do not belong together, or a performance setting that does not exist.
+    BadDataError: this library does not have the noise schedule.
+    ConfigError: the parts do not fit together, or a performance setting does not exist.
   """
   options = performance_lib.module_options(performance, long=True)
   vae = AutoencoderKL(configs[VAE], **performance_lib.vae_options(performance))
@@ -163,7 +162,7 @@ def build_model(
   )
 
 
-@functools.cache  # Tracing takes seconds, and shapes depend on nothing else.
+@functools.cache  # Tracing takes seconds, and the shapes depend only on the configs.
 def _shapes(configs: tuple[tuple[str, Any], ...]) -> Params:
   return jax.eval_shape(build_model(dict(configs), {}).init, jax.random.key(0))
 
@@ -171,17 +170,17 @@ def _shapes(configs: tuple[tuple[str, Any], ...]) -> Params:
 def save_pipeline_folder(
   folder: str | os.PathLike[str], pipeline: Pipeline, params: Params | None = None
 ) -> None:
-  """Writes a folder that diffusers' `StableDiffusionPipeline.from_pretrained` and we open.
+  """Writes a folder for diffusers' `StableDiffusionPipeline.from_pretrained` and `load_pipeline`.
 
-  model_index.json is written last: a folder without it is not finished. Tensors are float32.
+  model_index.json is written last, so a folder without it is unfinished. Tensors are float32.
 
   Args:
-    folder: made if need be.
+    folder: the folder, created if needed.
     pipeline: the model; its configs, scheduler and tokenizer are written.
     params: the parameters; None for the pipeline's own.
 
   Raises:
-    OutputError: if the folder cannot be written, or holds a sharded model.
+    OutputError: the folder cannot be written, or holds a sharded model.
   """
   folder = Path(folder)
   params = pipeline.params if params is None else params

@@ -1,12 +1,12 @@
-"""What is at the path that a user gives for a model, and, if it is no model of ours, what it is.
+"""Finds out which kind of model is at a path, or explains what is there instead.
 
-Every reader of a model asks here first, so that a wrong path has the same answer everywhere:
+Every reader of a model calls this first, so that a wrong path always gives the same answer:
 
-  latent   a Stable Diffusion folder, as diffusers writes it (unet/, vae/, text_encoder/, ...)
+  latent   a Stable Diffusion folder in diffusers' layout (unet/, vae/, text_encoder/, ...)
   pixel    a DDPM folder (unet/ or config.json of a UNet2DModel)
 
-Anything else is refused, by name: a part that is missing, a single-file checkpoint, a Git LFS
-pointer, a name on a hub, a model of another family.
+Anything else is refused with a specific message: a missing part, a single-file checkpoint, a Git
+LFS pointer, a name on a hub, a model of another family.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.runtime import files
 
 LATENT, PIXEL = "latent", "pixel"
-# Models in the package, by the name that stands for their folder.
+# Names of models in the package; each stands for a folder.
 PACKAGED = ("tiny_ldm",)
-# What `experiments.protect` trains when it is asked to: a model of pixels, of these pictures alone.
+# The pixel model that `experiments.protect` trains on the pictures themselves.
 FRESH = "pixel"
 
 _LATENT_UNET, _PIXEL_UNET = "UNet2DConditionModel", "UNet2DModel"
-# What a U-Net's config says at least one of.
+# A U-Net's config has at least one of these fields.
 _UNET_FIELDS = ("_class_name", "down_block_types", "block_out_channels", "cross_attention_dim")
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 # A name on the Hugging Face Hub: OWNER/MODEL, or its address.
 _HUB = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+)(?:/.*)?")
 _ADDRESS = re.compile(r"https?://")
-# Signs of a family in model_index.json's class, its parts or their classes.
+# Patterns that identify a family by the class in model_index.json or the classes of its parts.
 _FAMILIES = (
   (re.compile("XL"), "Stable Diffusion XL"),
   (re.compile("StableDiffusion3|SD3"), "Stable Diffusion 3"),
@@ -41,7 +41,7 @@ _FAMILIES = (
   (re.compile("Kandinsky"), "Kandinsky"),
   (re.compile("Cascade"), "Stable Cascade"),
 )
-# Parts that Stable Diffusion 1.x and 2.x do not have.
+# Parts that Stable Diffusion 1.x and 2.x lack.
 _OTHER_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
 _SUPPORTED = (
   "Stable Diffusion 1.x and 2.x, and DDPMs of pixels, in diffusers' folder layout, are supported"
@@ -53,24 +53,24 @@ _CONVERT = (
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-  """The folder that a name of `PACKAGED` stands for; any other path as it is."""
+  """Returns the folder of a name in `PACKAGED`, or any other path with `~` expanded."""
   if os.fspath(path) in PACKAGED:
     return Path(__file__).parent / os.fspath(path)
   return Path(path).expanduser()
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-  """`LATENT` or `PIXEL`: which kind of model a folder holds, by its layout and its configs.
+  """Returns `LATENT` or `PIXEL`, the kind of model in a folder, from its layout and configs.
 
   Weights are not opened.
 
   Args:
-    path: of a folder, or a name of `PACKAGED`.
+    path: a folder, or a name in `PACKAGED`.
 
   Raises:
-    MissingDataError: nothing is there, or a part is missing: says which, and how to get it.
-    ConfigError: something else than a model that this library has: says what.
-    BadDataError: a damaged config.
+    MissingDataError: the folder or a part is missing; says which one, and how to get it.
+    ConfigError: the path is not a supported model; says what it is.
+    BadDataError: a config is damaged.
   """
   folder = find_folder(path, "a model")
   _refuse_families(folder)
@@ -112,11 +112,11 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def find_folder(path: str | os.PathLike[str], what: str) -> Path:
-  """The folder of a path that a user gave for `what`, "a model" or "a CLIP model"; never empty.
+  """Returns the non-empty folder at a path given for `what`, such as "a model".
 
   Raises:
-    MissingDataError: nothing is there, or an empty folder, or a Git LFS pointer.
-    ConfigError: a single file, or a name on a hub.
+    MissingDataError: the path is missing, an empty folder, or a Git LFS pointer.
+    ConfigError: the path is a single file, or a name on a hub.
   """
   folder = resolve(path)
   name = os.fspath(path)
@@ -141,7 +141,7 @@ def find_folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def unsupported(file: Path, error: ConfigError) -> ConfigError:
-  """What a config.json asks for and this library does not have, with the file that asks for it."""
+  """Returns the error for a config.json that asks for something this library does not have."""
   return ConfigError(f"{file}: {error}. {_SUPPORTED}")
 
 
@@ -156,7 +156,7 @@ def _again(folder: Path) -> str:
 
 
 def _single_file(file: Path) -> ConfigError | MissingDataError:
-  """The error for a checkpoint in one file; raises for one that is only a pointer."""
+  """Returns the error for a single-file checkpoint; raises if the file is only a pointer."""
   files.refuse_lfs_pointer(file)
   pickled = file.suffix.lower() not in (".safetensors", ".gguf")
   why = "; it is a pickle, which is never opened here because it can run code" if pickled else ""
@@ -169,7 +169,7 @@ def _config(folder: Path, part: str) -> dict[str, Any] | None:
 
 
 def _refuse_other_unet(folder: Path, unet: dict[str, Any] | None) -> None:
-  """Raises BadDataError for a U-Net's config that says nothing, or no U-Net of what is promised."""
+  """Raises BadDataError if a U-Net's config is empty or contradicts model_index.json."""
   if unet is None:
     return
   place = folder / "unet" / "config.json"
@@ -188,13 +188,13 @@ def _refuse_other_unet(folder: Path, unet: dict[str, Any] | None) -> None:
 
 
 def _refuse_families(folder: Path) -> None:
-  """Raises ConfigError for a model of another family than ours."""
+  """Raises ConfigError if a model belongs to an unsupported family."""
   index_file = folder / "model_index.json"
   index = files.read_json(index_file) if index_file.is_file() else {}
   has = [n for n in _OTHER_PARTS if _listed(index, n) or (folder / n / "config.json").is_file()]
   own = [_config(folder, part) or {} for part in ("", "transformer", "unet")]
   classes = [str(index.get("_class_name", "")), *(str(c.get("_class_name", "")) for c in own)]
-  # Stable Diffusion XL's U-Net has the class of 1.x and 2.x.
+  # The class of Stable Diffusion XL's U-Net is the same as in 1.x and 2.x.
   if any(c.get("addition_embed_type") == "text_time" for c in own):
     classes.append("XL")
   named = next(
@@ -212,7 +212,7 @@ def _listed(index: dict[str, Any], part: str) -> bool:
 
 
 def _kind_of_unet(config: dict[str, Any]) -> str | None:
-  """Of a U-Net's config.json: of its class, or, where none is named, of its blocks."""
+  """Returns the kind of a U-Net's config, by its class or, without one, by its blocks."""
   name = config.get("_class_name")
   if name is None:
     blocks = str(config.get("down_block_types", ""))
@@ -221,7 +221,7 @@ def _kind_of_unet(config: dict[str, Any]) -> str | None:
 
 
 def _kind_of_part(folder: Path, config: dict[str, Any]) -> str:
-  """Of a folder with a config.json of its own: a pixel model, or a part of something."""
+  """Returns the kind of a folder with its own config.json; raises if it is only a part."""
   named = config.get("_class_name") or (config.get("architectures") or [None])[0]
   kind = _kind_of_unet(config)
   if kind == PIXEL and (named is None or named == _PIXEL_UNET):

@@ -1,8 +1,8 @@
-"""Architectures of the published Stable Diffusion models, for compiling them without their weights.
+"""Architectures of the published Stable Diffusion models, so that they compile without weights.
 
-The names are those of `config.model.architecture`. Sizes as in the models' own config.json files
+The names are values of `config.model.architecture`. Sizes follow the models' own config.json files
 (CompVis/stable-diffusion-v1-4, runwayml/stable-diffusion-inpainting, stabilityai/stable-diffusion-
-2-1); a test compares names and shapes of every tensor with the published ones.
+2-1); a test compares the names and shapes of all tensors with the published ones.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def architecture(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-  """(configs by part, scheduler fields) for `pipeline.build_model`.
+  """Returns (configs by part, scheduler fields) for `pipeline.build_model`.
 
   Raises:
-    ConfigError: an unknown name.
+    ConfigError: the name is unknown.
   """
   if name not in ARCHITECTURES:
     raise ConfigError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")

@@ -1,8 +1,8 @@
 """The conditional U-Net of Stable Diffusion (Rombach et al., arXiv:2112.10752) in flax.linen.
 
-Versions 1.x, 2.x and their inpainting variants, at any size. The parameter tree uses the names of
-diffusers' `UNet2DConditionModel` with `.N` written `_N`, so that `models.weights` converts both
-ways by rule.
+It covers versions 1.x, 2.x and their inpainting variants, at any size. The parameter tree uses the
+names of diffusers' `UNet2DConditionModel` with `.N` written `_N`, so that `models.weights` converts
+both ways by rule.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
 from udp_jax.models.layers import (
-  Conv,
-  Norm,
+  MIDDLE,
   Resample,
   ResnetBlock,
-  TimeEmbedding,
-  timestep_embedding,
+  down_and_up,
+  embedded_time,
 )
 from udp_jax.models.transformer import Transformer2D
 from udp_jax.ops.attention import AttentionFn, dot_product_attention
@@ -30,8 +29,8 @@ from udp_jax.ops.attention import AttentionFn, dot_product_attention
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP = ("UpBlock2D", "CrossAttnUpBlock2D")
 
-# Fields of diffusers' config that choose between architectures, and the values that mean this one;
-# the first is what a missing field stands for.
+# Fields of diffusers' config that select an architecture, and the values that select this one; the
+# first value is the default of a missing field.
 _FIXED: dict[str, tuple[Any, ...]] = {
   "act_fn": ("silu", "swish"),
   "addition_embed_type": (None,),
@@ -63,20 +62,20 @@ _FIXED: dict[str, tuple[Any, ...]] = {
   "timestep_post_act": (None,),
   "transformer_layers_per_block": (1,),
 }
-# Without effect where the fields above have these values.
+# Fields without effect given the values above.
 _IGNORED = ("addition_embed_type_num_heads", "addition_time_embed_dim")
 
 
 @dataclasses.dataclass(frozen=True)
 class UNet2DConditionConfig:
-  """The fields of diffusers' `UNet2DConditionModel` config that this class of models uses.
+  """The fields of diffusers' `UNet2DConditionModel` config that our models use.
 
   The defaults are Stable Diffusion 1.4 and 1.5 (859,520,964 parameters).
 
-  `attention_head_dim` is the *number of heads*, for all levels or by level: diffusers kept the
-  field's wrong name. `upcast_attention` changes nothing here, the softmax is always float32; it is
-  kept for the file. `sample_size` is the side of the latents that the model was trained on; other
-  multiples of 2 ** (levels - 1) work.
+  `attention_head_dim` is the *number of heads*, for all levels or by level; diffusers kept the
+  field's misleading name. `upcast_attention` has no effect, because our softmax is always float32;
+  it is kept for saving. `sample_size` is the side of the latents in training; other multiples of
+  2 ** (levels - 1) work too.
   """
 
   sample_size: int = 64
@@ -120,19 +119,19 @@ class UNet2DConditionConfig:
 
   @property
   def heads(self) -> tuple[int, ...]:
-    """The number of attention heads of each level."""
+    """Number of attention heads of each level."""
     heads = self.attention_head_dim
     return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
 
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> UNet2DConditionConfig:
-    """Reads a diffusers `config.json`. Raises ConfigError for what this class cannot do."""
+    """Reads a diffusers `config.json`. Raises ConfigError for unsupported settings."""
     known = {field.name for field in dataclasses.fields(cls)}
     for name, value in config.items():
       if name.startswith("_") or name in known or name in _IGNORED:
         continue
       if name not in _FIXED:
-        # A field newer than this module: harmless where it is switched off.
+        # A field newer than this module is harmless if it is switched off.
         if value is not None and value is not False:
           raise ConfigError(f"UNet2DConditionModel config: unknown field {name}={value!r}")
       elif value not in _FIXED[name]:
@@ -140,20 +139,20 @@ class UNet2DConditionConfig:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
     if values.get("sample_size", 0) is None:
       del values["sample_size"]
-    # A config that leaves a field out means diffusers' own default, where it differs from ours.
+    # A missing field means diffusers' default, where that differs from ours.
     theirs: dict[str, Any] = {"cross_attention_dim": 1280}
     return cls(**(theirs | values))
 
   def to_dict(self) -> dict[str, Any]:
-    """The diffusers `config.json` of this model, without its `_class_name`."""
+    """Returns the diffusers `config.json` of this model, without `_class_name`."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
     return values | {"act_fn": "silu", "mid_block_type": "UNetMidBlock2DCrossAttn"}
 
 
 class _Level(nn.Module):
-  """One level of the U-Net, or its middle: resnets, transformers, and a change of resolution.
+  """One level of the U-Net, or its middle: resnets, transformers and a change of resolution.
 
-  `heads` is None for levels without attention. The middle has one transformer less than resnets.
+  `heads` is None for levels without attention. The middle has one transformer fewer than resnets.
   """
 
   config: UNet2DConditionConfig
@@ -168,7 +167,7 @@ class _Level(nn.Module):
 
   @nn.compact
   def __call__(self, x, temb, cond, skips, seeds):
-    """Takes a list of skips to consume (up), None to produce them (down); returns (x, outputs)."""
+    """Consumes a list of `skips` (up) or produces skips if None (down); returns (x, outputs)."""
     c = self.config
     resnet, transformer = ResnetBlock, Transformer2D
     if self.remat:
@@ -198,15 +197,15 @@ class _Level(nn.Module):
 
 
 class UNet2DCondition(nn.Module):
-  """The denoiser: (x_t, timesteps, cond) -> prediction, as the schedule's prediction type says.
+  """The denoiser: (x_t, timesteps, cond) -> prediction of the schedule's prediction type.
 
   Attributes:
     config: architecture.
-    dtype: of the computation; parameters stay float32.
-    conv_method: see `ops.conv`; None picks by backend.
-    attention: exchangeable attention function, for self-attention over long sequences
-      (`ops.attention.LONG_SEQUENCE`); short ones and the text are best done at once everywhere.
-    remat: recompute each residual block and each transformer in the backward pass.
+    dtype: dtype of the computation; parameters stay float32.
+    conv_method: one of `ops.conv.METHODS`; None picks by backend.
+    attention: exchangeable attention function for self-attention over long sequences
+      (`ops.attention.LONG_SEQUENCE`); short sequences and the text always use the plain product.
+    remat: whether to recompute each residual block and transformer in the backward pass.
   """
 
   config: UNet2DConditionConfig
@@ -224,7 +223,7 @@ class UNet2DCondition(nn.Module):
     *,
     seeds: jax.Array | None = None,
   ) -> jax.Array:
-    """Predicts the noise (or what the schedule says) in noised latents.
+    """Predicts the schedule's target (the noise, ...) from noised latents.
 
     Args:
       x_t: (B, h, w, in_channels), h and w multiples of 2 ** (levels - 1). Inpainting models take
@@ -232,50 +231,30 @@ class UNet2DCondition(nn.Module):
         order.
       timesteps: (B,) integers.
       cond: (B, L, cross_attention_dim), the text encoder's output.
-      seeds: (B,) uint32, one a picture: with dropout, where the config has any.
+      seeds: (B,) uint32, one per picture, which enable the config's dropout.
 
     Returns:
       (B, h, w, out_channels) float32.
 
     Raises:
-      ValueError: for sizes that this network cannot take.
+      ValueError: this network does not support the sizes.
     """
-    c, dtype = self.config, self.dtype
-    channels = c.block_out_channels
+    c = self.config
     _check(c, x_t, cond)
-    temb = timestep_embedding(
-      timesteps, channels[0], flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift
-    )
-    temb = TimeEmbedding(4 * channels[0], dtype, name="time_embedding")(temb.astype(dtype))
-    cond = cond.astype(dtype)
+    temb = embedded_time(c, timesteps, self.dtype)
+    cond = cond.astype(self.dtype)
 
-    def level(name, i, layers, kind, resample=None, middle=False):
+    def level(name, i, layers, kind, resample, x, skips):
       heads = c.heads[i] if "CrossAttn" in kind else None
       speed: dict[str, Any] = {
         "method": self.conv_method,
         "attention": self.attention,
         "remat": self.remat,
       }
-      return _Level(c, channels[i], layers, heads, resample, middle, **speed, name=name)
+      options = (c.block_out_channels[i], layers, heads, resample, name == MIDDLE)
+      return _Level(c, *options, **speed, name=name)(x, temb, cond, skips, seeds)
 
-    x = Conv(channels[0], method=self.conv_method, name="conv_in")(x_t.astype(dtype))
-    skips = [x]
-    last = len(channels) - 1
-    for i, kind in enumerate(c.down_block_types):
-      resample = "down" if i < last else None
-      block = level(f"down_blocks_{i}", i, c.layers_per_block, kind, resample)
-      x, outputs = block(x, temb, cond, None, seeds)
-      skips += outputs
-    x, _ = level("mid_block", last, 2, "CrossAttn", middle=True)(x, temb, cond, None, seeds)
-    for i, kind in enumerate(c.up_block_types):
-      layers = c.layers_per_block + 1
-      taken, skips = skips[-layers:], skips[:-layers]
-      resample = "up" if i < last else None
-      block = level(f"up_blocks_{i}", last - i, layers, kind, resample)
-      x, _ = block(x, temb, cond, taken, seeds)
-    x = Norm(c.norm_num_groups, c.norm_eps, name="conv_norm_out")(x)
-    x = Conv(c.out_channels, zero=True, method=self.conv_method, name="conv_out")(x)
-    return x.astype(jnp.float32)
+    return down_and_up(c, x_t.astype(self.dtype), level, "CrossAttn", method=self.conv_method)
 
 
 def _check(c: UNet2DConditionConfig, x_t: jax.Array, cond: jax.Array) -> None:

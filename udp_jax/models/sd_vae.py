@@ -18,17 +18,17 @@ from udp_jax.errors import ConfigError
 from udp_jax.models.layers import AttentionBlock, Conv, Norm, Resample, ResnetBlock
 from udp_jax.ops.attention import AttentionFn, dot_product_attention
 
-_EPSILON = 1e-6  # Of every group norm in this model; diffusers has no field for it.
+_EPSILON = 1e-6  # For all group norms in this model; diffusers has no field for it.
 _DOWN, _UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderKLConfig:
-  """The fields of diffusers' `AutoencoderKL` config that this class of models uses.
+  """The fields of diffusers' `AutoencoderKL` config that our models use.
 
   The defaults are the autoencoder of Stable Diffusion 1.x, 83.7 M parameters. `scaling_factor`
-  brings latents to unit variance for the U-Net; `encode` and `decode` do not apply it.
-  `force_upcast` says that float16 is not enough for this autoencoder; diffusers reads it.
+  scales latents to unit variance for the U-Net; `encode` and `decode` do not apply it.
+  `force_upcast` tells diffusers that float16 is not precise enough for this autoencoder.
   """
 
   in_channels: int = 3
@@ -60,12 +60,12 @@ class AutoencoderKLConfig:
 
   @property
   def downscale(self) -> int:
-    """Pixels to a latent, along each axis."""
+    """Number of pixels per latent, along each axis."""
     return 2 ** (len(self.block_out_channels) - 1)
 
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> AutoencoderKLConfig:
-    """Reads a diffusers `config.json`. Raises ConfigError for what this class cannot do."""
+    """Reads a diffusers `config.json`. Raises ConfigError for unsupported settings."""
     fixed = {
       "act_fn": ("silu", "swish"),
       "shift_factor": (None, 0, 0.0),
@@ -75,7 +75,7 @@ class AutoencoderKLConfig:
     for name, allowed in fixed.items():
       if config.get(name, allowed[0]) not in allowed:
         raise ConfigError(f"AutoencoderKL config: {name}={config[name]!r} is not supported")
-    # A config that leaves a field out means diffusers' own default, where it differs from ours.
+    # A missing field means diffusers' default, where that differs from ours.
     theirs: dict[str, Any] = {"block_out_channels": (64,), "layers_per_block": 1, "sample_size": 32}
     known = {field.name for field in dataclasses.fields(cls)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k in known}
@@ -90,7 +90,7 @@ class AutoencoderKLConfig:
     return cls(**values)
 
   def to_dict(self) -> dict[str, Any]:
-    """The diffusers `config.json` of this model, without its `_class_name`."""
+    """Returns the diffusers `config.json` of this model, without `_class_name`."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
     levels = len(self.block_out_channels)
     types = {"down_block_types": [_DOWN] * levels, "up_block_types": [_UP] * levels}
@@ -98,7 +98,7 @@ class AutoencoderKLConfig:
 
 
 class _Part(nn.Module):
-  """What encoder and decoder share: attributes as `AutoencoderKL` has them."""
+  """Attributes shared by encoder and decoder, as in `AutoencoderKL`."""
 
   config: AutoencoderKLConfig
   dtype: Any
@@ -108,7 +108,7 @@ class _Part(nn.Module):
 
 
 class _Level(_Part):
-  """Residual blocks, an attention after the first where wanted, and a change of resolution."""
+  """Residual blocks, optional attention after the first one, and a change of resolution."""
 
   features: int = 0
   layers: int = 0
@@ -132,7 +132,7 @@ class _Level(_Part):
 
   @classmethod
   def of(cls, part: _Part, name: str, features: int, layers: int, **options: Any) -> _Level:
-    """A level with the attributes of the part that it belongs to."""
+    """Makes a level with the attributes of the part that contains it."""
     shared = (part.config, part.dtype, part.method, part.attention, part.remat)
     return cls(*shared, features=features, layers=layers, **options, name=name)
 
@@ -142,7 +142,7 @@ class Encoder(_Part):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Expects [-1, 1]; computes in `dtype`."""
+    """Expects pictures in [-1, 1]; computes in `dtype`."""
     c = self.config
     channels, last = c.block_out_channels, len(c.block_out_channels) - 1
     x = Conv(channels[0], method=self.method, name="conv_in")(x.astype(self.dtype))
@@ -160,7 +160,7 @@ class Decoder(_Part):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Computes in `dtype`; the result is meant as [-1, 1], not clipped."""
+    """Computes in `dtype`; the output has range [-1, 1] but is not clipped."""
     c = self.config
     channels, last = c.block_out_channels[::-1], len(c.block_out_channels) - 1
     x = Conv(channels[0], method=self.method, name="conv_in")(x.astype(self.dtype))
@@ -173,14 +173,14 @@ class Decoder(_Part):
 
 
 class AutoencoderKL(nn.Module):
-  """The autoencoder; pictures in [-1, 1], latents without the scaling factor.
+  """The autoencoder, for pictures in [-1, 1] and latents without the scaling factor.
 
   Attributes:
     config: architecture.
-    dtype: of the computation; parameters stay float32.
-    conv_method: see `ops.conv`; None picks by backend.
+    dtype: dtype of the computation; parameters stay float32.
+    conv_method: one of `ops.conv.METHODS`; None picks by backend.
     attention: exchangeable attention function.
-    remat: recompute each residual block in the backward pass.
+    remat: whether to recompute each residual block in the backward pass.
   """
 
   config: AutoencoderKLConfig
@@ -201,17 +201,17 @@ class AutoencoderKL(nn.Module):
       self.post_quant_conv = Conv(c.latent_channels, 1, padding=0, method=self.conv_method)
 
   def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Moments of q(latents | images).
+    """Returns the moments of q(latents | images).
 
     Args:
       images: (B, H, W, in_channels) in [-1, 1]; H and W multiples of `config.downscale`.
 
     Returns:
       (mean, logvar), each (B, H / downscale, W / downscale, latent_channels) float32; logvar is
-      clipped to [-30, 20], as diffusers does.
+      clipped to [-30, 20], as in diffusers.
 
     Raises:
-      ConfigError: the pictures have another number of channels, or a size that does not divide.
+      ConfigError: the pictures have another number of channels or an indivisible size.
     """
     c = self.config
     _, height, width, channels = images.shape
@@ -227,7 +227,7 @@ class AutoencoderKL(nn.Module):
     return mean, jnp.clip(logvar, -30.0, 20.0)
 
   def decode(self, latents: jax.Array) -> jax.Array:
-    """Latents (B, h, w, latent_channels), unscaled -> (B, h * downscale, w * downscale, 3) float32.
+    """Decodes unscaled latents (B, h, w, latent_channels) to float32 (B, H, W, 3) pictures.
 
     Raises:
       ConfigError: the latents have another number of channels.
@@ -244,5 +244,5 @@ class AutoencoderKL(nn.Module):
     return self.decoder(latents).astype(jnp.float32)
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """The reconstruction of pictures in [-1, 1], from the mean of their latents."""
+    """Reconstructs pictures in [-1, 1] from the mean of their latents."""
     return self.decode(self.encode(images)[0])

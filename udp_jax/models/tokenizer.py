@@ -1,9 +1,9 @@
-"""CLIP's tokenizer (Radford et al., arXiv:2103.00020) from a model folder's own files.
+"""CLIP's tokenizer (Radford et al., arXiv:2103.00020), loaded from the files of a model folder.
 
-Lower-cased byte-level byte-pair encoding with "</w>" at the end of words, by the `tokenizers`
-library; the same ids as transformers' `CLIPTokenizerFast` (`CLIPTokenizer` from transformers 5 on)
-gives. The older `CLIPTokenizer`, in Python, also drops control characters and sets spaces around
-Chinese characters.
+It uses lower-cased byte-level byte-pair encoding with "</w>" at the end of words, through the
+`tokenizers` library, and gives the same ids as transformers' `CLIPTokenizerFast` (`CLIPTokenizer`
+from transformers 5 on). The older `CLIPTokenizer`, in Python, also drops control characters and
+adds spaces around Chinese characters.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -32,15 +32,20 @@ _WORDS = (
 _DEFAULTS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS}
 
 
+def spelled(token: str, num_vectors: int) -> list[str]:
+  """Returns the names that diffusers gives a token of several vectors: <t>, <t>_1, <t>_2, ..."""
+  return [token] + [f"{token}_{i}" for i in range(1, num_vectors)]
+
+
 class Tokenizer:
-  """Prompts to token ids: start, words, end, padding.
+  """Converts prompts to token ids: start, words, end, padding.
 
   Attributes:
     vocab: token -> id, without added tokens.
     merges: pairs of tokens, in order of precedence.
     special: bos_token, eos_token, unk_token and pad_token. Stable Diffusion 2.x pads with "!".
-    added: tokens that were added to the vocabulary, with their ids.
-    length: of each row, 77.
+    added: tokens added to the vocabulary, with their ids.
+    length: number of ids in each row, 77 for CLIP.
   """
 
   def __init__(
@@ -64,7 +69,7 @@ class Tokenizer:
         unk_token=self.special["unk_token"],
         end_of_word_suffix=_WORD_END,
       )
-    except Exception as error:  # tokenizers has no exception of its own.
+    except Exception as error:  # tokenizers raises no more specific type.
       raise BadDataError(f"the tokenizer's merges do not fit its vocabulary: {error}") from error
     self._inner = _with_pipeline(bpe)
     special_tokens = sorted(set(self.special.values()))
@@ -76,14 +81,14 @@ class Tokenizer:
         raise BadDataError(f"added token {token!r} should have id {wanted}: ids have gaps")
 
   def __len__(self) -> int:
-    """The size of the vocabulary, added tokens included."""
+    """Returns the size of the vocabulary, including added tokens."""
     return len(self.vocab) + len(self.added)
 
   def __call__(self, texts: Sequence[str]) -> np.ndarray:
-    """Encodes prompts; what is longer than `length` is cut, and a warning logged.
+    """Encodes prompts; a prompt longer than `length` is cut, with a logged warning.
 
     Args:
-      texts: N prompts, any case; "" is the unconditional prompt.
+      texts: N prompts in any case; "" is the unconditional prompt.
 
     Returns:
       (N, length) int32 token ids.
@@ -102,16 +107,16 @@ class Tokenizer:
     return ids
 
   def token_id(self, token: str) -> int:
-    """The id of a token. Raises ConfigError if the vocabulary has no such token."""
+    """Returns a token's id. Raises ConfigError if the vocabulary does not have the token."""
     if (found := self._inner.token_to_id(token)) is None:
       raise ConfigError(f"no token {token!r} in the tokenizer's vocabulary")
     return found
 
   def add_token(self, token: str) -> int:
-    """Adds one token, found in prompts exactly as written, e.g. "<my-style>"; returns its id.
+    """Adds one token, such as "<my-style>", which prompts must spell exactly; returns its id.
 
     Raises:
-      ConfigError: if the token is empty or already there.
+      ConfigError: the token is empty or exists already.
     """
     if not token.strip() or self._inner.token_to_id(token) is not None:
       raise ConfigError(f"token {token!r} is empty or already in the tokenizer's vocabulary")
@@ -123,7 +128,7 @@ class Tokenizer:
     """Writes the files that transformers' `CLIPTokenizer.from_pretrained(folder)` opens.
 
     Raises:
-      OutputError: if the folder cannot be written.
+      OutputError: the folder cannot be written.
     """
     folder = Path(folder)
     with files.output_errors(folder):
@@ -156,16 +161,16 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
-  """Reads a CLIP tokenizer's folder (a pipeline's `tokenizer/`).
+  """Reads a CLIP tokenizer from a folder (a pipeline's `tokenizer/`).
 
-  Reads vocab.json and merges.txt or, where they are not there, tokenizer.json (all that
-  transformers 5 writes); tokenizer_config.json, special_tokens_map.json and added_tokens.json where
-  they are. As in transformers, special_tokens_map.json counts only if tokenizer_config.json has no
+  It reads vocab.json and merges.txt or, if they are missing, tokenizer.json (all that transformers
+  5 writes), and tokenizer_config.json, special_tokens_map.json and added_tokens.json if present. As
+  in transformers, special_tokens_map.json applies only if tokenizer_config.json has no
   added_tokens_decoder.
 
   Raises:
-    MissingDataError: if there is no vocabulary.
-    BadDataError: if a file is damaged, or is not CLIP's kind of vocabulary.
+    MissingDataError: the folder has no vocabulary.
+    BadDataError: a file is damaged, or the vocabulary is not CLIP's kind.
   """
   folder = Path(folder)
   added: dict[str, int] = {}
@@ -189,7 +194,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     named = config if decoder else config | _read(folder / "special_tokens_map.json")
     added |= {_content(token): int(id_) for id_, token in (decoder or {}).items()}
     special = {name: _content(named[name]) for name in _DEFAULTS if named.get(name)}
-    # Some folders say 10 ** 30: no limit.
+    # Some folders write 10 ** 30 for "no limit".
     length = config.get("model_max_length", 77)
     return Tokenizer(
       vocab, merges, special=special, added=added, length=length if length < 10**6 else 77
@@ -201,14 +206,14 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = 77) -> Tokenizer:
-  """A tokenizer of CLIP's kind with a vocabulary of its own.
+  """Trains a tokenizer of CLIP's kind with its own vocabulary.
 
-  The vocabulary is laid out as CLIP's: 256 bytes, the same at a word's end, merges, start and end.
+  The vocabulary is ordered like CLIP's: 256 bytes, 256 bytes at a word's end, merges, start, end.
 
   Args:
-    texts: to count pairs in.
-    vocab_size: at most this many tokens, at least 514.
-    length: of encoded prompts.
+    texts: texts in which pairs are counted.
+    vocab_size: maximum number of tokens, at least 514.
+    length: number of ids in an encoded prompt.
   """
   if vocab_size < 514:
     raise ConfigError(f"a vocabulary of {vocab_size} tokens cannot hold 2 * 256 bytes and 2 marks")

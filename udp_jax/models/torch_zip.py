@@ -1,11 +1,11 @@
-"""PyTorch checkpoints (`.pth`) read without PyTorch, and without running what is in them.
+"""Reads PyTorch checkpoints (`.pth`) without PyTorch and without running code in them.
 
-A `.pth` file is a pickle, and a pickle is a program. So the file's sha256 must be known beforehand
-and is compared before a single byte is interpreted, and even then the unpickler knows only the few
-names that a dictionary of tensors needs: everything else is refused.
+A `.pth` file is a pickle, and a pickle is a program. The file's sha256 must therefore be known in
+advance and is checked before any byte is interpreted. Even then the unpickler accepts only the few
+names that a dictionary of tensors needs.
 
-Both layouts of `torch.save` are read: the zip archive (PyTorch 1.6 and later) and the stream of
-pickles followed by raw storages that came before it and that many published files still are.
+Both layouts of `torch.save` are supported: the zip archive (PyTorch 1.6 and later) and the older
+stream of pickles followed by raw storages, which many published files still use.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, MissingDataError
+from udp_jax.runtime import files
 
 _DTYPES: dict[str, np.dtype] = {
   "BoolStorage": np.dtype(np.bool_),
@@ -39,7 +39,7 @@ _DTYPES: dict[str, np.dtype] = {
   "DoubleStorage": np.dtype("<f8"),
 }
 
-# The first two objects of the older layout.
+# The first two objects in the older layout.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -49,7 +49,7 @@ class _StorageType(NamedTuple):
 
 
 class _Storage(NamedTuple):
-  """A flat run of elements; in the older layout its bytes come after the tensors that name it."""
+  """A flat run of elements; in the older layout its bytes follow the tensors that refer to it."""
 
   key: str
   dtype: np.dtype
@@ -90,7 +90,7 @@ class _Unpickler(pickle.Unpickler):
     tag, storage_type, key, _device, numel, *view = pid
     if tag != "storage" or not isinstance(storage_type, _StorageType):
       raise BadDataError(f"the pickle names a stored object that is not a tensor: {tag!r}")
-    # (key of the view, first element, number of elements): only in the older layout.
+    # Only the older layout has a view: (key of the view, first element, number of elements).
     start, numel = view[0][1:] if view and view[0] is not None else (0, numel)
     return _Storage(str(key), storage_type.dtype, int(start), int(numel))
 
@@ -99,18 +99,18 @@ def read_tensors(path: str | Path, *, sha256: str) -> dict[str, np.ndarray]:
   """Reads the tensors of a PyTorch checkpoint without PyTorch.
 
   Args:
-    path: a file written by `torch.save`, in either of its layouts.
-    sha256: the file's expected digest in hexadecimal; nothing is unpickled unless it matches. There
-      is no way to leave it out: take it from a source that you trust, not from the file at hand.
+    path: a file written by `torch.save` in either layout.
+    sha256: expected hexadecimal digest of the file; nothing is unpickled unless it matches. It is
+      required: take it from a source that you trust, not from the file itself.
 
   Returns:
-    Arrays by name, contiguous and independent of each other. Names inside nested dictionaries are
-    joined by dots; entries that are not tensors (an epoch number, say) are left out.
+    Contiguous, independent arrays by name. Names inside nested dictionaries are joined by dots;
+    entries that are not tensors (such as an epoch number) are left out.
 
   Raises:
-    MissingDataError: there is no such file.
-    BadDataError: the digest differs, the file is damaged, or its pickle asks for anything but
-      tensors, dictionaries and plain values.
+    MissingDataError: the file does not exist.
+    BadDataError: the digest differs, the file is damaged, or its pickle needs anything but tensors,
+      dictionaries and plain values.
   """
   path = Path(path)
   files.refuse_lfs_pointer(path)
@@ -131,7 +131,7 @@ def read_tensors(path: str | Path, *, sha256: str) -> dict[str, np.ndarray]:
     return (_read_zip if is_zip else _read_legacy)(content)
   except BadDataError as error:
     raise BadDataError(f"{path}: {error}") from error
-  # A damaged or hostile pickle can raise anything at all out of the unpickler.
+  # A damaged or hostile pickle can raise any exception in the unpickler.
   except Exception as error:
     kind = type(error).__name__
     raise BadDataError(f"{path}: not a readable PyTorch checkpoint ({kind}: {error})") from error
@@ -159,7 +159,7 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
   unpickler = _Unpickler(stream)
   tree = unpickler.load()
   itemsizes = {leaf.storage.key: leaf.storage.dtype.itemsize for _, leaf in _leaves(tree)}
-  # A copy for each storage is not needed: the tensors are copied out of `content` themselves.
+  # Use views: the tensors are copied out of `content` later, so storages need no copies.
   view = memoryview(content)
   storages: dict[str, memoryview] = {}
   keys = _Unpickler(stream).load()
@@ -189,8 +189,8 @@ def _tensors(tree: Any, read_storage: Callable[[str], bytes | memoryview]) -> di
   for name, (storage, offset, shape, strides) in _leaves(tree):
     flat = np.frombuffer(read_storage(storage.key), dtype=storage.dtype)
     flat = flat[storage.start : storage.start + storage.numel]
-    # The strides come from the file: the farthest element must lie inside the storage, or
-    # `as_strided` would read memory that is not ours.
+    # The file sets the strides: the farthest element must lie inside the storage, or `as_strided`
+    # would read memory that is not ours.
     if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
       raise BadDataError(f"tensor {name}: bad shape {shape}, strides {strides} or offset {offset}")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -1,11 +1,11 @@
-"""What of a model is trained: theta, apart from the parameters that stay as they are.
+"""The trained part of a model: theta, kept apart from the frozen parameters.
 
-A `Trainable` is a pair of pure functions. `init` takes theta out of the parameters (or makes it for
-them), `merge` puts it back. Everything that trains, checkpoints or saves handles theta alone; the
-frozen parameters stay an argument, in whatever dtype they are held, and `jax.grad` of a loss of
-`merge(theta, params)` with respect to theta computes no other weight's gradient.
+A `Trainable` is a pair of pure functions: `init` extracts theta from the parameters (or creates
+it), `merge` puts it back. Training, checkpoints and saving handle theta alone. The frozen
+parameters stay an argument in their own dtype, and `jax.grad` of a loss of `merge(theta, params)`
+with respect to theta computes no gradient of other weights.
 
-theta is always float32, whatever the dtype of the parameters, so that small steps add up.
+theta is always float32, whatever the dtype of the parameters, so that small steps accumulate.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _TEXT_ENCODER = "text_encoder"
 
 
 class Trainable(NamedTuple):
-  """Theta of a model, in and out.
+  """Extracts the trained parameters of a model, and merges them back.
 
   Attributes:
-    init: (key, params) -> theta, float32 arrays of their own (a caller may donate them). `params`
-      may be `jax.ShapeDtypeStruct`s inside `jax.eval_shape`, as everywhere.
-    merge: (theta, params) -> params with theta in its place; pure and differentiable in theta.
+    init: (key, params) -> theta, new float32 arrays that a caller may donate. `params` may be
+      `jax.ShapeDtypeStruct`s inside `jax.eval_shape`.
+    merge: (theta, params) -> params with theta merged in; pure, and differentiable in theta.
   """
 
   init: Callable[[jax.Array, Params], Theta]
@@ -41,19 +41,19 @@ class Trainable(NamedTuple):
 
 
 def whole() -> Trainable:
-  """All parameters."""
+  """Trains all parameters."""
   return part()
 
 
 def part(*path: str) -> Trainable:
-  """The subtree at `path`, such as `part("unet")` or `part("unet", "mid_block")`.
+  """Trains the subtree at `path`, such as `part("unet")` or `part("unet", "mid_block")`.
 
   Raises:
-    ConfigError: by `init` and `merge`, where the parameters have no such part.
+    ConfigError: raised by `init` and `merge` if the parameters have no such part.
   """
 
   def init(key: jax.Array, params: Params) -> Theta:
-    del key  # Nothing is drawn.
+    del key  # No random draw is needed.
     return jax.tree.map(_master, _at(params, path))
 
   def merge(theta: Theta, params: Params) -> Params:
@@ -64,9 +64,9 @@ def part(*path: str) -> Trainable:
 
 
 def denoiser() -> Trainable:
-  """The U-Net of a latent model; all parameters of a pixel model, which has no other part.
+  """Trains the U-Net of a latent model, or all parameters of a pixel model.
 
-  A latent model's denoising loss must not train its VAE, which could shrink the latents to nothing.
+  The denoising loss must not train a latent model's VAE, which could shrink the latents to zero.
   """
 
   def init(key: jax.Array, params: Params) -> Theta:
@@ -79,10 +79,10 @@ def denoiser() -> Trainable:
 
 
 def by_name(name: str, *, rank: int = 4) -> Trainable:
-  """What a config calls "denoiser", "lora" (of `rank`) or "cross_attention".
+  """Returns the config's choice of "denoiser", "lora" (with `rank`) or "cross_attention".
 
   Raises:
-    ConfigError: another name.
+    ConfigError: the name is unknown.
   """
   match name:
     case "denoiser":
@@ -95,16 +95,16 @@ def by_name(name: str, *, rank: int = 4) -> Trainable:
 
 
 def cross_attention_kv() -> Trainable:
-  """Keys and values of the U-Net's cross-attention (attn2), as in Custom Diffusion.
+  """Trains keys and values of the U-Net's cross-attention (attn2), as in Custom Diffusion.
 
-  Kumari et al., arXiv:2212.04488, section 3: the only weights that see the text.
+  These are the only weights that see the text (Kumari et al., arXiv:2212.04488, section 3).
 
   Raises:
-    ConfigError: by `init`, where the parameters have none.
+    ConfigError: raised by `init` if the U-Net has no cross-attention.
   """
 
   def init(key: jax.Array, params: Params) -> Theta:
-    del key  # Nothing is drawn.
+    del key  # No random draw is needed.
     unet = _at(params, (_UNET,))
     chosen = _select(
       unet, lambda path: "attn2" in path and path[-2] in ("to_k", "to_v") and path[-1] == "kernel"
@@ -123,21 +123,21 @@ def lora(
   *,
   text_encoder_targets: Sequence[str] = (),
 ) -> Trainable:
-  """Low-rank updates of the U-Net's dense and convolution kernels (Hu et al., arXiv:2106.09685).
+  """Trains low-rank updates of dense and convolution kernels (Hu et al., arXiv:2106.09685).
 
-  theta holds lora_A and lora_B for every module named in `targets`; merge makes
-  kernel + scale * lora_A @ lora_B. lora_B starts at zero: nothing changes before the first step.
+  theta holds lora_A and lora_B for every module named in `targets`; `merge` computes
+  kernel + scale * lora_A @ lora_B. lora_B starts at zero, so the model is unchanged at first.
 
   Args:
-    rank: of the updates, at least 1.
-    scale: of the updates; PEFT's lora_alpha / rank.
+    rank: rank of the updates, at least 1.
+    scale: factor of the updates; PEFT's lora_alpha / rank.
     targets: names of the U-Net's modules, such as "to_q"; the default is that of diffusers'
       training scripts.
-    text_encoder_targets: of the text encoder's, such as `lora.TEXT_ENCODER_TARGETS`; empty leaves
-      it as it is.
+    text_encoder_targets: names of the text encoder's modules, such as `lora.TEXT_ENCODER_TARGETS`;
+      empty leaves the text encoder unchanged.
 
   Raises:
-    ConfigError: a rank below 1, no targets, or (by `init`) a target that the model does not have.
+    ConfigError: the rank is below 1, there are no targets, or `init` does not find a target.
   """
   chosen = {_UNET: tuple(targets), _TEXT_ENCODER: tuple(text_encoder_targets)}
   chosen = {name: names for name, names in chosen.items() if names}
@@ -160,17 +160,17 @@ def lora(
 
 
 def token_embedding(token_ids: Sequence[int], init_from: Sequence[int] | int) -> Trainable:
-  """Rows of the text encoder's token embedding (textual inversion, Gal et al., arXiv:2208.01618).
+  """Trains rows of the token embedding (textual inversion, Gal et al., arXiv:2208.01618).
 
-  theta is (N, D). Ids that lie behind the table's end extend it (they must then be the next ones,
-  as `Tokenizer.add_token` gives them).
+  theta is (N, D). Ids beyond the end of the table extend it; they must be the next free ones, as
+  `Tokenizer.add_token` gives them.
 
   Args:
-    token_ids: the N tokens that are learned, from the tokenizer.
-    init_from: tokens whose rows theta starts from: N of them, or one for all.
+    token_ids: ids of the N learned tokens, from the tokenizer.
+    init_from: ids of the tokens whose rows theta starts from: N of them, or one for all.
 
   Raises:
-    ConfigError: no token, numbers that do not fit, or (by `init` and `merge`) ids that leave a gap.
+    ConfigError: there is no token, the numbers differ, or (`init`, `merge`) ids leave a gap.
   """
   ids = tuple(int(i) for i in token_ids)
   starts = (init_from,) * len(ids) if isinstance(init_from, int) else tuple(init_from)
@@ -181,7 +181,7 @@ def token_embedding(token_ids: Sequence[int], init_from: Sequence[int] | int) ->
     )
 
   def init(key: jax.Array, params: Params) -> Theta:
-    del key  # Nothing is drawn.
+    del key  # No random draw is needed.
     table = _at(params, TOKEN_EMBEDDING)
     if max(starts) >= table.shape[0]:
       raise ConfigError(f"token {max(starts)} has no embedding: the table has {table.shape[0]}")
@@ -197,7 +197,7 @@ def token_embedding(token_ids: Sequence[int], init_from: Sequence[int] | int) ->
     if new:
       room = jnp.zeros((len(new), table.shape[1]), table.dtype)
       table = jnp.concatenate([table, room])
-    # Float32 where theta is: a frozen table in bfloat16 would swallow small steps.
+    # Use theta's float32: a frozen bfloat16 table would round small steps away.
     table = table.astype(jnp.promote_types(table.dtype, theta.dtype))
     return _replaced(params, TOKEN_EMBEDDING, table.at[jnp.asarray(ids)].set(theta))
 
@@ -205,12 +205,12 @@ def token_embedding(token_ids: Sequence[int], init_from: Sequence[int] | int) ->
 
 
 def token_table(params: Params) -> jax.Array:
-  """The text encoder's token embeddings (V, D), inside its parameters."""
+  """Returns the text encoder's token embeddings (V, D) from the parameters."""
   return _at(params, TOKEN_EMBEDDING)
 
 
 def joined(*parts: Trainable) -> Trainable:
-  """Several at once: theta is the tuple of theirs. Later ones win where they overlap."""
+  """Trains several parts at once: theta is the tuple of theirs; later parts win on overlap."""
 
   def init(key: jax.Array, params: Params) -> Theta:
     keys = jax.random.split(key, len(parts))
@@ -225,7 +225,7 @@ def joined(*parts: Trainable) -> Trainable:
 
 
 def _master(leaf: Any) -> Any:
-  """A float32 copy, which a caller may donate while the parameters live on."""
+  """Copies an array as float32, so that a caller may donate it while the parameters stay valid."""
   wide = jnp.float32 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return jax.ShapeDtypeStruct(leaf.shape, wide)
@@ -253,7 +253,7 @@ def _replaced(params: Params, path: Sequence[str], value: Any) -> Any:
 
 
 def _select(params: Params, wanted: Callable[[tuple[str, ...]], bool], path=()) -> dict[str, Any]:
-  """The leaves whose path is wanted, in their nested places."""
+  """Returns the leaves whose path is wanted, nested as in `params`."""
   found: dict[str, Any] = {}
   for name, value in params.items():
     here = (*path, name)
@@ -266,7 +266,7 @@ def _select(params: Params, wanted: Callable[[tuple[str, ...]], bool], path=()) 
 
 
 def _overlaid(theta: Theta, params: Params) -> Params:
-  """`params` with the leaves of a tree that has some of its branches."""
+  """Replaces those leaves of `params` that theta also has."""
   if not isinstance(theta, dict):
     return theta
   return {**params, **{name: _overlaid(value, params[name]) for name, value in theta.items()}}

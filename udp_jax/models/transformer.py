@@ -1,7 +1,7 @@
 """The transformer inside Stable Diffusion's U-Net, under diffusers' parameter names.
 
-Rombach et al. 2022, arXiv:2112.10752, appendix E.2.1: a projection in, self-attention over the
-positions, cross-attention to the text, a gated feed-forward layer, a projection out.
+Rombach et al. 2022, arXiv:2112.10752, appendix E.2.1: input projection, self-attention over the
+positions, cross-attention to the text, gated feed-forward layer, output projection.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from udp_jax.models.layers import Conv, Dense, Norm
 from udp_jax.ops.attention import LONG_SEQUENCE, AttentionFn, dot_product_attention
 from udp_jax.ops.linear import dense
 
-# PyTorch's default, and not the U-Net's own: diffusers fixes it in `Transformer2DModel`.
+# Not the U-Net's own epsilon: diffusers fixes PyTorch's default in `Transformer2DModel`.
 _GROUP_NORM_EPSILON = 1e-6
 
 _uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
 
 class LayerNorm(nn.Module):
-  """Normalises the last axis (Ba et al., arXiv:1607.06450), statistics in float32 or wider."""
+  """Normalises the last axis (Ba et al., arXiv:1607.06450) with statistics in at least float32."""
 
   epsilon: float = 1e-5
 
@@ -33,17 +33,17 @@ class LayerNorm(nn.Module):
     """Features (..., C) -> the same shape and dtype."""
     scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
     bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-    if self.is_initializing():  # See `layers`.
+    if self.is_initializing():  # See the comment in `layers`.
       return x
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # Two passes: E[x^2] - E[x]^2 would lose every digit where the mean is far above the spread.
+    # Two passes: E[x^2] - E[x]^2 loses all digits if the mean is much larger than the spread.
     centred = wide - wide.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
 
 
 class _Kernel(nn.Module):
-  """The kernel of a dense layer without bias, for products that are fused by the caller."""
+  """The kernel of a dense layer without bias, whose product the caller fuses with others."""
 
   features: int
 
@@ -53,7 +53,7 @@ class _Kernel(nn.Module):
 
 
 class Attention(nn.Module):
-  """Attention of a sequence to itself, or to the text (Vaswani et al., arXiv:1706.03762)."""
+  """Attention of a sequence to itself or to the text (Vaswani et al., arXiv:1706.03762)."""
 
   heads: int
   attention: AttentionFn = dot_product_attention
@@ -61,7 +61,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-    """Features (B, N, C), and (B, L, D) to attend to (None: x itself) -> (B, N, C)."""
+    """Features (B, N, C), attending to (B, L, D) or, if None, to themselves -> (B, N, C)."""
     b, length, c = x.shape
     inputs = {"to_q": c} | dict.fromkeys(("to_k", "to_v"), c if cond is None else cond.shape[-1])
     kernels = [_Kernel(c, name=name)(size).astype(x.dtype) for name, size in inputs.items()]
@@ -80,7 +80,7 @@ class Attention(nn.Module):
 
 
 class _GatedGelu(nn.Module):
-  """GEGLU (Shazeer, arXiv:2002.05202) with the exact GELU."""
+  """GEGLU (Shazeer, arXiv:2002.05202) with exact GELU."""
 
   features: int
   wide: bool | None = None
@@ -92,12 +92,12 @@ class _GatedGelu(nn.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """GELU, x Phi(x) (Hendrycks and Gimpel, arXiv:1606.08415), by erf and not by tanh."""
+  """GELU, x Phi(x) (Hendrycks and Gimpel, arXiv:1606.08415), computed with erf, not tanh."""
   return x * (0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5))))
 
 
 class _FeedForward(nn.Module):
-  """A gated layer of four times the width, and back. net_1 is dropout in diffusers."""
+  """A gated layer of four times the width, then a projection back; diffusers' net_1 is dropout."""
 
   wide: bool | None = None
 
@@ -109,7 +109,7 @@ class _FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-  """Self-attention, cross-attention and feed-forward layer, each normalised first and added."""
+  """Self-attention, cross-attention and feed-forward layer, each pre-normalised and residual."""
 
   heads: int
   attention: AttentionFn = dot_product_attention
@@ -140,7 +140,7 @@ class Transformer2D(nn.Module):
     b, h, w, c = x.shape
 
     def project(features: jax.Array, name: str, zero: bool) -> jax.Array:
-      # The same product; 1.x stores it as a convolution, 2.x as a dense layer.
+      # Both branches compute the same product; 1.x stores a convolution, 2.x a dense layer.
       if self.linear_projection:
         return Dense(c, zero, wide, name=name)(features)
       return Conv(c, 1, padding=0, zero=zero, method=self.method, name=name)(features)

@@ -1,7 +1,7 @@
-"""Weights in diffusers' folder layout (config.json + safetensors) to and from flax params.
+"""Converts weights between diffusers' folder layout (config.json + safetensors) and flax params.
 
-Our modules carry diffusers' names with ".N" written "_N" (`down_blocks_0/resnets_1/conv1`), so the
-way between the two is a short table of rules and not a table of tensors:
+Our modules have diffusers' names with ".N" written "_N" (`down_blocks_0/resnets_1/conv1`), so a
+short table of rules converts both ways:
 
   list modules    down_blocks_0             <->  down_blocks.0       (`LIST_MODULES`)
   convolutions    kernel (H, W, I, O)       <->  weight (O, I, H, W)
@@ -10,10 +10,9 @@ way between the two is a short table of rules and not a table of tensors:
   embeddings      embedding (N, C)          <->  weight (N, C)
   biases          bias (C,)                 <->  bias (C,)
 
-Accepted on reading, too: attention names from before diffusers 0.17 (query, key, value, proj_attn),
-also where those layers were stored as 1x1 convolutions, and CLIP's names without "text_model.", as
-transformers 5 writes them.
-Only safetensors files are read: a PyTorch `.bin` is a pickle, which can run code when opened.
+Reading also accepts attention names from before diffusers 0.17 (query, key, value, proj_attn), such
+layers stored as 1x1 convolutions, and CLIP's names without "text_model.", as transformers 5 writes
+them. Only safetensors files are read: a PyTorch `.bin` is a pickle, which can run code when opened.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from udp_jax.data import files
 from udp_jax.errors import BadDataError, MissingDataError, OutputError
 from udp_jax.models.noise_scheduler import (
   load_scheduler_config,
   schedule_from_config,
   scheduler_config,
 )
+from udp_jax.runtime import files
 
 __all__ = [
   "from_torch_names",
@@ -55,8 +54,8 @@ _log = logging.getLogger(__name__)
 
 PyTree = Any
 
-# Modules that are lists in PyTorch. Any other "_N" belongs to the name itself (time_embedding's
-# linear_1 is not an element of a list).
+# Modules that are lists in PyTorch. Any other "_N" is part of the name (`linear_1` of
+# `time_embedding` is not a list element).
 LIST_MODULES = (
   "down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out|transformer_blocks|net"
   "|layers"
@@ -64,17 +63,17 @@ LIST_MODULES = (
 _LIST_MODULE = re.compile(rf"({LIST_MODULES})_(\d+)")
 
 _LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# CLIP's parameters that are no layer's.
+# Parameters of CLIP that belong to no layer.
 _LEAF_NAMES |= {name: name for name in ("class_embedding", "logit_scale")}
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LEGACY_NAME = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
-# Dense layers that converted checkpoints may hold as 1x1 convolutions.
+# Dense layers that converted checkpoints may store as 1x1 convolutions.
 _ONCE_CONVOLUTIONS = re.compile(r"attentions\.\d+\.to_(q|k|v|out\.0)\.weight")
 _TEXT_PREFIX = "text_model."
-# Constants that older files store beside the weights.
+# Constants that older files store with the weights.
 _BUFFERS = ("position_ids",)
 
-# diffusers models, then transformers models (CLIP).
+# Stems for diffusers models, then for transformers models (CLIP).
 _STEMS = ("diffusion_pytorch_model", "model")
 _TRANSFORMERS_MODELS = ("CLIPTextModel", "CLIPModel")
 _HOW_TO_GET = (
@@ -84,10 +83,10 @@ _HOW_TO_GET = (
 
 
 def torch_name(path: tuple[str, ...]) -> str:
-  """PyTorch's name for the parameter at `path`, e.g. ("to_out_0", "kernel") -> "to_out.0.weight".
+  """Returns PyTorch's name of a parameter: ("to_out_0", "kernel") -> "to_out.0.weight".
 
   Raises:
-    ValueError: if the last part is not kernel, scale, embedding or bias.
+    ValueError: the last part is not kernel, scale, embedding or bias.
   """
   *modules, leaf = path
   if leaf not in _LEAF_NAMES:
@@ -96,13 +95,13 @@ def torch_name(path: tuple[str, ...]) -> str:
 
 
 def to_torch_names(params: PyTree) -> dict[str, np.ndarray]:
-  """A flax params tree as PyTorch's flat state dict: name -> contiguous float32 array."""
+  """Converts a flax params tree to PyTorch's flat state dict of contiguous float32 arrays."""
   tensors = {}
   for path, value in _flatten(params):
     array = np.asarray(value).astype(np.float32)
     if path[-1] == "kernel":  # (..., I, O) -> (O, I, ...)
       array = np.transpose(array, (array.ndim - 1, array.ndim - 2, *range(array.ndim - 2)))
-    # Not `ascontiguousarray`, which makes a vector of a number.
+    # `ascontiguousarray` would turn a scalar into a vector.
     tensors[torch_name(path)] = np.asarray(array, order="C")
   return tensors
 
@@ -110,18 +109,18 @@ def to_torch_names(params: PyTree) -> dict[str, np.ndarray]:
 def from_torch_names(
   tensors: Mapping[str, np.ndarray], template: PyTree, *, origin: str = "the weights"
 ) -> PyTree:
-  """A PyTorch state dict as a flax params tree.
+  """Converts a PyTorch state dict to a flax params tree.
 
   Args:
     tensors: name -> array, as `load_pretrained` returns them.
-    template: params, or their shapes from `jax.eval_shape`; gives the structure, shapes and dtypes.
-    origin: where the tensors came from, for the error message.
+    template: params or their shapes from `jax.eval_shape`; sets structure, shapes and dtypes.
+    origin: where the tensors came from, for error messages.
 
   Returns:
-    `template`'s tree with NumPy arrays as leaves (nothing is put on a device here).
+    `template`'s tree with NumPy arrays as leaves, not on a device.
 
   Raises:
-    BadDataError: naming every missing, unexpected and mis-shaped tensor.
+    BadDataError: tensors are missing, unexpected or mis-shaped; the message names them.
   """
   named = {_modern_name(name): value for name, value in tensors.items()}
   wanted = _flatten(template)
@@ -170,17 +169,17 @@ def save_pretrained(
 ) -> None:
   """Writes a model folder that diffusers' `class_name.from_pretrained(folder)` opens.
 
-  A save that fails leaves an older model as it was; one that is killed never leaves a config beside
-  weights that are not its own.
+  A failed save leaves the older model unchanged; a killed one never leaves a config beside weights
+  of another model.
 
   Args:
-    folder: made if need be.
+    folder: the folder, created if needed.
     config: the model's fields, under diffusers' names.
     params: flax params; stored as float32.
-    class_name: the diffusers class, or "CLIPTextModel" of transformers.
+    class_name: the diffusers class, or transformers' "CLIPTextModel".
 
   Raises:
-    OutputError: if the folder cannot be written, or holds a sharded model (whose index file would
+    OutputError: the folder cannot be written, or holds a sharded model (whose index file would
       take precedence over the new weights).
   """
   folder = Path(folder)
@@ -189,7 +188,7 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
   if stale := sorted(folder.glob("*.safetensors.index*.json")):
     raise OutputError(f"{folder} holds a sharded model ({stale[0].name}): choose another folder")
-  metadata = {"format": "pt"}  # PyTorch's readers insist on it.
+  metadata = {"format": "pt"}  # PyTorch's readers require it.
   transformers = class_name in _TRANSFORMERS_MODELS
   named = {"architectures": [class_name]} if transformers else {"_class_name": class_name}
   try:
@@ -216,14 +215,14 @@ def save_pipeline(
   """Writes a pixel model and its noise schedule for `DDPMPipeline.from_pretrained(folder)`.
 
   Args:
-    folder: gets unet/, scheduler/scheduler_config.json and, last, model_index.json.
+    folder: the folder for unet/, scheduler/scheduler_config.json and, last, model_index.json.
     config: the U-Net's fields, under diffusers' names.
     params: flax params of the U-Net.
     scheduler: fields of diffusers' `DDPMScheduler`, e.g. from `scheduler_config`.
     class_name: the diffusers class of the U-Net.
 
   Raises:
-    OutputError: if the folder cannot be written.
+    OutputError: the folder cannot be written.
   """
   folder = Path(folder)
   save_pretrained(folder / "unet", config, params, class_name=class_name)
@@ -252,18 +251,18 @@ def load_pretrained(
   """Reads a model's config and tensors.
 
   Args:
-    folder: the model's own folder, or a pipeline's with the model in `subfolder`.
-    subfolder: where a pipeline keeps the model (unet, vae, text_encoder).
-    class_name: the diffusers class the config must name, if given.
-    variant: "fp16" for `*.fp16.safetensors`. None takes full precision and, where only a variant
-      was downloaded, that one (and logs so).
+    folder: the model's own folder, or a pipeline folder with the model in `subfolder`.
+    subfolder: the model's place in a pipeline folder (unet, vae, text_encoder).
+    class_name: the diffusers class that the config must name, if given.
+    variant: "fp16" for `*.fp16.safetensors`. None prefers full precision, and falls back to the
+      fp16 variant with a log message.
 
   Returns:
-    config.json's fields, and name -> array in the file's own dtype, under PyTorch's names.
+    config.json's fields, and arrays by PyTorch's name in the file's own dtype.
 
   Raises:
-    MissingDataError: if the folder, config.json or the weights (one file or shards) are not there.
-    BadDataError: if a file is damaged or is another class's.
+    MissingDataError: the folder, config.json or the weights (one file or shards) do not exist.
+    BadDataError: a file is damaged, or the model has another class.
   """
   folder = Path(folder)
   home = folder if (folder / "config.json").is_file() else folder / subfolder
@@ -302,7 +301,7 @@ def _modern_name(name: str) -> str:
 
 
 def _find_weights(home: Path, variant: str | None) -> Path:
-  """The weights file in `home`, or the index of its shards."""
+  """Finds the weights file in `home`, or the index of its shards."""
   infixes = ["", ".fp16"] if variant is None else [f".{variant}"]
   for infix in infixes:
     for stem in _STEMS:

@@ -1,7 +1,8 @@
-"""Diffusion and image primitives that need only jax and numpy, reusable in any JAX project."""
+"""Diffusion and image primitives that need only jax and numpy, for use in any JAX project."""
 
 from udp_jax.ops import attention as attention
 from udp_jax.ops import chain as chain
+from udp_jax.ops import control as control
 from udp_jax.ops import conv as conv
 from udp_jax.ops import dpm_solver as dpm_solver
 from udp_jax.ops import dropout as dropout
@@ -10,6 +11,7 @@ from udp_jax.ops import frechet as frechet
 from udp_jax.ops import guidance as guidance
 from udp_jax.ops import image as image
 from udp_jax.ops import jpeg as jpeg
+from udp_jax.ops import keys as keys
 from udp_jax.ops import linear as linear
 from udp_jax.ops import norm as norm
 from udp_jax.ops import projections as projections

@@ -1,12 +1,12 @@
-"""Attention as a function that models take as an argument, so that it can be exchanged.
+"""Attention functions that models take as an argument, so that they can be exchanged.
 
-  dot_product  the whole matrix of weights at once: the best for short sequences everywhere.
-  chunked      a few queries at a time, made again for the gradient: memory in proportion to the
-               sequence's length, on any backend.
-  by_head      a head of a picture at a time, in parts that stay in a cache, with a gradient of its
-               own: for CPUs.
-  library      `jax.nn.dot_product_attention`: cuDNN's fused kernel where `cudnn_refusal` has
-               nothing against it and the kernel works, XLA's own form otherwise, in parts if long.
+  dot_product  computes the whole matrix of weights at once; best for short sequences everywhere.
+  chunked      takes a few queries at a time and recomputes them for the gradient; memory grows
+               linearly with the sequence, on any backend.
+  by_head      takes one head of one picture at a time, in parts that fit a cache, with its own
+               gradient; for CPUs.
+  library      `jax.nn.dot_product_attention`: cuDNN's fused kernel if `cudnn_refusal` has no
+               objection and the kernel works, else XLA's own form, in parts if long.
   flash        Pallas' kernel for TPUs (Dao et al., arXiv:2205.14135); TPUs only.
 
 All take query (B, Q, heads, D), key and value (B, K, heads, D) (positions, not a random key) and
@@ -25,12 +25,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
-# Queries and keys of a tile of the flash kernel: its 128 would read all keys 32 times at 64x64.
+# Queries and keys per tile of the flash kernel; its default, 128, reads all keys 32 times at 64x64.
 _FLASH_BLOCK = 512
 
-# From this many positions on the matrix of attention weights is what costs memory.
+# From this many positions on, the matrix of attention weights dominates memory.
 LONG_SEQUENCE = 1024
 
 _log = logging.getLogger(__name__)
@@ -41,17 +42,21 @@ AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def dot_product_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, *, wide: bool | None = None
 ) -> jax.Array:
-  """Softmax attention (Vaswani et al., arXiv:1706.03762), softmax in float32 or wider.
+  """Softmax attention (Vaswani et al., arXiv:1706.03762) with the softmax in at least float32.
 
-  `wide` says whether products return float32, in the gradient too, and are rounded after; None
-  decides by backend, as in `ops.linear`.
+  `wide` selects whether products, also in the gradient, return float32 and are rounded afterwards;
+  None decides by backend, as in `ops.linear`.
+
+  >>> one, two = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
+  >>> dot_product_attention(one, two, two.at[:, 1].set(4.0)).tolist()  # Equal weights: the mean.
+  [[[[2.0, 2.0]]]]
   """
   if wide is None:
     wide = jax.default_backend() == "cpu"
   if wide:
     return _whole(query, key, value)
   logits = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
-  weights = jax.nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+  weights = jax.nn.softmax(logits.astype(np.promote_types(logits.dtype, np.float32)))
   return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(query.dtype), value)
 
 
@@ -88,10 +93,14 @@ _whole.defvjp(_whole_forward, _whole_backward)
 def chunked_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, *, chunk_size: int | None = None
 ) -> jax.Array:
-  """`dot_product_attention` of `chunk_size` queries at a time (Rabe & Staats, arXiv:2112.05682).
+  """`dot_product_attention` for `chunk_size` queries at a time (Rabe & Staats, arXiv:2112.05682).
 
-  None for all of a short sequence at once, and 256 of a long one. The program is the same on every
-  backend, as `launch.aot` compiles for a TPU on a CPU.
+  None means all queries of a short sequence, and 256 of a long one. The program is the same on
+  every backend, because `launch.aot` compiles on a CPU for a TPU.
+
+  >>> one, two = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
+  >>> chunked_attention(one, two, two.at[:, 1].set(4.0), chunk_size=1).tolist()
+  [[[[2.0, 2.0]]]]
   """
   attend = partial(dot_product_attention, wide=False)
   return _in_chunks(attend, chunk_size, query, key, value)
@@ -122,12 +131,16 @@ def _in_chunks(
 def by_head_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, *, max_weights: int | None = None
 ) -> jax.Array:
-  """Attention by one head of one picture at a time: the products are plain ones, and fast on CPUs.
+  """Attention for one head of one picture at a time, as plain products that are fast on CPUs.
 
-  A long sequence's weights are made by `max_weights` at a time, a number that fits a CPU's cache,
-  and again for the gradient (as in Dao et al., arXiv:2205.14135, appendix B: only the logarithm of
-  each sum of weights is kept). None for 2^20, and for all of a short sequence at once. Under a mesh
-  in the context each device takes its share of the batch.
+  For a long sequence, `max_weights` weights are computed at a time, to fit a CPU's cache, and again
+  for the gradient (as in Dao et al., arXiv:2205.14135, appendix B, only the logarithm of each sum
+  of weights is kept). None means 2^20, or all weights of a short sequence at once. Under a mesh in
+  the context, each device processes its share of the batch.
+
+  >>> one, two = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
+  >>> by_head_attention(one, two, two.at[:, 1].set(4.0), max_weights=2).round(5).tolist()
+  [[[[2.0, 2.0]]]]
   """
   if max_weights is None:
     if query.shape[1] < LONG_SEQUENCE:
@@ -169,8 +182,8 @@ def _by_head_backward(
 ) -> tuple[jax.Array, ...]:
   query, key, value, out, log_total = residuals
   scale = query.shape[-1] ** -0.5
-  # Of the softmax: what all weights of a query have in common.
-  common = jnp.sum(gradient.astype(log_total.dtype) * out, axis=-1)
+  # The term of the softmax's gradient that all weights of a query have in common.
+  common = jnp.sum(gradient.astype(log_total.dtype) * out.astype(log_total.dtype), axis=-1)
 
   def head(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     keys, values = arrays[1:3]
@@ -182,7 +195,7 @@ def _by_head_backward(
       weights = jnp.exp(_wide_product(queries, keys.T) - log_totals[:, None])
       change = weights * (_wide_product(gradients, values.T) - commons[:, None])
       change, weights = change.astype(queries.dtype), weights.astype(queries.dtype)
-      # With positions last: products with a few channels last leave most of a register empty.
+      # Put positions last: products with few channels last leave most of a register empty.
       sums = (
         sums[0] + _wide_product(queries.T, change),
         sums[1] + _wide_product(gradients.T, weights),
@@ -198,7 +211,7 @@ def _by_head_backward(
   arrays = (_heads_first(query * scale), _heads_first(key), _heads_first(value))
   given = (_heads_first(gradient), log_total, _heads_first(common[..., None])[..., 0])
   parts, *others = jax.lax.map(head, arrays + given)
-  # Turned outside of the loop: inside, the compiler would turn the products instead.
+  # Transpose outside the loop: inside, the compiler would transpose the products instead.
   found = (parts.reshape(parts.shape[0], -1, parts.shape[-1]), *(x.swapaxes(1, 2) for x in others))
   return tuple(_heads_last(each, like) for each, like in zip(found, (query, key, value)))
 
@@ -207,8 +220,8 @@ _by_head.defvjp(_by_head_forward, _by_head_backward)
 
 
 def _wide_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """Added up in float32 or wider."""
-  wide = jnp.promote_types(a.dtype, jnp.float32)
+  """`jnp.einsum` that accumulates in at least float32."""
+  wide = np.promote_types(a.dtype, np.float32)
   return jnp.einsum(subscripts, a, b, preferred_element_type=wide)
 
 
@@ -217,7 +230,7 @@ def _wide_product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _cut(x: jax.Array, size: int, axis: int = 0) -> jax.Array:
-  """(..., count, size, ...) of (..., length, ...): the last part filled up with zeros."""
+  """Cuts (..., length, ...) into (..., count, size, ...), padding the last part with zeros."""
   length = x.shape[axis]
   count = -(-length // size)
   widths = [(0, count * size - length if i == axis else 0) for i in range(x.ndim)]
@@ -225,22 +238,22 @@ def _cut(x: jax.Array, size: int, axis: int = 0) -> jax.Array:
 
 
 def _heads_first(x: jax.Array) -> jax.Array:
-  """(B * heads, positions, D) of (B, positions, heads, D)."""
+  """(B, positions, heads, D) -> (B * heads, positions, D)."""
   return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
 def _heads_last(x: jax.Array, like: jax.Array) -> jax.Array:
-  """(B, positions, heads, D) of (B * heads, positions and filling, D)."""
+  """(B * heads, positions and padding, D) -> (B, positions, heads, D), the shape of `like`."""
   b, length, heads, _ = like.shape
   return x[:, :length].reshape(b, heads, length, -1).swapaxes(1, 2)
 
 
 class Gpu(NamedTuple):
-  """What decides whether cuDNN's fused attention runs.
+  """The GPU and cuDNN version that decide whether the fused attention runs.
 
   Attributes:
     capability: NVIDIA's compute capability, (8, 0) for an A100.
-    cudnn_version: 91002 for cuDNN 9.10.2; None where there is no cuDNN.
+    cudnn_version: 91002 for cuDNN 9.10.2; None without cuDNN.
   """
 
   capability: tuple[int, int]
@@ -248,7 +261,12 @@ class Gpu(NamedTuple):
 
 
 def local_gpu() -> Gpu | None:
-  """The least capable NVIDIA GPU of this process; None if its default backend is another."""
+  """Returns the least capable NVIDIA GPU of this process; None if the default backend differs.
+
+  >>> gpu = local_gpu()
+  >>> gpu is None or gpu.capability > (0, 0)
+  True
+  """
   if jax.default_backend() != "gpu":
     return None
   devices = jax.local_devices()
@@ -259,7 +277,7 @@ def local_gpu() -> Gpu | None:
 
 
 def _cudnn_version() -> int | None:
-  """The version that JAX's CUDA plugin has loaded; JAX looks for the plugins in this order."""
+  """Returns the version loaded by JAX's CUDA plugin; JAX looks for plugins in this order."""
   for plugin in ("jax_cuda13_plugin", "jax_cuda12_plugin", "jaxlib.cuda"):
     try:
       versions = importlib.import_module(f"{plugin}._versions")
@@ -267,7 +285,7 @@ def _cudnn_version() -> int | None:
       continue
     try:
       return int(versions.cudnn_get_version())
-    except RuntimeError:  # The plugin is there and cuDNN is not.
+    except RuntimeError:  # The plugin exists, but cuDNN does not.
       return None
   return None
 
@@ -280,19 +298,19 @@ def cudnn_refusal(
   key_length: int,
   gradient: bool = True,
 ) -> str:
-  """Why cuDNN's fused attention does not take an attention without mask and bias; "" if it does.
+  """Returns why cuDNN's fused attention (no mask, no bias) would not run here; "" if it would.
 
   The conditions are JAX's own (`check_layout` and `check_is_flash_attention` of
   jax/_src/cudnn/fused_attention_stablehlo.py, the same in 0.10.2 and 0.12.0.1), and those of
-  cuDNN's support matrix that JAX lets pass. Lengths matter to JAX under a bias only, which we have
-  none of; queries may be of any length.
+  cuDNN's support matrix that JAX does not check. JAX restricts lengths only under a bias, which we
+  never use; queries may have any length.
 
   Args:
-    gpu: of `local_gpu`.
-    dtype: of query, key and value.
+    gpu: the GPU, from `local_gpu`; None for another backend.
+    dtype: the dtype of query, key and value.
     head_size: channels of one head.
-    key_length: positions of key and value.
-    gradient: whether it is going to be differentiated, too.
+    key_length: number of positions of key and value.
+    gradient: whether the attention will also be differentiated.
 
   >>> cudnn_refusal(Gpu((8, 0), 91002), dtype=jnp.bfloat16, head_size=160, key_length=256)
   'heads of 160 channels; at most 128 on compute capability 8.0'
@@ -304,7 +322,7 @@ def cudnn_refusal(
   if gpu.cudnn_version is None:
     return "cuDNN is not installed"
   capability = ".".join(map(str, gpu.capability))
-  if gpu.capability < (8, 0):  # cuDNN; JAX does not ask.
+  if gpu.capability < (8, 0):  # A condition of cuDNN that JAX does not check.
     return f"compute capability {capability}; at least 8.0"
   if gpu.capability == (10, 3) and gpu.cudnn_version < 91100:
     return f"cuDNN {gpu.cudnn_version}; at least 91100 on compute capability 10.3"
@@ -313,26 +331,30 @@ def cudnn_refusal(
   if head_size % 8:
     return f"heads of {head_size} channels; only multiples of 8"
   largest = 256 if gpu.capability >= (9, 0) else 128
-  # cuDNN has the gradient of larger heads on Hopper, and on Blackwell's data centre GPUs of 256
-  # channels from 9.23 on; JAX does not ask.
+  # cuDNN has gradients of larger heads on Hopper and, from 9.23 on, of 256 channels on Blackwell's
+  # data centre GPUs; JAX does not check this.
   if gradient and gpu.capability >= (10, 0):
     whole = gpu.capability < (11, 0) and gpu.cudnn_version >= 92300 and head_size == 256
     largest = 256 if whole else 128
   if head_size > largest:
     return f"heads of {head_size} channels; at most {largest} on compute capability {capability}"
-  if gradient and key_length == 1:  # A known issue of cuDNN's.
+  if gradient and key_length == 1:  # A known issue of cuDNN.
     return "the gradient of attention to a single position"
   return ""
 
 
 def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """`jax.nn.dot_product_attention` by cuDNN's fused kernel where that runs, by XLA otherwise.
+  """`jax.nn.dot_product_attention` by cuDNN's fused kernel where it runs, else by XLA.
 
-  `cudnn_refusal` decides by shape, dtype and GPU. What it lets pass is tried once in a process,
-  for each head size and dtype (cuDNN's attention has failed under CUDA 13: jax-ml/jax#32430); if
-  that fails, a warning says so. XLA's form has its logits and softmax in float32, and takes 256
-  queries of a long sequence at a time, made again for the gradient. To do without cuDNN altogether
-  choose another function: `--config.performance.attention=chunked`.
+  `cudnn_refusal` decides by shape, dtype and GPU. What it accepts is tried once per process, head
+  size and dtype (cuDNN's attention has failed under CUDA 13: jax-ml/jax#32430); a failure logs a
+  warning. XLA's form computes logits and softmax in float32, and takes 256 queries of a long
+  sequence at a time, recomputed for the gradient. To avoid cuDNN altogether, choose another
+  function: `--config.performance.attention=chunked`.
+
+  >>> one, two = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
+  >>> library_attention(one, two, two.at[:, 1].set(4.0)).tolist()
+  [[[[2.0, 2.0]]]]
   """
   gpu = local_gpu()
   head_size, key_length = query.shape[-1], key.shape[1]
@@ -345,7 +367,7 @@ def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax
 
 @cache
 def _cudnn_works(dtype: jnp.dtype, head_size: int) -> bool:
-  """Whether cuDNN's attention and its gradient compile and run here, for 64 positions."""
+  """Returns whether cuDNN's attention and gradient compile and run here, for 64 positions."""
 
   def run() -> None:
     given = (jnp.ones((1, 64, 1, head_size), dtype),) * 3
@@ -354,7 +376,7 @@ def _cudnn_works(dtype: jnp.dtype, head_size: int) -> bool:
     )
     jax.block_until_ready(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*given))
 
-  # A thread of its own: in this one JAX may be in the middle of tracing.
+  # Use a separate thread: in this one JAX may be in the middle of tracing.
   with ThreadPoolExecutor(1) as pool:
     try:
       pool.submit(run).result()
@@ -371,21 +393,25 @@ def _cudnn_works(dtype: jnp.dtype, head_size: int) -> bool:
 
 
 def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Pallas' flash attention for TPUs: no matrix of weights in memory. Fails on other backends.
+  """Pallas' flash attention for TPUs, without a matrix of weights in memory; fails elsewhere.
 
-  Sequences must be multiples of 128. XLA cannot split the kernel over devices: under a mesh in the
-  context (`jax.sharding.use_abstract_mesh`) each device takes its own share of the batch.
+  Sequence lengths must be multiples of 128. XLA cannot split the kernel over devices: under a mesh
+  in the context (`jax.sharding.use_abstract_mesh`) each device processes its share of the batch.
+
+  >>> query = jax.ShapeDtypeStruct((1, 128, 1, 128), jnp.float32)
+  >>> jax.eval_shape(flash_attention, query, query, query).shape
+  (1, 128, 1, 128)
   """
   return _per_device(_flash, query, key, value)
 
 
 def _per_device(function: AttentionFn, *arrays: jax.Array) -> jax.Array:
-  """`function` by each device for its share of the batch, if a mesh in the context has some."""
+  """Runs `function` on each device for its share of the batch, if the context has a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1 or arrays[0].shape[0] % mesh.size:
     return function(*arrays)
   batch = PartitionSpec(mesh.axis_names)
-  # Nothing is known of replication inside a Pallas kernel, so it is not checked.
+  # JAX cannot tell what is replicated inside a Pallas kernel, so disable the check.
   split = jax.shard_map(function, in_specs=(batch,) * 3, out_specs=batch, check_vma=False)
   return split(*arrays)
 
@@ -414,15 +440,18 @@ FUNCTIONS: dict[str, AttentionFn] = {
 
 
 def default(backend: str | None = None, *, long: bool = False) -> str:
-  """The name that is used where none is given.
+  """Returns the name of the attention function to use if none is given.
 
   Args:
     backend: "cpu", "gpu" or "tpu"; None for JAX's default.
-    long: of sequences so long that the matrix of weights costs more than its products.
+    long: whether the matrix of attention weights costs more than the products.
 
   Returns:
-    "library" on GPUs; for long sequences "flash" on TPUs and "by_head" on CPUs; "dot_product" for
-    all others.
+    "library" on GPUs; for long sequences "flash" on TPUs and "by_head" on CPUs; else
+    "dot_product".
+
+  >>> default("gpu"), default("cpu"), default("cpu", long=True)
+  ('library', 'dot_product', 'by_head')
   """
   backend = backend or jax.default_backend()
   if backend == "gpu":

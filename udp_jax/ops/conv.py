@@ -1,17 +1,17 @@
 """2-D convolutions (NHWC, HWIO) whose gradients are fast inside `lax.scan` on a CPU.
 
-XLA's CPU backend runs the convolutions that autodiff emits for a gradient on a naive path as soon
-as they stand in a `while` body: 20 to 95 times slower than at the top level of a `jit`. Every
-gradient here is therefore written with forward-shaped NHWC/HWIO convolutions or matrix products
-only. Accelerators do not have the problem; there `method="xla"` is the right choice.
+XLA's CPU backend runs the convolutions that autodiff emits for a gradient on a naive path inside a
+`while` body: 20 to 95 times slower than at the top level of a `jit`. All gradients here are
+therefore written with forward-shaped NHWC/HWIO convolutions or matrix products only. Accelerators
+do not have this problem, so `method="xla"` is the right choice there.
 
 Methods (`method=None` picks by `default_method`):
   xla       `lax.conv_general_dilated` with JAX's own derivative.
-  direct    the same forward pass, gradients as forward-shaped convolutions.
+  direct    the same forward pass, with gradients as forward-shaped convolutions.
   winograd  a quarter of the multiplications where that pays (`ops.winograd`: 3x3, stride 1, maps
             of 8 and more), one matrix product of patches on the smallest maps, else `direct`.
-A 1x1 convolution is one matrix product and a strided one a matrix product of patches, whatever the
-method (but for `xla`).
+Except with `xla`, a 1x1 convolution is one matrix product and a strided convolution a matrix
+product of patches.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from udp_jax.ops import winograd
@@ -32,7 +33,11 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def default_method(backend: str | None = None) -> str:
-  """The method that measures best on `backend` (default: JAX's default backend)."""
+  """Returns the fastest measured method on `backend` (default: JAX's default backend).
+
+  >>> default_method("cpu"), default_method("tpu")
+  ('winograd', 'xla')
+  """
   return "winograd" if (backend or jax.default_backend()) == "cpu" else "xla"
 
 
@@ -46,22 +51,25 @@ def conv2d(
   method: str | None = None,
   held: winograd.Filters | None = None,
 ) -> jax.Array:
-  """Cross-correlates images with a kernel, as PyTorch's `conv2d` does.
+  """Cross-correlates images with a kernel, like PyTorch's `conv2d`.
 
   Args:
     x: images or features, (B, H, W, C).
     kernel: (KH, KW, C, D).
-    bias: (D,), added to every position.
-    stride: the same in both directions.
-    padding: zeros on every side, or ((top, bottom), (left, right)).
+    bias: (D,), added at every position; or None.
+    stride: step between outputs in both directions, pixels.
+    padding: zeros on every side, pixels, or ((top, bottom), (left, right)).
     method: one of `METHODS`; None picks `default_method()`.
-    held: from `hold` for the same kernel; no gradient of the kernel then.
+    held: result of `hold` for the same kernel, which then gets no gradient.
 
   Returns:
     (B, H', W', D) in the dtype of `x`.
 
   Raises:
-    ValueError: unknown method, or channels of `x` and `kernel` that differ.
+    ValueError: the method is unknown, or the channels of `x` and `kernel` differ.
+
+  >>> conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
+  [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
   """
   method = method or default_method()
   if method not in METHODS:
@@ -91,20 +99,23 @@ def upsampled_conv2d(
   method: str | None = None,
   held: winograd.Filters | None = None,
 ) -> jax.Array:
-  """`conv2d` (padding 1) of images doubled in size by repeating every pixel.
+  """Applies `conv2d` (padding 1) to images doubled in size by repeating every pixel.
 
-  With method "xla" the doubled image is never made: repeating and convolving is one convolution of
+  Method "xla" never builds the doubled image: repeating and convolving equals one convolution of
   the image spread out with zeros, with the kernel summed over 2x2 shifts.
 
   Args:
-    x: (B, H, W, C).
+    x: (B, H, W, C), images or features.
     kernel: (3, 3, C, D).
-    bias: (D,).
-    method: as for `conv2d`.
-    held: from `hold` for images of the doubled size.
+    bias: (D,), or None.
+    method: one of `METHODS`; None picks by backend.
+    held: result of `hold` for images of the doubled size.
 
   Returns:
     (B, 2 * H, 2 * W, D) in the dtype of `x`.
+
+  >>> upsampled_conv2d(jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 8))).shape
+  (1, 8, 8, 8)
   """
   b, h, w, c = x.shape
   if (method or default_method()) != "xla":
@@ -128,17 +139,22 @@ def hold(
   padding: int | Sequence[Sequence[int]] = 1,
   method: str | None = None,
 ) -> winograd.Filters | None:
-  """What `conv2d` can do with a kernel once for many calls that do not change it.
+  """Transforms a kernel once, for many calls of `conv2d` with a constant kernel.
 
   Args:
     kernel: (KH, KW, C, D).
-    image_shape: (B, H, W, C) of what will be convolved.
-    stride: as for `conv2d`.
-    padding: as for `conv2d`.
-    method: as for `conv2d`.
+    image_shape: (B, H, W, C), shape of the images to convolve.
+    stride: step between outputs, pixels.
+    padding: zeros around the image, pixels: one number, or ((top, bottom), (left, right)).
+    method: one of `METHODS`; None picks by backend.
 
   Returns:
-    The `held` argument of `conv2d`, or None where there is nothing to be gained.
+    The `held` argument of `conv2d`, or None if transforming gains nothing.
+
+  >>> hold(jnp.ones((3, 3, 16, 16)), (1, 8, 8, 16), method="winograd").forward.shape
+  (36, 16, 16)
+  >>> hold(jnp.ones((3, 3, 1, 1)), (1, 8, 8, 1), method="winograd") is None
+  True
   """
   if not holds(method=method):
     return None
@@ -147,7 +163,11 @@ def hold(
 
 
 def holds(*, method: str | None = None) -> bool:
-  """Whether `hold` ever prepares anything for `method` (None: `default_method()`)."""
+  """Returns whether `hold` ever prepares filters for `method` (None: `default_method()`).
+
+  >>> holds(method="winograd"), holds(method="xla")
+  (True, False)
+  """
   return (method or default_method()) == "winograd"
 
 
@@ -160,37 +180,37 @@ def _pairs(padding: int | Sequence[Sequence[int]]) -> Padding:
 def _winograd_pays(
   shape: tuple[int, ...], kernel: tuple[int, ...], padding: Padding, stride: int
 ) -> bool:
-  """Small maps and few channels have too little arithmetic to pay for the transforms."""
+  """Returns whether Winograd pays: small maps and few channels do not repay the transforms."""
   same = kernel[:2] == (3, 3) and padding == ((1, 1), (1, 1)) and stride == 1
   return same and min(shape[1:3]) >= 8 and min(kernel[2:]) >= 16
 
 
 def _columns_pay(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-  """On the smallest maps, reading the kernel once, as it lies, is most of the work."""
+  """Returns whether patches pay: on the smallest maps, reading the kernel is most of the work."""
   return max(shape[1:3]) <= 4 and min(kernel[2:]) >= 16
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _columns(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """A convolution as one matrix product of patches with the kernel as it lies in memory."""
+  """Convolves by one matrix product of patches with the kernel in its memory layout."""
   patches = _patches(x, kernel.shape[:2], stride, padding)
   return dense(patches, kernel.reshape(-1, kernel.shape[3]), wide=True)
 
 
 def _columns_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
-  # The patches are made again for the gradient: kept, they would be KH * KW times the input.
+  # Patches are recomputed for the gradient: storing them would take KH * KW times the input.
   return _columns(x, kernel, stride, padding), (x, kernel)
 
 
 def _columns_backward(stride: int, padding: Padding, saved, g: jax.Array):
   x, kernel = saved
   make = partial(_patches, size=kernel.shape[:2], stride=stride, padding=padding)
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  wide = np.promote_types(x.dtype, np.float32)
   patches = make(x).reshape(-1, kernel.size // kernel.shape[3])
   flat, matrix = g.reshape(-1, g.shape[3]), kernel.reshape(-1, kernel.shape[3])
   dims = (((0,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
   dkernel = lax.dot_general(patches, flat, dims[0], preferred_element_type=wide)
-  # A pixel's parts are added up before they are rounded to the dtype of x.
+  # Add up the parts of a pixel before rounding to the dtype of x.
   dpatches = lax.dot_general(flat, matrix, dims[1], preferred_element_type=wide)
   (dx,) = jax.linear_transpose(make, jax.ShapeDtypeStruct(x.shape, wide))(
     dpatches.reshape(*g.shape[:3], -1)
@@ -202,7 +222,7 @@ _columns.defvjp(_columns_forward, _columns_backward)
 
 
 def _patches(x: jax.Array, size: tuple[int, ...], stride: int, padding: Padding) -> jax.Array:
-  """(B, H, W, C) -> (B, H', W', KH * KW * C), the inputs of each output side by side."""
+  """(B, H, W, C) -> (B, H', W', KH * KW * C), with the inputs of each output side by side."""
   x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
   (h, w), (kh, kw) = x.shape[1:3], size
   rows, columns = (h - kh) // stride * stride + 1, (w - kw) // stride * stride + 1
@@ -226,7 +246,7 @@ def _direct_backward(padding: Padding, saved, g: jax.Array):
   back = [(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(kernel.shape[:2], padding, strict=True)]
   flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
   dx = lax.conv_general_dilated(g, flipped, (1, 1), back, dimension_numbers=_LAYOUT)
-  # Channels play the batch and the batch plays the channels: (C, H, W, B) with (H', W', B, D).
+  # Swap batch and channels: convolve (C, H, W, B) with (H', W', B, D).
   dkernel = lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), padding, dimension_numbers=_LAYOUT
   )

@@ -1,7 +1,7 @@
 """Distances between sets of feature vectors: Frechet distance, precision and recall, kernel MMD.
 
-Everything here is NumPy in float64 on the host: the matrices are small, accelerators lack float64,
-and float32 covariances lose the digits that a Frechet distance is made of. Features are (N, D)
+All functions use NumPy in float64 on the host: the matrices are small, accelerators lack float64,
+and float32 covariances lose the digits that matter for a Frechet distance. Features are (N, D)
 arrays of any float type, NumPy or JAX.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 
 class FeatureStatistics(NamedTuple):
-  """Mean and scatter of a set of feature vectors. Mergeable across batches, files and processes.
+  """Mean and scatter of a set of feature vectors, mergeable across batches, files and processes.
 
   Attributes:
     count: number of vectors.
@@ -51,7 +51,7 @@ def _as_features(features: ArrayLike, name: str = "features") -> np.ndarray:
 
 
 def _as_pair(a: ArrayLike, b: ArrayLike, name_a: str, name_b: str) -> tuple[np.ndarray, np.ndarray]:
-  """Two sets of feature vectors of the same dimension, checked and in float64."""
+  """Checks two sets of feature vectors of equal dimension and converts them to float64."""
   first, second = _as_features(a, name_a), _as_features(b, name_b)
   if first.shape[1] != second.shape[1]:
     raise ValueError(f"{name_a} have {first.shape[1]} dimensions, {name_b} have {second.shape[1]}")
@@ -59,15 +59,23 @@ def _as_pair(a: ArrayLike, b: ArrayLike, name_a: str, name_b: str) -> tuple[np.n
 
 
 def empty(dim: int) -> FeatureStatistics:
-  """Statistics of no vectors of `dim` dimensions."""
+  """Returns the statistics of an empty set of `dim`-dimensional vectors.
+
+  >>> empty(8).mean.shape
+  (8,)
+  """
   return FeatureStatistics(0, np.zeros(dim), np.zeros((dim, dim)))
 
 
 def update(statistics: FeatureStatistics, features: ArrayLike) -> FeatureStatistics:
-  """Adds a batch of features, (N, D); returns new statistics.
+  """Adds a batch of features (N, D) and returns the new statistics.
 
   Raises:
-    ValueError: if the features are not (N, D) with the same D, or not finite.
+    ValueError: the features are not (N, D) with the same D, or not finite.
+
+  >>> found = update(empty(2), np.array([[0.0, 0.0], [2.0, 4.0]]))
+  >>> found.count, found.mean.tolist()
+  (2, [1.0, 2.0])
   """
   batch = _as_features(features)
   if batch.shape[0] == 0:
@@ -78,10 +86,14 @@ def update(statistics: FeatureStatistics, features: ArrayLike) -> FeatureStatist
 
 
 def merge(a: FeatureStatistics, b: FeatureStatistics) -> FeatureStatistics:
-  """Statistics of the union of two sets (Chan, Golub & LeVeque 1983). Associative up to rounding.
+  """Merges the statistics of two sets (Chan, Golub & LeVeque 1983); associative up to rounding.
 
   Raises:
-    ValueError: if the dimensions differ.
+    ValueError: the dimensions differ.
+
+  >>> one = update(empty(1), np.array([[0.0]]))
+  >>> merge(one, update(empty(1), np.array([[2.0]]))).mean.tolist()
+  [1.0]
   """
   if a.mean.shape != b.mean.shape:
     raise ValueError(
@@ -99,10 +111,13 @@ def merge(a: FeatureStatistics, b: FeatureStatistics) -> FeatureStatistics:
 
 
 def covariance(statistics: FeatureStatistics) -> np.ndarray:
-  """(D, D) unbiased sample covariance.
+  """Returns the unbiased sample covariance (D, D).
 
   Raises:
-    ValueError: with fewer than two vectors.
+    ValueError: there are fewer than two vectors.
+
+  >>> covariance(update(empty(1), np.array([[0.0], [2.0]]))).tolist()
+  [[2.0]]
   """
   if statistics.count < 2:
     raise ValueError(f"a covariance needs at least 2 feature vectors, got {statistics.count}")
@@ -110,7 +125,7 @@ def covariance(statistics: FeatureStatistics) -> np.ndarray:
 
 
 def _factor(statistics: FeatureStatistics) -> np.ndarray:
-  """L, (D, rank), with L L^T = the covariance; what is at or below rounding error is left out."""
+  """Returns L, (D, rank), with L L^T = covariance; directions within rounding error are dropped."""
   matrix = covariance(statistics)
   matrix = 0.5 * (matrix + matrix.T)
   rank, dim = statistics.count - 1, matrix.shape[0]
@@ -122,9 +137,9 @@ def _factor(statistics: FeatureStatistics) -> np.ndarray:
 
 
 def _low_rank_factor(matrix: np.ndarray, rank: int) -> np.ndarray:
-  """As `_factor`, by Cholesky's decomposition with pivots (Higham 1990): D rank^2 operations.
+  """Computes `_factor` by pivoted Cholesky decomposition (Higham 1990) in D rank^2 operations.
 
-  An eigendecomposition takes D^3, a second for the 1,280 features of eight pictures.
+  An eigendecomposition takes D^3 operations: a second for 1,280 features of eight pictures.
   """
   dim = matrix.shape[0]
   left = matrix.diagonal().copy()
@@ -142,15 +157,20 @@ def _low_rank_factor(matrix: np.ndarray, rank: int) -> np.ndarray:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-  """Squared Frechet distance between the Gaussians fitted to two sets (Heusel et al. 2017).
+  """Squared Frechet distance between Gaussians fitted to two sets (Heusel et al. 2017).
 
   |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A^1/2 B A^1/2)^1/2). With factors A = P P^T and
   B = Q Q^T from symmetric decompositions, the last trace is the sum of the singular values of
-  P^T Q. No root is taken of a number that may be rounding noise, so singular covariances (fewer
-  vectors than dimensions) lose no accuracy. Biased upwards for small sets: compare equal counts.
+  P^T Q. No root is taken of values that may be rounding noise, so singular covariances (fewer
+  vectors than dimensions) lose no accuracy. Small sets bias it upwards: compare equal counts.
 
   Raises:
-    ValueError: if the dimensions differ, or a set has fewer than two vectors.
+    ValueError: the dimensions differ, or a set has fewer than two vectors.
+
+  >>> features = np.random.default_rng(0).normal(size=(50, 3))
+  >>> one, moved = update(empty(3), features), update(empty(3), features + 2.0)
+  >>> round(frechet_distance(one, moved), 6)  # 2 * 2 in each of 3 dimensions.
+  12.0
   """
   if a.mean.shape != b.mean.shape:
     raise ValueError(
@@ -161,21 +181,28 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
   shift = a.mean - b.mean
   traces = np.trace(covariance(a)) + np.trace(covariance(b))
   distance = shift @ shift + traces - 2.0 * overlap
-  # Equal sets give rounding error around zero.
+  # For equal sets, rounding may give a value slightly below zero.
   return max(float(distance), 0.0)
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """Squared Euclidean distances (N, M) between vectors (N, D) and (M, D).
+
+  The formula subtracts squares and loses digits far from the origin: centre both sets first.
+
+  >>> squared_distances(np.array([[0.0, 0.0]]), np.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
+  [[25.0, 1.0]]
+  """
   squares = np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1)[None, :]
   return np.maximum(squares - 2.0 * (a @ b.T), 0.0)
 
 
 def _kth_neighbour(points: np.ndarray, k: int, block_size: int) -> np.ndarray:
-  """(N,) squared distance from each point to its k-th nearest other point."""
+  """Returns the squared distance (N,) from each point to its k-th nearest other point."""
   out = np.empty(points.shape[0])
   for start in range(0, points.shape[0], block_size):
     rows = np.arange(start, min(start + block_size, points.shape[0]))
-    distances = _squared_distances(points[rows], points)
+    distances = squared_distances(points[rows], points)
     distances[np.arange(rows.size), rows] = np.inf
     out[rows] = np.partition(distances, k - 1, axis=1)[:, k - 1]
   return out
@@ -185,10 +212,10 @@ def _fraction_inside(
   points: np.ndarray, centres: np.ndarray, squared_radii: np.ndarray, block_size: int
 ) -> float:
   inside = 0
-  # Distances come from differences of squares: equal vectors may end up a rounding error apart.
+  # Distances are differences of squares, so equal vectors may differ by a rounding error.
   slack = 1e-12 * float(np.max(np.sum(centres * centres, axis=1), initial=0.0))
   for start in range(0, points.shape[0], block_size):
-    distances = _squared_distances(points[start : start + block_size], centres)
+    distances = squared_distances(points[start : start + block_size], centres)
     inside += int(np.count_nonzero(np.any(distances <= squared_radii + slack, axis=1)))
   return inside / points.shape[0]
 
@@ -198,17 +225,21 @@ def precision_recall(
 ) -> PrecisionRecall:
   """Improved precision and recall (Kynkaanniemi et al. 2019).
 
-  Precision is the fraction of `fake` inside the union of balls around `real`, each ball reaching to
-  its centre's k-th nearest neighbour; recall is the same with the roles exchanged.
+  Precision is the fraction of `fake` inside the union of balls around `real`; each ball reaches to
+  its centre's k-th nearest neighbour. Recall is the same with the roles exchanged.
 
   Args:
     real: (N, D) features.
     fake: (M, D) features. Compare at equal N and M: both numbers depend on the counts.
-    k: which neighbour sets the radius, smaller than N and M.
-    block_size: rows of the distance matrix held at once; changes memory, not results.
+    k: index of the neighbour that sets the radius, smaller than N and M.
+    block_size: rows of the distance matrix held at once; affects memory, not results.
 
   Raises:
-    ValueError: if a set has k vectors or fewer, shapes do not fit, or values are not finite.
+    ValueError: a set has at most k vectors, shapes do not fit, or values are not finite.
+
+  >>> real = np.random.default_rng(0).normal(size=(50, 3))
+  >>> precision_recall(real, real)
+  PrecisionRecall(precision=1.0, recall=1.0)
   """
   real64, fake64 = _as_pair(real, fake, "real features", "fake features")
   smallest = min(real64.shape[0], fake64.shape[0])
@@ -224,7 +255,7 @@ def precision_recall(
 def _subset_sums(
   a: np.ndarray, b: np.ndarray, in_a: np.ndarray, in_b: np.ndarray, same: bool, block_size: int
 ) -> np.ndarray:
-  """(J,) sums of the kernel over pairs of each subset; `in_*` are (N, J) 0/1 memberships."""
+  """Returns (J,) kernel sums over pairs of each subset; `in_*` are (N, J) 0/1 memberships."""
   sums = np.zeros(in_a.shape[1])
   for start in range(0, a.shape[0], block_size):
     rows = slice(start, start + block_size)
@@ -248,25 +279,32 @@ def polynomial_mmd(
 ) -> Estimate:
   """Kernel inception distance: unbiased squared MMD, kernel (x . y / D + 1)^3 (Binkowski 2018).
 
-  The mean over random subsets, with a standard error that accounts for subsets sharing vectors:
-  with S^2 the variance between J subsets of size s out of n vectors, it is
+  Returns the mean over random subsets, with a standard error that accounts for shared vectors: with
+  S^2 the variance between J subsets of size s out of n vectors, it is
   sqrt(S^2 (s / (n - s) + 1 / J)), the delete-d jackknife (Shao & Wu 1989) plus the draw of the
-  subsets. The usual S / sqrt(J) would vanish with J whatever the amount of data.
+  subsets. The usual S / sqrt(J) would vanish with growing J, whatever the amount of data.
 
   Args:
     x: (N, D) features.
     y: (M, D) features.
-    num_subsets: J, at least 2.
-    subset_size: s, at least 2 and below N and M; None is half of the smaller set, at most 1000.
+    num_subsets: J, the number of subsets, at least 2.
+    subset_size: s, at least 2 and below N and M; None means half the smaller set, at most 1000.
     seed: seed of the subsets.
-    max_vectors: larger sets are first reduced to this many vectors at random.
-    block_size: rows of the kernel matrix held at once; changes memory, not results.
+    max_vectors: larger sets are first reduced to this many random vectors.
+    block_size: rows of the kernel matrix held at once; affects memory, not results.
 
   Returns:
-    The estimate (may be slightly negative, being unbiased) and its standard error.
+    The estimate (unbiased, so possibly slightly negative) and its standard error.
 
   Raises:
-    ValueError: if the counts or shapes do not fit, or values are not finite.
+    ValueError: counts or shapes do not fit, or values are not finite.
+
+  >>> x, y = np.random.default_rng(0).normal(size=(2, 60, 3))
+  >>> estimate = polynomial_mmd(x, y)
+  >>> abs(estimate.mean) < 3 * estimate.standard_error
+  True
+  >>> polynomial_mmd(x, y + 1).mean > 0.5
+  True
   """
   x64, y64 = _as_pair(x, y, "x", "y")
   generator = np.random.default_rng(seed)

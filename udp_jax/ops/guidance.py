@@ -18,16 +18,21 @@ def guided(
   *,
   scale: float,
 ) -> Predict:
-  """Predicts uncond + scale * (cond - uncond), in one pass of a doubled batch.
+  """Predicts uncond + scale * (cond - uncond) in one pass over a doubled batch.
 
   Args:
-    denoise: (x_t, timesteps, cond) -> prediction, the network with its parameters bound.
-    cond: pytree of arrays (B, ...).
-    uncond: the same shapes: the empty prompt's, or a negative prompt's.
-    scale: 1 is the conditional prediction alone, for which `uncond` is not computed.
+    denoise: (x_t, timesteps, cond) -> prediction; the network with its parameters bound.
+    cond: conditioning of the prompts, pytree of arrays (B, ...).
+    uncond: conditioning of the empty or negative prompt, in the same shapes.
+    scale: guidance strength; 1 gives the conditional prediction alone, and skips `uncond`.
 
   Returns:
     The `predict` of a sampler.
+
+  >>> denoise = lambda x_t, timesteps, cond: cond
+  >>> predict = guided(denoise, jnp.ones((1, 2)), jnp.zeros((1, 2)), scale=7.5)
+  >>> predict(jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32)).tolist()
+  [[7.5, 7.5]]
   """
   if scale == 1.0:
     return lambda x_t, timesteps: denoise(x_t, timesteps, cond)

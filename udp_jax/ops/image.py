@@ -1,7 +1,7 @@
-"""Image arrays: ranges, 8-bit levels, resizing, blurring, tiling.
+"""Image arrays: ranges, 8-bit levels, resizing, blurring and grids.
 
 `images` are float32 NHWC in [0, 1]; a model's range is [-1, 1]; `uint8` arrays hold 8-bit levels.
-Functions of float images are differentiable and, unless they say so, do not clip.
+Functions of float images are differentiable and do not clip unless they say so.
 """
 
 from __future__ import annotations
@@ -13,20 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-# A compiled division by 255 becomes a multiplication by this, one bit away from true division; by
-# multiplying everywhere, compiled and plain calls agree. 255 * _LEVEL is exactly 1.
+# Compilers turn a division by 255 into a multiplication by this, which differs by one bit.
+# Multiplying everywhere makes compiled and plain calls agree. 255 * _LEVEL is exactly 1.
 _LEVEL = np.float32(1.0 / 255.0)
 
 RESIZE_METHODS = ("nearest", "box", "linear", "cubic", "lanczos3", "lanczos5")
 
 
 def to_model_range(images: jax.Array) -> jax.Array:
-  """Maps [0, 1] to [-1, 1]."""
+  """Maps [0, 1] to [-1, 1].
+
+  >>> to_model_range(jnp.array([0.0, 0.5, 1.0])).tolist()
+  [-1.0, 0.0, 1.0]
+  """
   return 2.0 * images - 1.0
 
 
 def from_model_range(x0: jax.Array, *, clip: bool = False) -> jax.Array:
-  """Maps [-1, 1] to [0, 1]; values outside are kept unless `clip`."""
+  """Maps [-1, 1] to [0, 1]; values outside are kept unless `clip`.
+
+  >>> from_model_range(jnp.array([-1.0, 0.0, 3.0]), clip=True).tolist()
+  [0.0, 0.5, 1.0]
+  """
   images = 0.5 * (x0 + 1.0)
   return jnp.clip(images, 0.0, 1.0) if clip else images
 
@@ -34,11 +42,15 @@ def from_model_range(x0: jax.Array, *, clip: bool = False) -> jax.Array:
 def _round_half_up(x: jax.Array) -> jax.Array:
   # floor(x + 0.5) would round 0.49999997 up, because the sum itself rounds to 1.
   whole = jnp.floor(x)
-  return whole + (x - whole >= 0.5)
+  return whole + (x - whole >= 0.5).astype(whole.dtype)
 
 
 def quantise(images: jax.Array) -> jax.Array:
-  """The nearest 8-bit level of each value, halves up, clipped to [0, 255]: uint8."""
+  """Rounds each value to the nearest 8-bit level, halves up, clipped to [0, 255]: uint8.
+
+  >>> quantise(jnp.array([0.0, 0.5, 1.2])).tolist()
+  [0, 128, 255]
+  """
   return jnp.clip(_round_half_up(255.0 * jnp.asarray(images)), 0.0, 255.0).astype(jnp.uint8)
 
 
@@ -46,7 +58,10 @@ def to_float(levels: ArrayLike) -> jax.Array:
   """Maps uint8 levels to float32 in [0, 1].
 
   Raises:
-    TypeError: if `levels` is not uint8, since floats would silently shrink by 255.
+    TypeError: `levels` is not uint8; floats would silently shrink by 255.
+
+  >>> to_float(np.array([0, 255], np.uint8)).tolist()
+  [0.0, 1.0]
   """
   levels = jnp.asarray(levels)
   if levels.dtype != jnp.uint8:
@@ -55,31 +70,35 @@ def to_float(levels: ArrayLike) -> jax.Array:
 
 
 def _scale_levels(levels: jax.Array) -> jax.Array:
-  """Float levels in [0, 255] to [0, 1], the same numbers in every compiled program.
+  """Maps float levels in [0, 255] to [0, 1], with the same result in every compiled program.
 
-  The minimum changes no value. It keeps the compiler from fusing the product with a sum that
-  follows, such as `1 - images`, into one rounding: whether it does depends on the program.
+  The minimum changes no value. It keeps the compiler from fusing the product with a following sum,
+  such as `1 - images`, into one rounding, which it does in some programs only.
   """
   return jnp.minimum(levels * _LEVEL, 1.0)
 
 
 def quantise_within(clean: ArrayLike, delta: jax.Array, radius_255: ArrayLike) -> jax.Array:
-  """Adds delta to 8-bit images so that the 8-bit RESULT obeys the budget.
+  """Adds delta to 8-bit images so that the 8-bit RESULT keeps the budget.
 
-  The budget is a promise about the saved file, so the bound applies after rounding, and a radius
-  between two levels counts as the lower one.
+  The budget applies to the saved file, so the bound holds after rounding, and a radius between two
+  levels counts as the lower one.
 
   Args:
-    clean: (B, H, W, C) uint8.
-    delta: (B, H, W, C) on the [0, 1] scale.
-    radius_255: scalar, (B,) or of clean's rank, such as (B, H, W, 1) for every pixel, in 8-bit
-      levels: pass 8, not 255 * (8 / 255), which may fall short.
+    clean: (B, H, W, C) uint8, clean images.
+    delta: (B, H, W, C), perturbation on the [0, 1] scale.
+    radius_255: budget in 8-bit levels: scalar, (B,), or of clean's rank, such as (B, H, W, 1) for
+      every pixel. Pass 8 rather than 255 * (8 / 255), which may fall short.
 
   Returns:
     uint8 with |result - clean| <= floor(radius_255).
 
   Raises:
-    TypeError: if `clean` is not uint8.
+    TypeError: `clean` is not uint8.
+
+  >>> clean = np.full((1, 1, 1, 3), 100, np.uint8)
+  >>> quantise_within(clean, jnp.full((1, 1, 1, 3), 0.5), 8).tolist()
+  [[[[108, 108, 108]]]]
   """
   clean = jnp.asarray(clean)
   if clean.dtype != jnp.uint8:
@@ -87,7 +106,7 @@ def quantise_within(clean: ArrayLike, delta: jax.Array, radius_255: ArrayLike) -
   bound = jnp.floor(jnp.asarray(radius_255, jnp.float32))
   if bound.ndim == 1:
     bound = bound.reshape(bound.shape + (1,) * (clean.ndim - 1))
-  # In whole levels relative to clean, the rounding and the bound are both exact.
+  # Rounding and bound are both exact in whole levels relative to clean.
   change = jnp.clip(_round_half_up(255.0 * delta), -bound, bound)
   return jnp.clip(clean.astype(jnp.float32) + change, 0.0, 255.0).astype(jnp.uint8)
 
@@ -103,7 +122,13 @@ def _snap_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 
 
 def fake_quantise(images: jax.Array) -> jax.Array:
-  """to_float(quantise(images)) with the gradient of the identity (straight-through)."""
+  """Computes to_float(quantise(images)) with the identity's gradient (straight-through).
+
+  >>> float(255 * fake_quantise(jnp.array(0.5)))
+  128.0
+  >>> float(jax.grad(fake_quantise)(0.5))
+  1.0
+  """
   return _snap(images)
 
 
@@ -117,7 +142,10 @@ def resize(images: jax.Array, size: tuple[int, int], *, method: str = "lanczos3"
       kernels have negative lobes, so their results can leave [0, 1] slightly.
 
   Raises:
-    ValueError: for an unknown method, or "box" with a size that does not divide the images' size.
+    ValueError: the method is unknown, or "box" gets a size that does not divide the images' size.
+
+  >>> resize(jnp.arange(4.0).reshape(1, 2, 2, 1), (1, 1), method="box").tolist()
+  [[[[1.5]]]]
   """
   if method not in RESIZE_METHODS:
     raise ValueError(f"resize method {method!r} is not one of {RESIZE_METHODS}")
@@ -140,10 +168,15 @@ def gaussian_blur(
   Args:
     images: (B, H, W, C) float.
     sigma: standard deviation in pixels, positive. May be traced if `kernel_size` is given.
-    kernel_size: odd number of taps; None takes 3 sigma to each side.
+    kernel_size: number of taps, odd; None covers 3 sigma on each side.
 
   Raises:
-    ValueError: if sigma is not positive, or the kernel is even or reaches past the mirrored image.
+    ValueError: sigma is not positive, or the kernel is even or exceeds the mirrored image.
+
+  >>> spike = jnp.zeros((1, 9, 9, 1)).at[0, 4, 4].set(1.0)
+  >>> blurred = jax.jit(lambda x: gaussian_blur(x, 1.0))(spike)
+  >>> float(blurred.sum().round(3)), bool(blurred.max() < 0.2)
+  (1.0, True)
   """
   if not isinstance(sigma, jax.Array) and not float(np.asarray(sigma)) > 0.0:
     raise ValueError(f"sigma must be positive, got {sigma}")
@@ -159,8 +192,8 @@ def gaussian_blur(
   weights = jnp.exp(-0.5 * (offsets / jnp.asarray(sigma, jnp.float32)) ** 2)
   weights = (weights / weights.sum()).astype(images.dtype)
   padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="reflect")
-  # Shifted sums instead of a convolution: XLA's depthwise convolutions, and above all their
-  # gradients, are slow on CPU, and the kernel is short.
+  # Use shifted sums instead of a convolution: XLA's depthwise convolutions, and even more their
+  # gradients, are slow on CPUs, and the kernel is short.
   rows = weights[0] * padded[:, :h]
   for i in range(1, kernel_size):
     rows = rows + weights[i] * padded[:, i : i + h]
@@ -176,7 +209,10 @@ def grid(images: ArrayLike, columns: int, *, fill: float = 0) -> jax.Array:
   Args:
     images: (B, H, W, C), uint8 or float.
     columns: images per row, at least 1.
-    fill: the value of the empty cells of the last row.
+    fill: value of the empty cells in the last row.
+
+  >>> grid(np.ones((5, 4, 4, 3), np.uint8), 3).shape
+  (8, 12, 3)
   """
   images = jnp.asarray(images)
   if columns < 1:

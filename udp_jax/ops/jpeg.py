@@ -1,17 +1,17 @@
-"""JPEG as a function of arrays: what the codec loses, differentiable, for whole batches.
+"""Differentiable JPEG for batches of arrays: the losses of the codec without its files.
 
-Baseline JPEG (ITU-T T.81) with JFIF colours, the tables of its annex K scaled by `quality` as
-libjpeg does, and libjpeg's choices where the standard leaves them open: chroma halved by averages
-of 2x2, restored by its triangle filter, edges repeated. Entropy coding loses nothing and is left
-out. Images are float (B, H, W, 3) in [0, 1] of any size.
+It implements baseline JPEG (ITU-T T.81) with JFIF colours and the tables of annex K, scaled by
+`quality` like libjpeg. Where the standard leaves a choice it follows libjpeg: chroma is halved by
+2x2 averages and restored by a triangle filter, and edges are repeated. Entropy coding is lossless
+and left out. Images are float (B, H, W, 3) in [0, 1] of any size.
 
-Rounding has no useful gradient, hence `rounding`:
+Rounding has no useful gradient, so `rounding` selects a substitute:
 
-  "straight_through"  the codec's values; the gradient of the identity, and none where a sample
+  "straight_through"  the codec's values, with the gradient of the identity, but none where a sample
                       left the range and was clipped
-  "cubic"             coefficients by round(x) + (x - round(x))^3, samples not rounded
+  "cubic"             coefficients become round(x) + (x - round(x))^3, samples are not rounded
                       (Shin & Song, "JPEG-resistant adversarial images", 2017)
-  "none"              nothing is rounded or clipped: the transforms alone, nearly the identity
+  "none"              no rounding or clipping: the transforms alone, almost the identity
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CHROMINANCE = (
   (99, 99, 99, 99, 99, 99, 99, 99),
   (99, 99, 99, 99, 99, 99, 99, 99),
 )
-# Rows: Y, Cb, Cr of RGB (JFIF 1.02, after ITU-R BT.601).
+# The rows give Y, Cb and Cr from RGB (JFIF 1.02, after ITU-R BT.601).
 _TO_YCC = np.array(
   [
     [0.299, 0.587, 0.114],
@@ -55,7 +55,7 @@ _TO_YCC = np.array(
 _TO_RGB = np.array(
   [[1.0, 0.0, 1.402], [1.0, -0.344136286, -0.714136286], [1.0, 1.772, 0.0]], np.float32
 )
-# Quarters of levels are used below, so the products must not lose bits on a matrix unit.
+# Later steps depend on quarter levels, so products must not lose bits on a matrix unit.
 _PRECISION = jax.lax.Precision.HIGHEST
 
 
@@ -70,19 +70,24 @@ _DCT = _dct_matrix()
 
 
 def quantisation_tables(quality: ArrayLike) -> tuple[jax.Array, jax.Array]:
-  """The tables that libjpeg uses at a quality, for luminance and for chrominance.
+  """Returns libjpeg's tables at a quality, for luminance and chrominance.
 
   Args:
-    quality: scalar or (B,), 1 to 100; values between two integers are allowed and used as such.
+    quality: scalar or (B,), 1 to 100; non-integer values are used as they are.
 
   Returns:
-    Two float32 arrays (..., 8, 8) of whole numbers in [1, 255], `...` the shape of `quality`.
+    Two float32 arrays (..., 8, 8) of integers in [1, 255]; `...` is the shape of `quality`.
+
+  >>> luminance, chrominance = quantisation_tables(50)
+  >>> luminance[0, :4].tolist()
+  [16.0, 11.0, 10.0, 16.0]
   """
   quality = jnp.clip(jnp.asarray(quality, jnp.float32), 1.0, 100.0)[..., None, None]
   percent = jnp.where(quality < 50.0, jnp.floor(5000.0 / quality), 200.0 - 2.0 * quality)
 
   def scaled(table: tuple) -> jax.Array:
-    return jnp.clip(jnp.floor((jnp.asarray(table, jnp.float32) * percent + 50.0) / 100.0), 1, 255)
+    base = jnp.asarray(table, jnp.float32).reshape((1,) * (percent.ndim - 2) + (8, 8))
+    return jnp.clip(jnp.floor((base * percent + 50.0) / 100.0), 1, 255)
 
   return scaled(_LUMINANCE), scaled(_CHROMINANCE)
 
@@ -94,22 +99,28 @@ def jpeg(
   chroma_subsampling: bool = True,
   rounding: str = "straight_through",
 ) -> jax.Array:
-  """Compresses and decompresses images; differentiable in them.
+  """Compresses and decompresses images, differentiably.
 
-  With "straight_through" the result is that of libjpeg but for its integer arithmetic, which
-  differs by a level in few places (most of them where halves are rounded).
+  With "straight_through" the result equals libjpeg's except for libjpeg's integer arithmetic, which
+  differs by one level in few places (mostly where halves are rounded).
 
   Args:
     images: (B, H, W, 3) float in [0, 1], any H and W.
     quality: scalar or (B,), 1 to 100, may be traced.
-    chroma_subsampling: 4:2:0, the default of libjpeg, of Pillow, and of most files; else 4:4:4.
-    rounding: see the module's docstring.
+    chroma_subsampling: whether to use 4:2:0, the default of libjpeg, Pillow and most files, or
+      4:4:4.
+    rounding: "straight_through", "cubic" or "none", as described in the module's docstring.
 
   Returns:
     (B, H, W, 3), in [0, 1] unless `rounding` is "none".
 
   Raises:
-    ValueError: the images have other than 3 channels, or an unknown rounding.
+    ValueError: the images do not have 3 channels, or the rounding is unknown.
+
+  >>> images = jnp.full((1, 16, 16, 3), 0.25)
+  >>> coded = jax.jit(jpeg)(images, 90)
+  >>> bool(jnp.abs(coded - images).max() < 2 / 255)
+  True
   """
   if rounding not in ROUNDINGS:
     raise ValueError(f"rounding {rounding!r} is not one of {ROUNDINGS}")
@@ -122,7 +133,7 @@ def jpeg(
   levels = 255.0 * jnp.asarray(images, jnp.float32)
   levels = _sample(levels, exact) if rounding != "none" else levels
   ycc = jnp.einsum("bhwi,ci->cbhw", jnp.pad(levels, padding, "edge"), _TO_YCC, precision=_PRECISION)
-  # 128 is added to chrominance and taken from all samples before the transform.
+  # JPEG adds 128 to chrominance, then subtracts it from all samples before the transform.
   luma, chroma = ycc[0] - 128.0, ycc[1:]
   luma, chroma = (_round(plane) if exact else plane for plane in (luma, chroma))
   if chroma_subsampling:
@@ -133,7 +144,7 @@ def jpeg(
   luma = _through_blocks(luma, tables[0], rounding)
   chroma = jnp.stack([_through_blocks(plane, tables[1], rounding) for plane in chroma])
   if chroma_subsampling:
-    # The decoder knows the true size: the filter repeats the last true sample, not the padding.
+    # The decoder knows the true size, so its filter repeats the last true sample, not the padding.
     chroma = chroma[:, :, : -(-height // 2), : -(-width // 2)]
     chroma = _doubled(chroma, exact)
   luma, chroma = luma[:, :height, :width] + 128.0, chroma[:, :, :height, :width]
@@ -145,13 +156,13 @@ def jpeg(
 
 
 def _round(x: jax.Array) -> jax.Array:
-  """The nearest integer, with the gradient of the identity."""
+  """Rounds to the nearest integer, with the gradient of the identity."""
   return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 
 def _round_away(x: jax.Array) -> jax.Array:
-  """As `_round` with halves away from zero, as libjpeg quantises: mean levels are often halves."""
-  # Products in float32 leave a half a few bits short of itself.
+  """Rounds halves away from zero like libjpeg's quantiser, as mean levels are often halves."""
+  # The margin is needed because float32 products may fall a few bits short of a half.
   nearest = jnp.sign(x) * jnp.floor(jnp.abs(x) + (0.5 + 1e-4))
   return x + jax.lax.stop_gradient(nearest - x)
 
@@ -167,13 +178,19 @@ def _sample(levels: jax.Array, exact: bool) -> jax.Array:
 
 
 def _halves_in_turn(x: jax.Array) -> jax.Array:
-  """Rounds means of four: libjpeg sends halves down and up in turn along a row."""
+  """Rounds means of four; libjpeg alternates between rounding halves down and up along a row."""
   up = jnp.arange(x.shape[-1]) % 2 == 1
-  return x + jax.lax.stop_gradient(jnp.floor(x + jnp.where(up, 0.5, 0.25)) - x)
+  bias = _along(jnp.where(up, 0.5, 0.25), x)
+  return x + jax.lax.stop_gradient(jnp.floor(x + bias) - x)
+
+
+def _along(row: jax.Array, x: jax.Array) -> jax.Array:
+  """Reshapes (w,) to as many axes as x (..., w)."""
+  return row.reshape((1,) * (x.ndim - 1) + row.shape)
 
 
 def _through_blocks(plane: jax.Array, table: jax.Array, rounding: str) -> jax.Array:
-  """Transforms, quantises and restores the blocks of (B, H, W), 128 below the samples."""
+  """Transforms, quantises and restores the blocks of (B, H, W), samples offset by -128."""
   b, h, w = plane.shape
   blocks = plane.reshape(b, h // 8, 8, w // 8, 8)
   coefficients = jnp.einsum("ki,bnimj,lj->bnkml", _DCT, blocks, _DCT, precision=_PRECISION)
@@ -192,20 +209,20 @@ def _through_blocks(plane: jax.Array, table: jax.Array, rounding: str) -> jax.Ar
 
 
 def _doubled(planes: jax.Array, exact: bool) -> jax.Array:
-  """Doubles (..., h, w): 3/4 of the nearer and 1/4 of the farther sample, along both axes."""
+  """Doubles (..., h, w): 3/4 of the nearer plus 1/4 of the farther sample, along both axes."""
   padding = [(0, 0)] * (planes.ndim - 2) + [(1, 1), (1, 1)]
   padded = jnp.pad(planes, padding, "edge")
   rows = _interleaved(padded, -2)
   both = _interleaved(rows, -1) / 16.0
   if not exact:
     return both
-  # In sixteenths libjpeg adds 8 left of a sample and 7 right of it, and drops the rest.
-  bias = jnp.where(jnp.arange(both.shape[-1]) % 2 == 0, 8.0, 7.0) / 16.0
+  # In sixteenths, libjpeg adds 8 to the left of a sample and 7 to its right, then truncates.
+  bias = _along(jnp.where(jnp.arange(both.shape[-1]) % 2 == 0, 8.0, 7.0) / 16.0, both)
   return both + jax.lax.stop_gradient(jnp.floor(both + bias) - both)
 
 
 def _interleaved(padded: jax.Array, axis: int) -> jax.Array:
-  """3 * near + far for both neighbours of each sample but the first and last, in turn."""
+  """Returns 3 * near + far for both neighbours of each inner sample, interleaved."""
   size = padded.shape[axis] - 2
   before, at, after = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
   pair = jnp.stack([3.0 * at + before, 3.0 * at + after], axis % padded.ndim + 1)

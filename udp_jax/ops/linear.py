@@ -1,8 +1,8 @@
 """Matrix products that accumulate in float32 and return the dtype of their input.
 
-XLA's CPU backend multiplies bfloat16 matrices at full speed only when it may return float32; asked
-for bfloat16 it converts the inputs first, at less than half the speed. The gradients are written
-out because autodiff would multiply a float32 cotangent with bfloat16 weights, which converts them
+XLA's CPU backend multiplies bfloat16 matrices at full speed only if it may return float32; if asked
+for bfloat16, it converts the inputs first, at less than half the speed. Gradients are written by
+hand because autodiff would multiply a float32 cotangent with bfloat16 weights, which converts them
 too.
 """
 
@@ -10,23 +10,27 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
 def dense(
   x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, wide: bool | None = None
 ) -> jax.Array:
-  """Features (..., K) times a kernel (K, N), plus a bias (N,).
+  """Multiplies features (..., K) by a kernel (K, N) and adds a bias (N,).
 
   Args:
-    x: (..., K).
-    kernel: (K, N).
+    x: (..., K), features.
+    kernel: (K, N), weights.
     bias: (N,), or None.
-    wide: whether products return float32 and are rounded after; None decides by backend. TPUs
-      would move the wide results through their memory, and accumulate in float32 anyway.
+    wide: whether products return float32 and are rounded afterwards; None decides by backend. TPUs
+      would move the wide results through memory, and accumulate in float32 anyway.
 
   Returns:
     (..., N) in the dtype of `x`.
+
+  >>> dense(jnp.ones((2, 3)), jnp.ones((3, 1)), jnp.array([0.5])).tolist()
+  [[3.5], [3.5]]
   """
   if wide is None:
     wide = jax.default_backend() == "cpu"
@@ -39,19 +43,22 @@ def dense(
 
 @jax.custom_vjp
 def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-  """Sum whose gradient for the bias is added up in float32 or wider.
+  """Adds a bias; the gradient for the bias accumulates in at least float32.
 
-  As autodiff writes it, bfloat16 would be added up in bfloat16; XLA's CPU backend takes ten times
-  as long for that.
+  Autodiff would accumulate bfloat16 gradients in bfloat16, for which XLA's CPU backend takes ten
+  times as long.
 
   Args:
-    x: (..., N).
-    bias: of the same dtype, with as many or fewer axes, each as long as that of `x` or 1.
+    x: (..., N), features.
+    bias: in the dtype of `x`, with at most as many axes, each as long as that of `x` or 1.
 
   Returns:
-    The shape and dtype of `x`.
+    The sum, in the shape and dtype of `x`.
+
+  >>> add_bias(jnp.zeros((2, 2)), jnp.array([1.0, 2.0])).tolist()
+  [[1.0, 2.0], [1.0, 2.0]]
   """
-  return x + bias
+  return x + bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
 
 
 def _add_forward(x: jax.Array, bias: jax.Array):
@@ -62,7 +69,7 @@ def _add_backward(bias: jax.Array, g: jax.Array):
   missing = g.ndim - bias.ndim
   axes = [*range(missing)]
   axes += [missing + i for i, size in enumerate(bias.shape) if size == 1 != g.shape[missing + i]]
-  summed = jnp.sum(g, axes, dtype=jnp.promote_types(g.dtype, jnp.float32))
+  summed = jnp.sum(g, axes, dtype=np.promote_types(g.dtype, np.float32))
   return g, summed.astype(bias.dtype).reshape(bias.shape)
 
 
@@ -70,7 +77,7 @@ add_bias.defvjp(_add_forward, _add_backward)
 
 
 def _product(x: jax.Array, y: jax.Array, axes: tuple[int, int], dtype) -> jax.Array:
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  wide = np.promote_types(x.dtype, np.float32)
   dims = (((axes[0],), (axes[1],)), ((), ()))
   return lax.dot_general(x, y, dims, preferred_element_type=wide).astype(dtype)
 

@@ -1,6 +1,6 @@
-"""Noise schedules of variance-preserving diffusion, and the algebra between x0, noise and x_t.
+"""Noise schedules of variance-preserving diffusion, and conversions between x0, noise and x_t.
 
-A schedule is the vector abar_t = prod_{s <= t} (1 - beta_s) and what the network predicts:
+A schedule consists of abar_t = prod_{s <= t} (1 - beta_s) and the network's prediction type:
 
   x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) noise                 (Ho et al. 2020, equation 4)
 
@@ -24,12 +24,12 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 class NoiseSchedule(NamedTuple):
-  """A fixed noise schedule. Constant data: close over it rather than passing it through `jit`.
+  """A fixed noise schedule. Close over it as a constant rather than passing it through `jit`.
 
   Attributes:
-    alphas_cumprod: (T,) float32, abar_t in (0, 1), decreasing; the last may be 0 (`zero_snr`). Held
-      by NumPy, so that building a schedule does not start an accelerator backend.
-    prediction_type: what the network's output means, one of `PREDICTION_TYPES`.
+    alphas_cumprod: (T,) float32, abar_t in (0, 1), decreasing; the last may be 0 (`zero_snr`). It
+      is a NumPy array, so that building a schedule does not start an accelerator backend.
+    prediction_type: meaning of the network's output, one of `PREDICTION_TYPES`.
   """
 
   alphas_cumprod: np.ndarray
@@ -42,13 +42,16 @@ class NoiseSchedule(NamedTuple):
 
 
 def from_betas(betas: ArrayLike, *, prediction_type: str = "epsilon") -> NoiseSchedule:
-  """Builds a schedule from beta_t, (T,), accumulated in float64.
+  """Builds a schedule from betas (T,), accumulated in float64.
 
-  The last beta may be 1 (see `zero_snr`).
+  The last beta may be 1: the chain then ends in pure noise, as after `zero_snr`.
 
   Raises:
-    ValueError: if betas are not one-dimensional in (0, 1), if they round abar to 0 or 1, or if the
-      prediction type is unknown, or "epsilon" with a last beta of 1.
+    ValueError: betas are not one-dimensional in (0, 1), or round abar to 0 or 1; or the prediction
+      type is unknown, or "epsilon" with a last beta of 1.
+
+  >>> from_betas([0.5, 0.5]).alphas_cumprod.tolist()
+  [0.5, 0.25]
   """
   betas64 = np.asarray(betas, np.float64)
   if betas64.ndim != 1 or betas64.size == 0:
@@ -72,7 +75,11 @@ def linear(
   beta_end: float = 0.02,
   prediction_type: str = "epsilon",
 ) -> NoiseSchedule:
-  """Betas evenly spaced (Ho et al. 2020, section 4)."""
+  """Schedule with evenly spaced betas (Ho et al. 2020, section 4).
+
+  >>> linear().num_steps
+  1000
+  """
   betas = np.linspace(beta_start, beta_end, num_steps, dtype=np.float64)
   return from_betas(betas, prediction_type=prediction_type)
 
@@ -84,7 +91,11 @@ def scaled_linear(
   beta_end: float = 0.012,
   prediction_type: str = "epsilon",
 ) -> NoiseSchedule:
-  """Square roots of betas evenly spaced (latent diffusion, Rombach et al. 2022)."""
+  """Schedule with evenly spaced roots of betas (latent diffusion, Rombach et al. 2022).
+
+  >>> scaled_linear(prediction_type="v_prediction").prediction_type
+  'v_prediction'
+  """
   roots = np.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=np.float64)
   return from_betas(roots**2, prediction_type=prediction_type)
 
@@ -96,9 +107,13 @@ def cosine(
   max_beta: float = 0.999,
   prediction_type: str = "epsilon",
 ) -> NoiseSchedule:
-  """Squared-cosine abar (Nichol & Dhariwal 2021, equation 17), betas capped at `max_beta`.
+  """Schedule with squared-cosine abar (Nichol & Dhariwal 2021, equation 17).
 
-  `s` is the offset that keeps the first betas from vanishing.
+  Betas are capped at `max_beta`; the offset `s` keeps the first betas from vanishing.
+
+  >>> abar = cosine(4).alphas_cumprod
+  >>> bool(abar[0] > 0.8 and abar[-1] < 1e-3)
+  True
   """
   u = np.arange(num_steps + 1, dtype=np.float64) / num_steps
   f = np.cos((u + s) / (1.0 + s) * np.pi / 2.0) ** 2
@@ -107,12 +122,15 @@ def cosine(
 
 
 def zero_snr(schedule: NoiseSchedule) -> NoiseSchedule:
-  """A schedule whose last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
+  """Makes the last timestep pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
 
-  sqrt(abar) is shifted so that its last value is 0, then scaled so that its first stays what it is.
+  sqrt(abar) is shifted so that its last value is 0, then scaled so that its first is unchanged.
 
   Raises:
-    ValueError: the network predicts noise, which says nothing of x0 where there is no signal.
+    ValueError: the network predicts noise, which does not determine x0 without a signal.
+
+  >>> float(zero_snr(linear(prediction_type="v_prediction")).alphas_cumprod[-1])
+  0.0
   """
   if schedule.prediction_type == "epsilon":
     raise ValueError("a schedule that ends in pure noise needs v_prediction or sample, not epsilon")
@@ -122,7 +140,11 @@ def zero_snr(schedule: NoiseSchedule) -> NoiseSchedule:
 
 
 def gather(values: ArrayLike, timesteps: ArrayLike, ndim: int) -> jax.Array:
-  """values[timesteps] with trailing axes of length one, so that it broadcasts to `ndim` axes."""
+  """Returns values[timesteps] with trailing axes of length one, to broadcast to `ndim` axes.
+
+  >>> gather(jnp.array([0.0, 0.5, 1.0]), jnp.array([2, 1]), 4).shape
+  (2, 1, 1, 1)
+  """
   picked = jnp.asarray(values)[jnp.asarray(timesteps)]
   return picked.reshape(picked.shape + (1,) * (ndim - picked.ndim))
 
@@ -130,7 +152,7 @@ def gather(values: ArrayLike, timesteps: ArrayLike, ndim: int) -> jax.Array:
 def _coefficients(
   schedule: NoiseSchedule, timesteps: ArrayLike, ndim: int
 ) -> tuple[jax.Array, jax.Array]:
-  """sqrt(abar_t) and sqrt(1 - abar_t), broadcastable to `ndim` axes."""
+  """Returns sqrt(abar_t) and sqrt(1 - abar_t), broadcastable to `ndim` axes."""
   abar = gather(schedule.alphas_cumprod, timesteps, ndim)
   return jnp.sqrt(abar), jnp.sqrt(1.0 - abar)
 
@@ -138,16 +160,20 @@ def _coefficients(
 def add_noise(
   schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, timesteps: ArrayLike
 ) -> jax.Array:
-  """Draws x_t given noise: sqrt(abar_t) x0 + sqrt(1 - abar_t) noise.
+  """Returns x_t for given noise: sqrt(abar_t) x0 + sqrt(1 - abar_t) noise.
 
   Args:
     schedule: the noise schedule.
-    x0: (B, ...) on the model's own range.
+    x0: (B, ...) in the model's range.
     noise: (B, ...) standard normal.
     timesteps: (B,) or scalar integers in [0, T).
 
   Returns:
-    (B, ...), float32 or wider: the coefficients are float32 whatever the inputs are.
+    (B, ...) in at least float32, because the coefficients are float32.
+
+  >>> schedule = from_betas([0.75])
+  >>> add_noise(schedule, jnp.ones((1, 2)), jnp.zeros((1, 2)), 0).tolist()
+  [[0.5, 0.5]]
   """
   signal, sigma = _coefficients(schedule, timesteps, x0.ndim)
   return signal * x0 + sigma * noise
@@ -156,7 +182,12 @@ def add_noise(
 def predict_x0(
   schedule: NoiseSchedule, x_t: jax.Array, prediction: jax.Array, timesteps: ArrayLike
 ) -> jax.Array:
-  """The x0 that a network's output implies, per `schedule.prediction_type`. Not clipped."""
+  """Returns the x0 implied by a network's output and `schedule.prediction_type`, not clipped.
+
+  >>> schedule, x0, noise = linear(), jnp.ones((1, 2)), jnp.full((1, 2), 0.5)
+  >>> predict_x0(schedule, add_noise(schedule, x0, noise, 300), noise, 300).round(3).tolist()
+  [[1.0, 1.0]]
+  """
   signal, sigma = _coefficients(schedule, timesteps, x_t.ndim)
   match schedule.prediction_type:
     case "epsilon":
@@ -171,7 +202,13 @@ def predict_x0(
 def predict_noise(
   schedule: NoiseSchedule, x_t: jax.Array, prediction: jax.Array, timesteps: ArrayLike
 ) -> jax.Array:
-  """The noise that a network's output implies, per `schedule.prediction_type`."""
+  """Returns the noise implied by a network's output and `schedule.prediction_type`.
+
+  >>> schedule = linear(prediction_type="sample")
+  >>> x0, noise = jnp.ones((1, 2)), jnp.full((1, 2), 0.5)
+  >>> predict_noise(schedule, add_noise(schedule, x0, noise, 300), x0, 300).round(3).tolist()
+  [[0.5, 0.5]]
+  """
   signal, sigma = _coefficients(schedule, timesteps, x_t.ndim)
   match schedule.prediction_type:
     case "epsilon":
@@ -186,7 +223,11 @@ def predict_noise(
 def training_target(
   schedule: NoiseSchedule, x0: jax.Array, noise: jax.Array, timesteps: ArrayLike
 ) -> jax.Array:
-  """What the network should output for `add_noise(schedule, x0, noise, timesteps)`."""
+  """Returns the ideal network output for `add_noise(schedule, x0, noise, timesteps)`.
+
+  >>> training_target(linear(), jnp.ones((1, 2)), jnp.full((1, 2), 0.5), 300).tolist()  # The noise.
+  [[0.5, 0.5]]
+  """
   signal, sigma = _coefficients(schedule, timesteps, x0.ndim)
   match schedule.prediction_type:
     case "epsilon":
@@ -199,7 +240,11 @@ def training_target(
 
 
 def snr(schedule: NoiseSchedule, timesteps: ArrayLike | None = None) -> jax.Array:
-  """Signal-to-noise ratio abar / (1 - abar) at `timesteps`, or (T,) at all of them."""
+  """Signal-to-noise ratio abar / (1 - abar) at `timesteps`, or at all timesteps, (T,).
+
+  >>> snr(from_betas([0.5])).tolist()
+  [1.0]
+  """
   abar = jnp.asarray(schedule.alphas_cumprod)
   if timesteps is not None:
     abar = abar[jnp.asarray(timesteps)]

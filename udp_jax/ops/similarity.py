@@ -1,4 +1,4 @@
-"""Full-reference image quality, one number per image.
+"""Full-reference image quality metrics, one value per image.
 
 All functions take two float arrays (B, H, W, C) of the same shape and return (B,) float32.
 """
@@ -19,12 +19,15 @@ def psnr(a: jax.Array, b: jax.Array, *, data_range: float = 1.0) -> jax.Array:
   """Peak signal-to-noise ratio in decibels, (B,); infinite for identical images.
 
   Args:
-    a: (B, H, W, C).
-    b: (B, H, W, C).
+    a: (B, H, W, C), images.
+    b: (B, H, W, C), images to compare with `a`.
     data_range: largest minus smallest possible value, 1 for images in [0, 1].
 
   Raises:
-    ValueError: if the shapes differ or are not (B, H, W, C).
+    ValueError: the shapes differ or are not (B, H, W, C).
+
+  >>> psnr(jnp.zeros((1, 8, 8, 3)), jnp.full((1, 8, 8, 3), 0.1)).round(2).tolist()
+  [20.0]
   """
   _check_shapes(a, b)
   mse = jnp.mean(jnp.square(a - b), axis=(1, 2, 3))
@@ -41,22 +44,26 @@ def ssim(
   k1: float = 0.01,
   k2: float = 0.03,
 ) -> jax.Array:
-  """Structural similarity (Wang et al. 2004), (B,): mean over channels and over whole windows.
+  """Structural similarity (Wang et al. 2004), (B,): the mean over channels and whole windows.
 
-  Equals scikit-image's `structural_similarity` with `gaussian_weights=True` and
+  It equals scikit-image's `structural_similarity` with `gaussian_weights=True` and
   `use_sample_covariance=False`.
 
   Args:
-    a: (B, H, W, C).
-    b: (B, H, W, C).
+    a: (B, H, W, C), images.
+    b: (B, H, W, C), images to compare with `a`.
     data_range: largest minus smallest possible value, 1 for images in [0, 1].
-    window_size: odd side of the Gaussian window.
+    window_size: side of the Gaussian window in pixels, odd.
     sigma: standard deviation of the window in pixels.
-    k1: constant that steadies the luminance term.
-    k2: constant that steadies the contrast-structure term.
+    k1: constant that stabilises the luminance term.
+    k2: constant that stabilises the contrast-structure term.
 
   Raises:
-    ValueError: if the shapes differ, the window is even, or the images are smaller than it.
+    ValueError: the shapes differ, the window is even, or the images are smaller than the window.
+
+  >>> images = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3))
+  >>> jax.jit(ssim)(images, images).round(4).tolist()
+  [1.0]
   """
   _check_shapes(a, b)
   h, w = a.shape[1:3]
@@ -77,8 +84,8 @@ def ssim(
     out = sum(weights[i] * rows[:, :, i : w - window_size + 1 + i] for i in range(window_size))
     return jnp.asarray(out)
 
-  # Variances do not change with an offset; without the image's own mean, E[a^2] - E[a]^2 cancels
-  # far fewer digits on bright flat areas.
+  # Subtract the image's mean: variances do not change, and E[a^2] - E[a]^2 cancels far fewer digits
+  # on bright flat areas.
   offset_a = jnp.mean(a, axis=(1, 2), keepdims=True)
   offset_b = jnp.mean(b, axis=(1, 2), keepdims=True)
   a, b = a - offset_a, b - offset_b
@@ -95,7 +102,7 @@ def ssim(
 
 
 def _gaussian_means(x: jax.Array, size: int) -> jax.Array:
-  """Means of (B, H, W, C) over whole windows, Gaussian of sigma = size / 5."""
+  """Averages (B, H, W, C) over whole windows with a Gaussian of sigma = size / 5."""
   offsets = np.arange(size) - size // 2
   weights = np.exp(-0.5 * (offsets / (size / 5.0)) ** 2)
   weights = (weights / weights.sum()).astype(np.float32)
@@ -109,25 +116,29 @@ def vif_p(
 ) -> jax.Array:
   """Visual information fidelity in the pixel domain (Sheikh & Bovik 2006), (B,).
 
-  The information that `b` keeps of the reference `a` at four scales; 1 for identical images, above
-  1 where contrast was raised, NaN for a flat reference; not symmetric. Equals `sewar.vifp`: the
-  mean over channels.
+  The information about the reference `a` that `b` keeps, at four scales: 1 for identical images,
+  above 1 for raised contrast, NaN for a flat reference; not symmetric. It equals `sewar.vifp`, as
+  the mean over channels.
 
   Args:
-    a: (B, H, W, C), the reference.
-    b: (B, H, W, C).
+    a: (B, H, W, C), reference images.
+    b: (B, H, W, C), images to judge.
     data_range: largest minus smallest possible value, 1 for images in [0, 1].
-    noise_variance: of the observer, for images in [0, 255].
+    noise_variance: variance of the observer's noise on the scale [0, 255].
 
   Raises:
-    ValueError: if the shapes differ, or the images have a side below 41 pixels.
+    ValueError: the shapes differ, or the images have a side below 41 pixels.
+
+  >>> images = jax.random.uniform(jax.random.key(0), (1, 41, 41, 3))
+  >>> jax.jit(vif_p)(images, images).round(4).tolist()
+  [1.0]
   """
   _check_shapes(a, b)
   if min(a.shape[1:3]) < 41:
     raise ValueError(f"VIFp needs images of at least 41x41, got {a.shape[1]}x{a.shape[2]}")
   tiny = 1e-10
-  # Only variances enter, and without the means their float32 form loses fewer digits. So does what
-  # b does not share with a, if taken from the difference: exactly nothing where both are the same.
+  # Only variances matter, and their float32 form loses fewer digits without the means. Likewise for
+  # the part of b not shared with a, computed from the difference: exactly 0 if both are equal.
   a, b = (255.0 / data_range * (x - jnp.mean(x, axis=(1, 2), keepdims=True)) for x in (a, b))
   kept = jnp.zeros(a.shape[:1] + a.shape[-1:])
   whole = jnp.zeros_like(kept)
@@ -136,13 +147,13 @@ def vif_p(
     if scale:
       a, b = jnp.split(_gaussian_means(jnp.concatenate([a, b]), size)[:, ::2, ::2], 2)
     d = b - a
-    fields = jnp.concatenate([a, b, d, a * a, b * b, d * d, a * d])  # Together: one small program.
+    fields = jnp.concatenate([a, b, d, a * a, b * b, d * d, a * d])  # One filter, a small program.
     mean_a, mean_b, mean_d, *squares = jnp.split(_gaussian_means(fields, size), 7)
     var_a = jnp.maximum(squares[0] - mean_a * mean_a, 0.0)
     var_b = jnp.maximum(squares[1] - mean_b * mean_b, 0.0)
     var_d = jnp.maximum(squares[2] - mean_d * mean_d, 0.0)
     covariance = squares[3] - mean_a * mean_d
-    # d = slope * a + rest, and b = (1 + slope) * a + rest, window by window.
+    # Per window: d = slope * a + rest, and b = (1 + slope) * a + rest.
     slope = covariance / (var_a + tiny)
     gain = jnp.where((var_a < tiny) | (var_b < tiny), 0.0, 1.0 + slope)
     rest = jnp.where(var_a < tiny, var_b, var_d - slope * covariance)

@@ -1,13 +1,17 @@
-"""Pictures of any size as overlapping tiles of one size, and back without a seam.
+"""Cuts pictures of any size into overlapping tiles of one size, and joins them without seams.
 
-  grid = tiles.plan(1080, 1920, 512, overlap=64)
-  pieces = tiles.cut(picture, grid)             # (15, 512, 512, C)
-  whole = tiles.assemble(pieces, grid)          # (1080, 1920, C), the picture again
+  >>> picture = np.arange(108 * 192, dtype=np.float32).reshape(108, 192, 1)
+  >>> grid = plan(108, 192, 64, overlap=8)
+  >>> pieces = cut(picture, grid)
+  >>> pieces.shape
+  (8, 64, 64, 1)
+  >>> bool(np.allclose(assemble(pieces, grid), picture))
+  True
 
-Neighbours blend over `overlap` pixels by raised cosines that sum to 1, so a pixel of the whole is a
-convex combination of the tiles' values there: what no tile exceeds, such as an L-infinity budget,
-the whole does not exceed (to float32 rounding). These functions run in numpy on the host: every
-picture has a size of its own, and compiling for each takes longer than the work.
+Neighbours blend over `overlap` pixels by raised cosines that sum to 1, so each pixel of the result
+is a convex combination of tile values: a bound that all tiles keep, such as an L-infinity budget,
+also holds for the result (up to float32 rounding). These functions run in numpy on the host:
+pictures differ in size, and compiling for each size takes longer than the work.
 """
 
 from __future__ import annotations
@@ -18,15 +22,15 @@ import numpy as np
 
 
 class Grid(NamedTuple):
-  """Where the tiles of one picture lie; tile i * len(lefts) + j begins at (tops[i], lefts[j]).
+  """Positions of a picture's tiles; tile i * len(lefts) + j begins at (tops[i], lefts[j]).
 
   Attributes:
-    height: of the picture, pixels.
-    width: of the picture, pixels.
+    height: height of the picture, pixels.
+    width: width of the picture, pixels.
     tile_size: side of a tile, pixels.
-    overlap: pixels over which neighbours blend; they may share more.
-    tops: first row of each row of tiles, increasing; negative where the picture is smaller than a
-      tile, which is then filled with its mirror images.
+    overlap: number of pixels over which neighbours blend; they may share more.
+    tops: first row of each row of tiles, increasing; negative if the picture is smaller than a
+      tile, which is then filled with mirror images.
     lefts: first column of each column of tiles.
   """
 
@@ -44,16 +48,19 @@ class Grid(NamedTuple):
 
 
 def plan(height: int, width: int, tile_size: int, *, overlap: int) -> Grid:
-  """As few tiles as cover the picture with at least `overlap` shared pixels, spread evenly.
+  """Places the fewest tiles that cover the picture with the given overlap, evenly spread.
 
   Args:
-    height: at least 1 pixel.
-    width: at least 1 pixel.
+    height: height of the picture, at least 1 pixel.
+    width: width of the picture, at least 1 pixel.
     tile_size: side of the square tiles, pixels.
-    overlap: in [0, tile_size). 0 blends nothing: tiles then meet at a hard edge.
+    overlap: pixels that neighbours share, in [0, tile_size); 0 gives hard edges.
 
   Raises:
     ValueError: a size or the overlap is out of range.
+
+  >>> plan(1080, 1920, 512, overlap=64).num_tiles
+  15
   """
   if min(height, width, tile_size) < 1:
     raise ValueError(f"sizes must be at least 1, got {height}x{width} in tiles of {tile_size}")
@@ -64,10 +71,13 @@ def plan(height: int, width: int, tile_size: int, *, overlap: int) -> Grid:
 
 
 def cut(picture: np.ndarray, grid: Grid) -> np.ndarray:
-  """Tiles (num_tiles, tile_size, tile_size, C) of a picture (H, W, C), in its dtype.
+  """Cuts a picture (H, W, C) into tiles (num_tiles, tile_size, tile_size, C) of its dtype.
 
   Raises:
-    ValueError: the picture is not of the grid's size.
+    ValueError: the picture differs in size from the grid.
+
+  >>> cut(np.zeros((10, 12, 3), np.uint8), plan(10, 12, 8, overlap=2)).shape
+  (4, 8, 8, 3)
   """
   if picture.ndim != 3 or picture.shape[:2] != (grid.height, grid.width):
     raise ValueError(f"the grid is for {grid.height}x{grid.width}, got {picture.shape}")
@@ -78,9 +88,12 @@ def cut(picture: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def weights(grid: Grid) -> np.ndarray:
-  """Each tile's share of the whole, (num_tiles, tile_size, tile_size) float32 in [0, 1].
+  """Returns each tile's share of the picture, (num_tiles, tile_size, tile_size) float32 in [0, 1].
 
-  Over the picture the shares of all tiles sum to 1; they are 0 on mirrored pixels outside of it.
+  Inside the picture the shares of all tiles sum to 1; on mirrored pixels outside they are 0.
+
+  >>> float(weights(plan(8, 12, 8, overlap=2)).sum()) == 8 * 12
+  True
   """
   vertical, horizontal = _axis_weights(grid)
   shares = vertical[:, None, :, None] * horizontal[None, :, None, :]
@@ -88,10 +101,14 @@ def weights(grid: Grid) -> np.ndarray:
 
 
 def assemble(pieces: np.ndarray, grid: Grid) -> np.ndarray:
-  """The picture (H, W, C), float32, of tiles (num_tiles, tile_size, tile_size, C), feathered.
+  """Blends tiles (num_tiles, tile_size, tile_size, C) into a picture (H, W, C), float32.
 
   Raises:
-    ValueError: the tiles are not the grid's.
+    ValueError: the tiles do not match the grid.
+
+  >>> picture, grid = np.arange(96.0).reshape(8, 12, 1), plan(8, 12, 8, overlap=2)
+  >>> bool(np.allclose(assemble(cut(picture, grid), grid), picture))
+  True
   """
   size = grid.tile_size
   if pieces.ndim != 4 or pieces.shape[:3] != (grid.num_tiles, size, size):
@@ -116,20 +133,20 @@ def _starts(length: int, tile_size: int, overlap: int) -> tuple[int, ...]:
 
 
 def _mirror(positions: np.ndarray, length: int) -> np.ndarray:
-  """Positions reflected into [0, length) as often as needed, without repeating the border."""
+  """Reflects positions into [0, length) as often as needed, without repeating the border."""
   period = max(2 * (length - 1), 1)
   folded = positions % period
   return np.minimum(folded, period - folded) if length > 1 else np.zeros_like(positions)
 
 
 def _inside(start: int, size: int, length: int) -> tuple[slice, slice]:
-  """The part of a tile that lies in the picture: as a slice of the tile and of the picture."""
+  """Returns the part of a tile inside the picture, as slices of the tile and of the picture."""
   first, last = max(start, 0), min(start + size, length)
   return slice(first - start, last - start), slice(first, last)
 
 
 def _axis_weights(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-  """Shares along the height (rows of tiles, tile_size) and along the width, float32."""
+  """Returns shares along height (rows of tiles, tile_size) and along width, float32."""
   return tuple(  # type: ignore[return-value]  # two of them
     _shares(np.asarray(starts), grid.tile_size, length, grid.overlap)
     for starts, length in ((grid.tops, grid.height), (grid.lefts, grid.width))
@@ -137,14 +154,14 @@ def _axis_weights(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shares(starts: np.ndarray, size: int, length: int, overlap: int) -> np.ndarray:
-  """Differences of rising steps, one in the middle of what each pair of neighbours shares.
+  """Returns tile shares as differences of rising steps, one step centred in each overlap.
 
-  Step i is 0 before and 1 after; the share of tile i is step i minus step i + 1. All steps have the
-  same shape, so no difference is negative, and their sum telescopes to 1.
+  Step i rises from 0 to 1; the share of tile i is step i minus step i + 1. All steps have the same
+  shape, so no difference is negative, and the shares sum to 1 by telescoping.
   """
   positions = starts[:, None] + np.arange(size)
   middles = (starts[1:] + starts[:-1] + size) / 2
-  # Centres of pixels, in units of the blended band, 0 at its beginning and 1 at its end.
+  # Pixel centres in units of the blended band: 0 at its beginning, 1 at its end.
   along = positions + 0.5
 
   def step(middle: np.ndarray) -> np.ndarray:
@@ -153,7 +170,7 @@ def _shares(starts: np.ndarray, size: int, length: int, overlap: int) -> np.ndar
     phase = np.clip((along - middle[:, None]) / overlap + 0.5, 0.0, 1.0)
     return 0.5 - 0.5 * np.cos(np.pi * phase)
 
-  # Before the first tile's step is all of the picture, after the last one's nothing.
+  # The first tile's step lies before the picture, the last one's after it.
   rising = step(np.concatenate([[-np.inf], middles]))
   falling = step(np.concatenate([middles, [np.inf]]))
   shares = np.where((positions >= 0) & (positions < length), rising - falling, 0.0)

@@ -1,4 +1,4 @@
-"""Distributions over timesteps, and sampling from them by key.
+"""Distributions over timesteps, and draws from them by key.
 
 A distribution is a plain vector of probabilities, (T,) float32. UDP draws timesteps uniformly; EUDP
 draws them from a distribution derived from the noise schedule, `schedule_power`.
@@ -15,7 +15,11 @@ from udp_jax.ops.schedules import NoiseSchedule
 
 
 def uniform(num_steps: int) -> np.ndarray:
-  """Every timestep equally likely: (T,) float32. The choice of UDP and of plain DDPM training."""
+  """Uniform probabilities (T,) float32, as used by UDP and plain DDPM training.
+
+  >>> uniform(4).tolist()
+  [0.25, 0.25, 0.25, 0.25]
+  """
   if num_steps < 1:
     raise ValueError(f"num_steps must be at least 1, got {num_steps}")
   return np.full((num_steps,), 1.0 / num_steps, np.float32)
@@ -27,29 +31,34 @@ def schedule_power(schedule: NoiseSchedule, a: float, b: float) -> np.ndarray:
   A perturbation delta of the image reaches the network as sqrt(abar_t) delta, under noise of
   standard deviation sqrt(1 - abar_t), so timesteps are not equally useful for choosing delta. This
   family is a RECONSTRUCTION: it rests on the idea in the method's abstract (draw t by the noise
-  schedule), not on the authors' own formula. Members:
+  schedule), not on the authors' own formula. Members by (a, b):
 
-    (0, 0)        uniform, that is UDP
-    (1/2, 0)      by the coefficient that delta arrives with, sqrt(abar_t)
-    (1/2, -1/2)   by the square root of the signal-to-noise ratio
+    (0, 0)        uniform, as in UDP
+    (1/2, 0)      proportional to sqrt(abar_t), the coefficient of delta
+    (1/2, -1/2)   proportional to the square root of the signal-to-noise ratio
     (1/2, 1/2)    favours the middle of the schedule
 
   Args:
-    schedule: the noise schedule that supplies abar_t.
-    a: power of abar_t. Larger puts more weight on small t (little noise).
-    b: power of 1 - abar_t. Larger puts more weight on large t (much noise).
+    schedule: the noise schedule, which defines abar_t.
+    a: power of abar_t; larger values favour small t (little noise).
+    b: power of 1 - abar_t; larger values favour large t (much noise).
 
   Returns:
     (T,) float32 probabilities.
 
   Raises:
-    ValueError: if a or b is not finite.
+    ValueError: a or b is not finite.
+
+  >>> from udp_jax.ops import schedules
+  >>> probs = schedule_power(schedules.linear(), 0.5, 0.5)
+  >>> bool(probs[300] > probs[0] and probs[300] > probs[999])  # Favours the middle.
+  True
   """
   if not (np.isfinite(a) and np.isfinite(b)):
     raise ValueError(f"powers must be finite, got a={a}, b={b}")
   abar = np.asarray(schedule.alphas_cumprod, np.float64)
-  # In logarithms, so that large powers neither overflow nor underflow to an all-zero vector.
-  # The last abar may be 0: such a timestep is as likely as one with next to no signal.
+  # Use logarithms, so that large powers neither overflow nor underflow to an all-zero vector. The
+  # last abar may be 0: such a timestep gets the weight of one with almost no signal.
   log_weights = a * np.log(np.maximum(abar, np.finfo(np.float32).tiny)) + b * np.log1p(-abar)
   weights = np.exp(log_weights - log_weights.max())
   return (weights / weights.sum()).astype(np.float32)
@@ -59,10 +68,13 @@ def from_probabilities(vector: ArrayLike) -> np.ndarray:
   """Checks a vector of probabilities and returns it as (T,) float32.
 
   Args:
-    vector: (T,) non-negative and finite, adding up to 1 within 1e-3 (then scaled to exactly 1).
+    vector: (T,) non-negative and finite, with a sum within 1e-3 of 1 (then scaled to exactly 1).
 
   Raises:
-    ValueError: if it is not such a vector; the message says which condition failed.
+    ValueError: a condition fails; the message says which one.
+
+  >>> from_probabilities([0.25, 0.75]).tolist()
+  [0.25, 0.75]
   """
   probs = np.asarray(vector, np.float64)
   if probs.ndim != 1 or probs.size == 0:
@@ -80,20 +92,23 @@ def from_probabilities(vector: ArrayLike) -> np.ndarray:
 def sample(key: jax.Array, probs: ArrayLike, shape: tuple[int, ...] = ()) -> jax.Array:
   """Draws timesteps by inverting the cumulative distribution.
 
-  Works under `jit` and under `vmap` over keys. Never returns T, nor a timestep of probability zero,
-  whatever float32 rounding does. Probabilities below 2^-23 are beneath the resolution of the draw.
+  It works under `jit` and under `vmap` over keys. It never returns T or a timestep of probability
+  zero, despite float32 rounding. Probabilities below 2^-23 are below the resolution of the draw.
 
   Args:
     key: a PRNG key.
-    probs: (T,) probabilities; they need not add up to exactly 1.
-    shape: the shape of the result.
+    probs: (T,) probabilities, whose sum need not be exactly 1.
+    shape: shape of the result.
 
   Returns:
     int32 timesteps in [0, T).
+
+  >>> sample(jax.random.key(0), [0.0, 1.0, 0.0], (4,)).tolist()
+  [1, 1, 1, 1]
   """
   probs = jnp.asarray(probs, jnp.float32)
-  # A parallel prefix sum rounds differently at neighbouring entries, so by itself it is neither
-  # monotone nor constant over entries of probability zero; the running maximum makes it both.
+  # A parallel prefix sum rounds neighbouring entries differently, so alone it is neither monotone
+  # nor constant over entries of probability zero; the running maximum makes it both.
   cdf = jax.lax.cummax(jnp.where(probs > 0.0, jnp.cumsum(probs), 0.0))
   total = cdf[-1]
   u = jax.random.uniform(key, shape, jnp.float32) * total

@@ -1,39 +1,41 @@
-"""Where a change of a picture is seen: in flat areas, where nothing hides it.
+"""Finds where a change in a picture is visible: in flat areas, where no texture hides it.
 
-Everything here works on 8-bit levels in host memory with whole numbers, so that the same picture
-has the same result on every machine and in every program.
+Computations use 8-bit levels in host memory and integers, so that a picture gives the same result
+on every machine and in every program.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Side of the window in pixels, and the standard deviation in levels that hides the whole budget.
+# Side of the window in pixels, and the standard deviation in levels that hides the full budget.
 WINDOW = 7
 FULL_CONTRAST_255 = 16.0
-# Rows of a picture that are worked on together: pictures may have a hundred megapixels.
+# Number of rows processed together, as pictures may have a hundred megapixels.
 _ROWS = 256
 
 
 def local_contrast(levels: np.ndarray) -> np.ndarray:
-  """The least standard deviation of the windows of 7x7 pixels that hold a pixel.
+  """Returns, per pixel, the least standard deviation over the 7x7 windows that contain it.
 
-  The *least* one: a pixel of a flat area beside a line lies in a window that the line does not
-  touch, and a change there is seen as well as anywhere in the area. At the border the picture is
-  continued by its mirror image.
+  The *least* one matters: a flat-area pixel beside a line lies in some window without the line, and
+  a change there is as visible as elsewhere in the area. Borders continue by mirroring.
 
   Args:
-    levels: (H, W, C) uint8.
+    levels: (H, W, C) uint8, the picture.
 
   Returns:
-    (H, W) float64, in levels: the root of the variance over a window, averaged over channels.
+    (H, W) float64, in levels: root of the variance over a window, averaged over channels.
 
   Raises:
     TypeError: `levels` are not uint8 (H, W, C).
+
+  >>> float(local_contrast(np.full((9, 9, 3), 128, np.uint8)).max())
+  0.0
   """
   if levels.dtype != np.uint8 or levels.ndim != 3:
     raise TypeError(f"expected uint8 levels (H, W, C), got {levels.dtype} {levels.shape}")
-  reach = WINDOW - 1  # Of the window around a pixel, and of the windows that hold it.
+  reach = WINDOW - 1  # Distance from a pixel to the far end of the windows that contain it.
   padded = np.pad(levels, ((reach, reach), (reach, reach), (0, 0)), mode="symmetric")
   parts = []
   for start in range(0, len(levels), _ROWS):
@@ -48,7 +50,7 @@ def local_contrast(levels: np.ndarray) -> np.ndarray:
 
 
 def _windows(values: np.ndarray, combine: np.ufunc) -> np.ndarray:
-  """`combine` over every whole window of (H, W): (H - 6, W - 6)."""
+  """Reduces every whole window of (H, W) with `combine`: (H - 6, W - 6)."""
   height, width = (length - WINDOW + 1 for length in values.shape)
   rows = values[:height].copy()
   for offset in range(1, WINDOW):
@@ -60,18 +62,18 @@ def _windows(values: np.ndarray, combine: np.ufunc) -> np.ndarray:
 
 
 def spared_limit(levels: np.ndarray, radius_255: float, *, strength: float) -> np.ndarray:
-  """The largest change of every pixel, less of it where a change is seen.
+  """Returns the largest change allowed at every pixel, smaller where a change is visible.
 
   limit = floor(radius_255 * (1 - strength * (1 - min(1, local_contrast / 16))))
 
   Args:
     levels: (H, W, C) uint8, the clean picture.
     radius_255: budget in 8-bit levels, 0 to 255.
-    strength: in [0, 1]; 0 leaves the whole budget to every pixel, 1 none of it to perfectly flat
-      areas.
+    strength: strength of the reduction, in [0, 1]; 0 gives every pixel the full budget, 1 gives
+      perfectly flat areas none.
 
   Returns:
-    (H, W, 1) uint8, in levels.
+    (H, W, 1) uint8, in 8-bit levels.
 
   Raises:
     ValueError: `strength` is not in [0, 1].

@@ -1,8 +1,8 @@
 """Winograd's F(4x4, 3x3) for 3x3 convolutions of stride 1 (Lavin and Gray, arXiv:1509.09308).
 
-A quarter of the multiplications of the direct form, all of them in 36 batched matrix products. The
-transforms run in float32 or wider whatever the dtype of the features: they lose about five bits,
-and of bfloat16's eight that would leave errors of ten per cent.
+It needs a quarter of the multiplications of the direct form, all in 36 batched matrix products. The
+transforms run in at least float32 whatever the dtype of the features: they lose about five bits,
+and with only eight, as in bfloat16, errors would reach ten per cent.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ _G = np.array(
   ]
 )
 _AT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
-# On both axes of a tile at once; of the 36 points, those of one column lie together.
+# Transforms of both axes of a tile at once; of the 36 points, each column's are contiguous.
 _FILTER_TRANSFORM = np.einsum("iy,jx->jiyx", _G, _G).reshape(36, 9)
 _OUTPUT_TRANSFORM = np.einsum("yi,xj->yxji", _AT, _AT).reshape(16, 36)
-# Small whole numbers, which bfloat16 holds exactly.
+# Small integers, which bfloat16 represents exactly.
 _INPUT_TRANSFORM = np.einsum("iy,jx->jiyx", _BT, _BT).reshape(36, 36)
 
 
 class Filters(NamedTuple):
-  """A kernel transformed once, for many convolutions that do not change it.
+  """A kernel transformed once, for many convolutions with a constant kernel.
 
   Attributes:
-    forward: (36, C, D), contracted over C.
-    backward: (36, C, D) of the flipped kernel, contracted over D: the gradient of the input.
+    forward: (36, C, D), transformed kernel, contracted over C.
+    backward: (36, C, D), transformed flipped kernel, contracted over D for the input's gradient.
   """
 
   forward: jax.Array
@@ -56,24 +56,32 @@ class Filters(NamedTuple):
 
 
 def transform_filters(kernel: jax.Array) -> Filters:
-  """Transforms a kernel (3, 3, C, D)."""
+  """Transforms a kernel (3, 3, C, D).
+
+  >>> transform_filters(jnp.ones((3, 3, 2, 4))).forward.shape
+  (36, 2, 4)
+  """
   return Filters(_filters(kernel, flip=False), _filters(kernel, flip=True))
 
 
 def _filters(kernel: jax.Array, *, flip: bool) -> jax.Array:
-  # Reading the nine taps backwards flips both axes, without a copy of the kernel.
+  # Reversing the nine taps flips both axes without copying the kernel.
   matrix = _FILTER_TRANSFORM[:, ::-1] if flip else _FILTER_TRANSFORM
   return _transform(matrix, _wide(kernel).reshape(9, *kernel.shape[2:]))
 
 
 @jax.custom_vjp
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Images (B, H, W, C) and a kernel (3, 3, C, D), padding 1 -> (B, H, W, D)."""
+  """Convolves images (B, H, W, C) with a kernel (3, 3, C, D), padding 1 -> (B, H, W, D).
+
+  >>> convolve(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1, 1)))[0, :, :, 0].round().tolist()
+  [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+  """
   return _product(x, _filters(kernel, flip=False), contract=1)
 
 
 def _forward(x: jax.Array, kernel: jax.Array):
-  # x is saved, not its tiles: they are 2.25 times as large and cheap to make again.
+  # Save x rather than its tiles, which are 2.25 times as large and cheap to recompute.
   return convolve(x, kernel), (x, kernel)
 
 
@@ -95,7 +103,12 @@ convolve.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def convolve_held(x: jax.Array, filters: Filters) -> jax.Array:
-  """`convolve` with filters that were transformed before; its gradient for them is zero."""
+  """`convolve` with filters transformed in advance, which get a zero gradient.
+
+  >>> filters = transform_filters(jnp.ones((3, 3, 1, 1)))
+  >>> convolve_held(jnp.ones((1, 3, 3, 1)), filters)[0, 1, :, 0].round().tolist()
+  [6.0, 9.0, 6.0]
+  """
   return _product(x, filters.forward, contract=1)
 
 
@@ -111,13 +124,13 @@ convolve_held.defvjp(_held_forward, _held_backward)
 
 
 def _wide(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def _transform(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-  """Product of a constant matrix (m, n) and x (n, ...), in float32 or wider."""
-  # No reshaping here: it would merge the batch axis with others, and split batches be gathered.
-  wide = jnp.promote_types(x.dtype, jnp.float32)
+  """Multiplies a constant matrix (m, n) by x (n, ...), in at least float32."""
+  # Do not reshape: merging the batch axis with others would gather batches split over devices.
+  wide = np.promote_types(x.dtype, np.float32)
   dims = (((1,), (0,)), ((), ()))
   return lax.dot_general(jnp.asarray(matrix, x.dtype), x, dims, preferred_element_type=wide)
 
@@ -128,23 +141,23 @@ def _input_tiles(x: jax.Array) -> jax.Array:
   th, tw = -(-h // 4), -(-w // 4)
   x = jnp.pad(x, ((0, 0), (1, 4 * th + 1 - h), (1, 4 * tw + 1 - w), (0, 0)))
   if x.dtype.itemsize < 4:
-    # One product: it waits for memory, and only the copies of the pixels, which are narrow, and
-    # the result, which is wide, pass through it. XLA's CPU backend moves bfloat16 as float32, but
-    # whole numbers as they are.
+    # Use one product, which is bound by memory: only the narrow copies of the pixels and the wide
+    # result pass through it. XLA's CPU backend moves bfloat16 as float32, but moves integers
+    # unchanged.
     down, across = 4 * th - 3, 4 * tw - 3
     bits = lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
     pixels = [bits[:, i : i + down : 4, j : j + across : 4] for i in range(6) for j in range(6)]
     stacked = lax.bitcast_convert_type(jnp.stack(pixels), x.dtype)
     return _transform(_INPUT_TRANSFORM, stacked).reshape(36, b * th * tw, c)
-  # As two products with a small constant matrix: quicker than sums of slices, which XLA makes
-  # dozens of loops of, and far quicker to compile.
+  # Two products with a small constant matrix are faster than sums of slices, which XLA turns into
+  # dozens of loops, and compile far faster.
   rows = _transform(_BT, jnp.stack([x[:, i : i + 4 * th - 3 : 4] for i in range(6)]))
   columns = jnp.stack([rows[:, :, :, j : j + 4 * tw - 3 : 4] for j in range(6)])
   return _transform(_BT, columns).reshape(36, b * th * tw, c)
 
 
 def _product(x: jax.Array, filters: jax.Array, *, contract: int) -> jax.Array:
-  """Features (B, H, W, .) times transformed filters (36, C, D), contracted over C (1) or D (2)."""
+  """Multiplies features (B, H, W, .) by filters (36, C, D), contracted over C (1) or D (2)."""
   b, h, w, _ = x.shape
   th, tw = -(-h // 4), -(-w // 4)
   products = lax.dot_general(_input_tiles(x), filters, (((2,), (contract,)), ((0,), (0,))))

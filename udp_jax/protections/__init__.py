@@ -1,4 +1,4 @@
-"""Protections: one module a method, looked up by module name; no registry to edit."""
+"""Protections: one module per method, found by module name; there is no registry to edit."""
 
 from udp_jax.protections.base import (
   Info,

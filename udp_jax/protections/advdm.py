@@ -1,4 +1,4 @@
-"""AdvDM: the max step alone, against a model that is trained already.
+"""AdvDM: only the max step, against a model that is already trained.
 
 Liang et al. 2023 (arXiv:2302.04578) maximise the denoising loss of a fixed latent model, through
 its encoder, with each picture's prompt as `cond`; on a pixel model this is the setting of "Pixel is
@@ -7,11 +7,14 @@ a Barrier" (Xue and Chen 2024), who find it hard to attack.
 
 from __future__ import annotations
 
-from udp_jax import constraints, objectives
 from udp_jax.models.base import DiffusionModel
+from udp_jax.objectives.base import negate
+from udp_jax.objectives.denoising import denoising
 from udp_jax.ops import timesteps
+from udp_jax.protections import constraints
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
+from udp_jax.protections.options import Adaptive
 
 
 def advdm(
@@ -22,30 +25,28 @@ def advdm(
   start: str = "uniform",
   a: float = 0.0,
   b: float = 0.0,
-  transforms: str = "",
-  consistency_weight: float = 0.0,
+  adaptive: Adaptive = Adaptive(),
 ) -> Protection:
   """Sign-gradient ascent of the denoising loss of a fixed model.
 
   Args:
     model: the attacked model; `init` and `update` need its trained parameters.
     radius: L-inf budget on the [0, 1] scale (published: 16 / 255).
-    step_size: on the [0, 1] scale (published: 1 / 255, 100 steps).
-    start: of delta: "zero", "uniform" or "sign".
-    a: with b, the distribution over timesteps (`schedule_power`); published: uniform, (0, 0).
-    b: see `a`.
-    transforms: see `adaptive`.
-    consistency_weight: see `adaptive`; latent models only.
+    step_size: length of a sign step on the [0, 1] scale (published: 1 / 255, 100 steps).
+    start: the first delta, "zero", "uniform" or "sign".
+    a: power of abar_t in the distribution over timesteps (`schedule_power`); published: 0.
+    b: power of 1 - abar_t in it; published: 0. With (0, 0) it is uniform.
+    adaptive: transforms, draws and consistency.
 
   Raises:
-    ConfigError: an unknown start or transform, or a weight that cannot be used.
+    ConfigError: the start or a transform is unknown, or the weight cannot be used.
+
+  >>> from udp_jax.models import toy
+  >>> method = advdm(toy.on_latents(), radius=8 / 255, step_size=1 / 255, a=1.0)
+  >>> method.needs_params, method.perturb_steps
+  (True, 1)
   """
   probs = timesteps.schedule_power(model.schedule, a, b)
-  attacked = adapted(
-    model,
-    objectives.negate(objectives.denoising(model, probs)),
-    transforms=transforms,
-    consistency_weight=consistency_weight,
-  )
+  attacked = adapted(model, negate(denoising(model, probs)), adaptive)
   constraint = constraints.linf(radius, start=start)
   return over_batches(pgd(attacked, constraint, sign_descent(step_size)), hold=model.hold)

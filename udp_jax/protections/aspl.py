@@ -1,30 +1,34 @@
-"""ASPL: surrogate and perturbation in turn, with a look at what clean training would do.
+"""ASPL: alternates surrogate and perturbation, and looks ahead by training on clean pictures.
 
-Anti-DreamBooth (Le et al. 2023, arXiv:2303.15433), alternating surrogate and perturbation learning.
-A round: a copy of the surrogate trains on the clean pictures, delta climbs the copy's denoising
-loss, the copy is thrown away, the surrogate trains on the protected pictures. Published on [-1, 1]:
-radius 0.05, steps 0.005, which are 6.4 and 0.64 of 255 levels; 50 rounds of 3 train and 6 perturb
-steps; AdamW at 5e-7 (the program's default is 5e-6), made afresh for each training, U-Net and text
-encoder. See `surrogates` for what differs.
+Alternating surrogate and perturbation learning, Anti-DreamBooth (Le et al. 2023, arXiv:2303.15433).
+In each round a copy of the surrogate trains on the clean pictures, delta ascends the copy's
+denoising loss, the copy is discarded, and the surrogate trains on the protected pictures. Published
+on [-1, 1]: radius 0.05, steps 0.005, which are 6.4 and 0.64 of 255 levels; 50 rounds of 3 train and
+6 perturb steps; AdamW at 5e-7 (the program's default is 5e-6) with a fresh optimiser for each
+training; U-Net and text encoder are trained. See `surrogates` for the differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from udp_jax.data.batches import Batch
 from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.models.sampling import Sampling
+from udp_jax.objectives.training import TrainState
+from udp_jax.ops.keys import stream
 from udp_jax.protections import surrogates
-from udp_jax.protections.base import Info, PGDState, Protection
-from udp_jax.randomness import stream
-from udp_jax.training import Batch, TrainState
+from udp_jax.protections.base import Info, PGDState, Protection, Rounds, divisible
+from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
+from udp_jax.protections.surrogates import Learner
 
 
 class ASPLState(NamedTuple):
-  """The perturbations, the surrogate between two trainings, and pictures of the class."""
+  """The perturbations, the surrogate between two trainings, and class pictures."""
 
   inner: PGDState
   surrogate: TrainState
@@ -42,100 +46,70 @@ def aspl(
   *,
   radius: float,
   step_size: float,
-  train_steps: int = 3,
-  perturb_steps: int = 6,
-  start: str = "zero",
-  learning_rate: float = 5e-7,
-  weight_decay: float = 1e-2,
-  clip_norm: float = 1.0,
-  trains: str = "denoiser",
-  rank: int = 4,
-  prior_weight: float = 0.0,
-  class_ids: Sequence[int] | None = None,
-  num_class_images: int = 200,
-  sample_steps: int = 50,
-  guidance_scale: float = 7.5,
-  uncond_ids: Sequence[int] | None = None,
-  transforms: str = "",
-  consistency_weight: float = 0.0,
+  game: Annotated[Game, surrogates.GAME] = Game(train_steps=3, perturb_steps=6, learning_rate=5e-7),
+  surrogate: Annotated[Surrogate, surrogates.SURROGATE] = Surrogate(),
+  prior: Prior = Prior(),
+  sampling: Annotated[Sampling, surrogates.SAMPLING] = Sampling(),
+  adaptive: Adaptive = Adaptive(),
 ) -> Protection:
-  """Rounds of: copy and train on clean, perturb, train on protected.
+  """Each round trains a copy on clean pictures, perturbs, and trains on protected pictures.
 
-  `Info.train_loss` is that of the surrogate, not of its copies.
+  `Info.train_loss` is the loss of the surrogate, not of its copies.
 
   Args:
     model: the attacked model; `init` and `update` need its trained parameters.
     radius: L-inf budget on the [0, 1] scale (published: 6.4 / 255).
-    step_size: on the [0, 1] scale (published: 0.64 / 255, 50 rounds of 6).
-    train_steps: of the copy on clean pictures, and again of the surrogate on protected ones, in
-      each round.
-    perturb_steps: of every picture in each round.
-    start: of delta: "zero", "uniform" or "sign".
-    learning_rate: of the surrogate's AdamW.
-    weight_decay: of the surrogate's AdamW.
-    clip_norm: global norm at which the surrogate's gradient is clipped.
-    trains: see `surrogates.fine_tuned`; published: "denoiser_and_text".
-    rank: see `surrogates.fine_tuned`.
-    prior_weight: of class pictures in the surrogate's training; 0 trains without (published: 1).
-    class_ids: (L,) token ids of the class's prompt; a config says `class_prompt` ("a photo of a
-      person").
-    num_class_images: that the model makes before it is trained (published: 200).
-    sample_steps: of DDIM, for each of them.
-    guidance_scale: of their sampling; other than 1 it needs `uncond_ids`.
-    uncond_ids: (L,) token ids of the empty prompt.
-    transforms: see `adaptive`.
-    consistency_weight: see `adaptive`.
+    step_size: length of a sign step on the [0, 1] scale (published: 0.64 / 255, 50 rounds of 6).
+    game: steps in a round, the start of delta, and the surrogate's AdamW. The copy takes
+      `train_steps` on clean pictures, and the surrogate as many on protected ones.
+    surrogate: the part of the model that is trained; published: "denoiser_and_text".
+    prior: the class that the surrogate must not forget (published: weight 1).
+    sampling: how the model draws the class pictures.
+    adaptive: transforms, draws and consistency of the perturb steps.
 
   Raises:
-    ConfigError: an option that cannot be used.
+    ConfigError: an option cannot be used.
+
+  >>> from udp_jax.models import toy
+  >>> game = Game(train_steps=3, perturb_steps=6, learning_rate=5e-6)
+  >>> method = aspl(toy.on_latents(), radius=8 / 255, step_size=1 / 255, game=game)
+  >>> method.trains, method.perturb_steps
+  (3, 6)
   """
-  surrogate = surrogates.fine_tuned(
-    model,
-    train_steps=train_steps,
-    learning_rate=learning_rate,
-    weight_decay=weight_decay,
-    clip_norm=clip_norm,
-    trains=trains,
-    rank=rank,
-    prior=surrogates.preserved(
-      model,
-      prior_weight=prior_weight,
-      class_ids=class_ids,
-      num_class_images=num_class_images,
-      sample_steps=sample_steps,
-      guidance_scale=guidance_scale,
-      uncond_ids=uncond_ids,
-    ),
-  )
-  perturb = surrogates.climbing(
-    model,
-    radius=radius,
-    step_size=step_size,
-    perturb_steps=perturb_steps,
-    start=start,
-    transforms=transforms,
-    consistency_weight=consistency_weight,
-  )
+  surrogates.check("aspl", game, surrogate, sampling)
+  perturb = surrogates.climbing(model, radius, step_size, game, adaptive)
+  preserved = surrogates.preserved(model, prior, sampling)
+
+  def made(rounds: Rounds) -> Protection:
+    training = dataclasses.replace(game, train_steps=rounds.train_steps)
+    learner = surrogates.fine_tuned(model, training, surrogate, preserved)
+    return _alternating(learner, perturb)
+
+  return divisible(made, Rounds(game.train_steps, game.perturb_steps))
+
+
+def _alternating(learner: Learner, perturb: Protection) -> Protection:
+  """Rounds that train a surrogate and move the perturbations up the loss of its copy."""
 
   def init(key: jax.Array, data: Batch, params: Params) -> ASPLState:
-    # Optimisers live for one training: between rounds there is nothing of them to keep.
-    fresh = surrogate.init(stream(key, "surrogate"), params)._replace(opt_state=())
+    # Each training has a fresh optimiser, so no optimiser state is kept between rounds.
+    fresh = learner.init(stream(key, "surrogate"), params)._replace(opt_state=())
     deltas = perturb.init(stream(key, "start"), data, params)
-    class_images = surrogate.class_images(key, data, params)
+    class_images = learner.class_images(key, data, params)
     return ASPLState(deltas, fresh, jnp.zeros((), jnp.int32), class_images)
 
   def update(key: jax.Array, state: ASPLState, data: Batch, params: Params, phase=None):
-    del phase  # The copy would have to be kept between parts.
-    kept = state.surrogate._replace(opt_state=surrogate.tx.init(state.surrogate.params))
+    del phase  # Rounds have no parts: the copy would have to be kept between them.
+    kept = state.surrogate._replace(opt_state=learner.tx.init(state.surrogate.params))
     of_class = state.class_images
-    copy, _ = surrogate.steps(stream(key, "copy"), kept, data, None, params, of_class)
-    target = surrogates.attacked(surrogate, copy.params, params)
+    copy, _ = learner.steps(stream(key, "copy"), kept, data, None, params, of_class)
+    target = surrogates.attacked(learner, copy.params, params)
     deltas, info = perturb.update(stream(key, "perturb"), state.inner, data, target)
-    trained, train_loss = surrogate.steps(
+    trained, train_loss = learner.steps(
       stream(key, "train"), kept, data, deltas.delta, params, of_class
     )
     trained = trained._replace(opt_state=())
     done = ASPLState(deltas, trained, state.round + 1, of_class)
     return done, Info(info.loss, train_loss)
 
-  return Protection(init, update, needs_params=True, perturb_steps=perturb_steps)
+  return Protection(init, update, needs_params=True, perturb_steps=perturb.perturb_steps)

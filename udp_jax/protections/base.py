@@ -1,9 +1,9 @@
-"""What a protection is, and the two loops that all of them are made of.
+"""The type of a protection, and the two loops that all protections use.
 
 A protection is an (init, update) pair of pure functions, like an optax transformation. Its data are
-`Batch`es with leaves (num_batches, global_batch, ...), the whole (shard of the) data set at once,
-resident on the device; one `update` is one *round* over them: one step of PGD, or the train and
-perturb steps of a max-min round. `delta` is a field of every state.
+`Batch`es with leaves (num_batches, global_batch, ...): the whole data set (or shard of it) at once,
+resident on the device. One `update` is one *round* over them: one step of PGD, or the train and
+perturb steps of a max-min round. Every state has the field `delta`.
 """
 
 from __future__ import annotations
@@ -15,64 +15,175 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from udp_jax.constraints import Constraint
+from udp_jax.data.batches import Batch
 from udp_jax.models.base import Params
-from udp_jax.objectives import Objective
+from udp_jax.objectives.base import Objective
 from udp_jax.ops import projections
 from udp_jax.ops.image import to_float
-from udp_jax.randomness import example_keys
-from udp_jax.training import Batch
+from udp_jax.ops.keys import example_keys
+from udp_jax.protections.constraints import Constraint
 
-# Values of `phase`; None is WHOLE, decided at trace time.
+# Values of `phase`; None means WHOLE, known at trace time.
 WHOLE, TRAIN, PERTURB = 0, 1, 2
 
 
-class HasDelta(Protocol):
-  """A state that a protection may carry."""
-
-  @property
-  def delta(self) -> jax.Array:
-    """(num_batches, B, H, W, C), float32 on the [0, 1] scale."""
-
-
 class Info(NamedTuple):
-  """What a round reports, not carried on. Reduce on the host, at log steps only.
+  """Measurements of a round, not carried on. Reduce them on the host, at log steps only.
 
   Attributes:
-    loss: (num_batches, B), the objective that delta descends, at the round's last step; NaN in a
+    loss: (num_batches, B), the objective that delta minimises, at the round's last step; NaN in a
       round, or part of one, that does not perturb.
-    train_loss: (train_steps,), the surrogate's training loss, NaN in a part that does not train;
-      empty where none is trained.
+    train_loss: (train_steps,), the surrogate's training loss; NaN in a part that does not train,
+      empty for a method without a surrogate.
   """
 
   loss: jax.Array
   train_loss: jax.Array
 
 
+class InitFn(Protocol):
+  """Makes the initial state of a protection."""
+
+  def __call__(self, key: jax.Array, data: Batch, params: Params | None, /) -> Any:
+    """Draws the first perturbations, and the surrogate if there is one.
+
+    Args:
+      key: decides every draw.
+      data: pictures, leaves (num_batches, B, ...).
+      params: parameters of the attacked model; may be None if the method trains a surrogate from
+        scratch or uses no model.
+
+    Returns:
+      The state: a pytree with the field `delta` (num_batches, B, H, W, C).
+    """
+
+
+class UpdateFn(Protocol):
+  """One round of a protection."""
+
+  def __call__(
+    self,
+    key: jax.Array,
+    state: Any,
+    data: Batch,
+    params: Params | None,
+    /,
+    phase: ArrayLike | None = None,
+  ) -> tuple[Any, Info]:
+    """Moves the perturbations of all pictures by one round.
+
+    Args:
+      key: the same in every round: draws depend on it and on counters in the state.
+      state: from `InitFn` or the round before; it may be donated.
+      data: pictures, leaves (num_batches, B, ...).
+      params: parameters of the attacked model, the same as for `InitFn`.
+      phase: (), the part of the round to run: WHOLE, TRAIN or PERTURB; None means WHOLE, known at
+        trace time.
+
+    Returns:
+      The state after the round, with the same structure, and the round's measurements.
+    """
+
+
+class Rounds(NamedTuple):
+  """Number of steps in a round, and which rounds differ.
+
+  Attributes:
+    train_steps: optimiser steps of the surrogate in each round.
+    perturb_steps: steps of every picture in each round.
+    warmup_rounds: number of first rounds that train but do not perturb.
+    restart_every: number of rounds after which the surrogate is initialised again; 0 for never.
+  """
+
+  train_steps: int
+  perturb_steps: int = 1
+  warmup_rounds: int = 0
+  restart_every: int = 0
+
+  def divided(self, num_shards: int) -> tuple[Rounds, int]:
+    """Returns rounds of one shard each; `num_shards` of them replace one round over all data.
+
+    `train_steps` is divided by its largest divisor of at most `num_shards`; as many of the shards'
+    rounds train. Warm-up and restarts are counted in rounds of shards.
+
+    >>> Rounds(train_steps=30, warmup_rounds=1).divided(4)
+    (Rounds(train_steps=10, perturb_steps=1, warmup_rounds=4, restart_every=0), 3)
+    """
+    train_visits = max(n for n in range(1, num_shards + 1) if self.train_steps % n == 0)
+    rounds = self._replace(
+      train_steps=self.train_steps // train_visits,
+      warmup_rounds=self.warmup_rounds * num_shards,
+      restart_every=self.restart_every * num_shards,
+    )
+    return rounds, train_visits
+
+
 class Protection(NamedTuple):
   """An (init, update) pair.
 
   Attributes:
-    init: (key, data, params) -> state. `params` of the model that is attacked; None is allowed
-      where the method trains a surrogate of its own or uses no model.
-    update: (key, state, data, params, phase=None) -> (state, info), one round. Draws depend on
-      `key` and on counters in the state, so the same key is passed every round.
-    needs_params: whether the method attacks a model that must be trained already.
+    init: (key, data, params) -> state.
+    update: (key, state, data, params, phase=None) -> (state, info), one round.
+    needs_params: whether the method attacks a model that must already be trained.
     needs_reference: whether the data must hold another method's pictures (`Batch.reference`).
-    phases: parts that a round may be split into, in order: passing each of them (traced) as `phase`
-      to one compiled `update` does what one call with WHOLE does, and lets the host time the parts.
-    perturb_steps: steps that every picture takes in a round.
-    drawn_once: whether rounds change nothing: all is done by `init`.
+    phases: parts that a round may be split into, in order. Calling the compiled `update` with each
+      of them (traced) as `phase` equals one call with WHOLE, and lets the host time the parts.
+    perturb_steps: steps that each picture takes in a round.
+    drawn_once: whether `init` does all the work and rounds change nothing.
+    trains: optimiser steps of the surrogate in a round that trains; 0 without a surrogate.
+    for_shards: num_shards -> the result of `divided`; None if a shard's round is like any other.
   """
 
-  init: Callable[[jax.Array, Batch, Params | None], Any]
-  update: Callable[..., tuple[Any, Info]]
+  init: InitFn
+  update: UpdateFn
   needs_params: bool = False
   needs_reference: bool = False
   phases: tuple[int, ...] = ()
   perturb_steps: int = 1
   drawn_once: bool = False
+  trains: int = 0
+  for_shards: Callable[[int], tuple[Protection, int]] | None = None
+
+  def divided(self, num_shards: int) -> tuple[Protection, int]:
+    """Returns the protection for pictures that are streamed through the devices in shards.
+
+    A round then visits every shard with one `update`. It trains for as many steps in total as
+    before, and warm-up and restarts take as many rounds.
+
+    Args:
+      num_shards: number of shards.
+
+    Returns:
+      The protection whose `update` is one visit, and how many visits of a round train
+      (`num_shards` for a method that does not train).
+    """
+    return (self, num_shards) if self.for_shards is None else self.for_shards(num_shards)
+
+
+def divisible(make: Callable[[Rounds], Protection], rounds: Rounds) -> Protection:
+  """Makes a protection that trains a surrogate, with its form for streaming.
+
+  Args:
+    make: returns the protection for any `Rounds`.
+    rounds: the rounds for resident data.
+
+  Returns:
+    `make(rounds)` with `trains` and `divided`.
+
+  >>> make = lambda rounds: fixed(lambda keys, images: 0.0 * images)
+  >>> method = divisible(make, Rounds(train_steps=30))
+  >>> visit, train_visits = method.divided(4)
+  >>> method.trains, visit.trains, train_visits
+  (30, 10, 3)
+  """
+
+  def for_shards(num_shards: int) -> tuple[Protection, int]:
+    visit, train_visits = rounds.divided(num_shards)
+    return divisible(make, visit), train_visits
+
+  return make(rounds)._replace(trains=rounds.train_steps, for_shards=for_shards)
 
 
 class PGDState(NamedTuple):
@@ -92,16 +203,26 @@ def pgd(
 ) -> Protection:
   """Projected gradient descent of `objective` over delta, for one batch (leaves (B, ...)).
 
-  Lift it to a data set with `over_batches`. The losses are summed before the gradient is taken, so
-  a picture's perturbation depends neither on the batch around it nor on sharding, and only delta is
-  differentiated: no gradient of the weights is computed.
+  Use `over_batches` for a data set. The losses are summed before the gradient is taken, so a
+  picture's perturbation depends neither on the other pictures of its batch nor on sharding. Only
+  delta is differentiated: no gradient of the weights is computed.
 
   Args:
-    objective: minimised; wrap in `negate` to maximise.
-    constraint: budget.
-    tx: what makes a step of a gradient, e.g. `sign_descent(step_size)`.
-    sees_batch: `objective` gets the whole `Batch` in place of `cond`: the clean pictures and the
-      reference too.
+    objective: the loss that delta minimises; wrap it in `negate` to maximise.
+    constraint: the budget of delta.
+    tx: the optimiser that turns a gradient into a step, such as `sign_descent(step_size)`.
+    sees_batch: `objective` gets the whole `Batch` in place of `cond`, for access to the clean
+      pictures and the reference.
+
+  >>> from udp_jax.data import batches
+  >>> from udp_jax.protections import constraints
+  >>> def bright(params, images, cond, keys):
+  ...   return images.mean((1, 2, 3)), {}
+  >>> method = pgd(bright, constraints.linf(0.1), sign_descent(0.04))  # Darker, step by step.
+  >>> data = batches.make_batches(jnp.full((2, 4, 4, 3), 128, jnp.uint8), 2)
+  >>> images, _ = run(over_batches(method), jax.random.key(0), data, None, num_rounds=3)
+  >>> round(float((images - data.images / 255).mean()), 3)
+  -0.1
   """
 
   def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState:
@@ -131,12 +252,19 @@ def pgd(
 
 
 def allowed(delta: jax.Array, batch: Batch, *, drawn: bool = False) -> jax.Array:
-  """`delta` within the batch's limit of every pixel, where its mask lets it be; grey for grey ones.
+  """Clips `delta` to each pixel's limit, zeroes it outside the mask, and keeps grey pictures grey.
 
   Args:
-    delta: (B, H, W, C), in the budget.
+    delta: (B, H, W, C), within the budget.
     batch: leaves (B, ...).
-    drawn: it is a random draw, of which a grey picture keeps one channel and not their mean.
+    drawn: whether delta is a random draw; a grey picture then keeps one channel, not the mean.
+
+  >>> batch = Batch(
+  ...   jnp.full((1, 2, 2, 3), 128, jnp.uint8), jnp.arange(1), jnp.ones(1),
+  ...   limit=jnp.full((1, 2, 2, 1), 51, jnp.uint8),
+  ... )
+  >>> round(float(allowed(jnp.full((1, 2, 2, 3), 0.5), batch).max()), 3)  # 51 levels of 255.
+  0.2
   """
   if batch.grey is not None:
     make = projections.first_channel if drawn else projections.grey
@@ -148,21 +276,37 @@ def allowed(delta: jax.Array, batch: Batch, *, drawn: bool = False) -> jax.Array
 
 
 def along(gradients: jax.Array, batch: Batch) -> jax.Array:
-  """The part of a gradient (B, H, W, C) that a step may follow.
+  """Returns the part of a gradient (B, H, W, C) that a step may follow.
 
-  A grey picture moves along the mean over its channels: signs that are taken channel by channel
-  would partly cancel when the step is projected.
+  A grey picture moves along the mean over its channels: the signs of single channels would partly
+  cancel when the step is projected.
+
+  >>> images, grey = jnp.full((1, 2, 2, 3), 128, jnp.uint8), jnp.ones(1, bool)
+  >>> batch = Batch(images, jnp.arange(1), jnp.ones(1), grey=grey)
+  >>> along(jnp.zeros((1, 2, 2, 3)).at[..., 0].set(3.0), batch)[0, 0, 0].tolist()
+  [1.0, 1.0, 1.0]
   """
   return gradients if batch.grey is None else projections.grey(gradients, jnp.asarray(batch.grey))
 
 
 def sign_descent(step_size: float | optax.Schedule) -> optax.GradientTransformation:
-  """Delta <- delta - step_size * sign(gradient): the step of I-FGSM and of L-inf PGD."""
+  """Delta <- delta - step_size * sign(gradient): the step of I-FGSM and of L-inf PGD.
+
+  >>> tx = sign_descent(0.5)
+  >>> tx.update(jnp.array([2.0, -3.0]), tx.init(jnp.zeros(2)))[0].tolist()
+  [-0.5, 0.5]
+  """
   return optax.chain(optax.scale_by_sign(), optax.scale_by_learning_rate(step_size))
 
 
 def l2_descent(step_size: float | optax.Schedule) -> optax.GradientTransformation:
-  """Delta <- delta - step_size * gradient / ||gradient||_2, each picture's (B, ...) by itself."""
+  """Delta <- delta - step_size * gradient / ||gradient||_2, with one norm per picture (B, ...).
+
+  >>> tx, gradient = l2_descent(0.5), jnp.array([[3.0, 4.0]])
+  >>> move, _ = tx.update(gradient, tx.init(gradient))
+  >>> round(float(move[0, 0]), 3), round(float(move[0, 1]), 3)
+  (-0.3, -0.4)
+  """
   direction = optax.stateless(lambda updates, _: jax.tree.map(projections.l2_normalised, updates))
   return optax.chain(direction, optax.scale_by_learning_rate(step_size))
 
@@ -170,19 +314,27 @@ def l2_descent(step_size: float | optax.Schedule) -> optax.GradientTransformatio
 def over_batches(
   inner: Protection, *, num_steps: int = 1, hold: Callable[[Params], Params] | None = None
 ) -> Protection:
-  """Lifts a protection of one batch to a data set: `num_steps` updates of each batch a round.
+  """Lifts a protection of one batch to a data set: `num_steps` updates of each batch per round.
 
   Args:
     inner: a protection of one batch, usually `pgd`.
-    num_steps: updates of each batch.
-    hold: `DiffusionModel.hold`: prepares the parameters once for all of a round's steps.
+    num_steps: updates of each batch in a round.
+    hold: `DiffusionModel.hold`: prepares the parameters once for all steps of a round.
+
+  >>> from udp_jax.data import batches
+  >>> from udp_jax.protections import constraints
+  >>> def bright(params, images, cond, keys):
+  ...   return images.mean((1, 2, 3)), {}
+  >>> step = pgd(bright, constraints.linf(0.1), sign_descent(0.04))
+  >>> over_batches(step, num_steps=2).perturb_steps
+  2
   """
 
   def init(key: jax.Array, data: Batch, params: Params | None) -> Any:
     return jax.lax.map(lambda batch: inner.init(key, batch, params), data)
 
   def update(key: jax.Array, state: Any, data: Batch, params: Params | None, phase=None):
-    del phase  # One kind of step only.
+    del phase  # There is only one kind of step.
     held = params if hold is None or params is None else hold(params)
 
     def one_batch(_, state_and_batch):
@@ -212,7 +364,12 @@ def _stay(key: jax.Array, state: FixedState, data: Batch, params: Params | None,
 
 
 def fixed(draw: Callable[[jax.Array, jax.Array], jax.Array]) -> Protection:
-  """A control drawn once: `draw(keys (B,), images (B, H, W, C)) -> delta`, as `Constraint.init`."""
+  """A control drawn once: `draw(keys (B,), images (B, H, W, C)) -> delta`, like `Constraint.init`.
+
+  >>> from udp_jax.protections import constraints
+  >>> fixed(constraints.linf(0.1, start="sign").init).drawn_once
+  True
+  """
 
   def init(key: jax.Array, data: Batch, params: Params | None) -> FixedState:
     del params
@@ -231,7 +388,10 @@ def fixed_from_reference(
 ) -> Protection:
   """A control made once from another method's perturbation: `make(keys, data, reference_delta)`.
 
-  All leaves (num_batches, B, ...). `init` raises ValueError when the data have no reference.
+  All leaves are (num_batches, B, ...). `init` raises ValueError if the data have no reference.
+
+  >>> fixed_from_reference(lambda keys, data, delta: -delta).needs_reference
+  True
   """
 
   def init(key: jax.Array, data: Batch, params: Params | None) -> FixedState:
@@ -260,18 +420,26 @@ def _run(protection: Protection, key, data, params, *, num_rounds: int):
 def run(
   protection: Protection, key: jax.Array, data: Batch, params: Params | None, *, num_rounds: int
 ) -> tuple[jax.Array, Info]:
-  """Runs a protection to its end in one compiled call.
+  """Runs all rounds of a protection in one compiled call.
 
   Args:
-    protection: from a method's constructor.
+    protection: a method from its constructor.
     key: decides every draw.
-    data: leaves (num_batches, B, ...).
-    params: of the attacked model, or None.
-    num_rounds: updates.
+    data: pictures, leaves (num_batches, B, ...).
+    params: parameters of the attacked model, or None.
+    num_rounds: number of rounds.
 
   Returns:
     Protected images, float32 (num_batches, B, H, W, C) in [0, 1], and the infos of all rounds
-    (leaves (num_rounds, ...)). To save them use `ops.image.quantise_within`.
+    (leaves (num_rounds, ...)). Use `ops.image.quantise_within` to save the images.
+
+  >>> from udp_jax.data import batches
+  >>> from udp_jax.protections import constraints
+  >>> method = fixed(constraints.linf(0.1, start="sign").init)
+  >>> data = batches.make_batches(jnp.full((3, 4, 4, 3), 128, jnp.uint8), 2)
+  >>> images, info = run(method, jax.random.key(0), data, None, num_rounds=1)
+  >>> images.shape, info.loss.shape
+  ((2, 2, 4, 4, 3), (1, 2, 2))
   """
   state, infos = _run(protection, key, data, params, num_rounds=num_rounds)
   return to_float(data.images) + state.delta, infos

@@ -1,30 +1,37 @@
-"""FSMG: the max step against a surrogate that was fine-tuned on the clean pictures once.
+"""FSMG: the max step against a surrogate that was fine-tuned once on the clean pictures.
 
-Anti-DreamBooth (Le et al. 2023, arXiv:2303.15433), fully-trained surrogate model guidance.
+Fully-trained surrogate model guidance, Anti-DreamBooth (Le et al. 2023, arXiv:2303.15433).
 Published on [-1, 1]: radius 0.05, steps 0.005, which are 6.4 and 0.64 of 255 levels, 100 steps; the
-surrogate is trained 1000 steps with AdamW at 5e-7 (5e-6 is the program's default), U-Net and text
-encoder. See `surrogates` for what differs.
+surrogate trains for 1000 steps with AdamW at 5e-7 (5e-6 is the program's default), U-Net and text
+encoder. See `surrogates` for the differences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import dataclasses
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from udp_jax.data.batches import Batch
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.models.sampling import Sampling
+from udp_jax.objectives.training import TrainState
+from udp_jax.ops.control import run_if
+from udp_jax.ops.keys import stream
 from udp_jax.protections import surrogates
-from udp_jax.protections.base import Info, PGDState, Protection
-from udp_jax.protections.maxmin import run_if
-from udp_jax.randomness import stream
-from udp_jax.training import Batch, TrainState
+from udp_jax.protections.base import Info, PGDState, Protection, Rounds, divisible
+from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
+from udp_jax.protections.surrogates import Learner
+
+# Fields of `Game` that this method uses.
+GAME = (*surrogates.GAME, "warmup_rounds")
 
 
 class FSMGState(NamedTuple):
-  """The perturbations, the surrogate, its losses in the last round that trained, class pictures."""
+  """The perturbations, the surrogate, its losses in the last training round, and class pictures."""
 
   inner: PGDState
   surrogate: TrainState
@@ -43,102 +50,73 @@ def fsmg(
   *,
   radius: float,
   step_size: float,
-  train_steps: int = 1000,
-  warmup_rounds: int = 1,
-  perturb_steps: int = 1,
-  start: str = "zero",
-  learning_rate: float = 5e-7,
-  weight_decay: float = 1e-2,
-  clip_norm: float = 1.0,
-  trains: str = "denoiser",
-  rank: int = 4,
-  prior_weight: float = 0.0,
-  class_ids: Sequence[int] | None = None,
-  num_class_images: int = 200,
-  sample_steps: int = 50,
-  guidance_scale: float = 7.5,
-  uncond_ids: Sequence[int] | None = None,
-  transforms: str = "",
-  consistency_weight: float = 0.0,
+  game: Annotated[Game, GAME] = Game(
+    train_steps=1000, perturb_steps=1, learning_rate=5e-7, warmup_rounds=1
+  ),
+  surrogate: Annotated[Surrogate, surrogates.SURROGATE] = Surrogate(),
+  prior: Prior = Prior(),
+  sampling: Annotated[Sampling, surrogates.SAMPLING] = Sampling(),
+  adaptive: Adaptive = Adaptive(),
 ) -> Protection:
-  """Fine-tunes a surrogate in the first rounds, and attacks it, held still, in those after.
+  """Fine-tunes a surrogate in the first rounds, then attacks the fixed surrogate.
 
-  `Info.train_loss` of a later round is that of the last one that trained.
+  In later rounds, `Info.train_loss` is that of the last round that trained.
 
   Args:
     model: the attacked model; `init` and `update` need its trained parameters.
     radius: L-inf budget on the [0, 1] scale (published: 6.4 / 255).
-    step_size: on the [0, 1] scale (published: 0.64 / 255, 100 steps).
-    train_steps: of the surrogate in each of the first rounds.
-    warmup_rounds: how many rounds train, and perturb nothing; `num_rounds` has to be larger.
-      Published: 1000 steps in all. Several rounds can be interrupted where one cannot.
-    perturb_steps: of every picture in each later round.
-    start: of delta: "zero", "uniform" or "sign".
-    learning_rate: of the surrogate's AdamW.
-    weight_decay: of the surrogate's AdamW.
-    clip_norm: global norm at which the surrogate's gradient is clipped.
-    trains: see `surrogates.fine_tuned`; published: "denoiser_and_text".
-    rank: see `surrogates.fine_tuned`.
-    prior_weight: of class pictures in the surrogate's training; 0 trains without (published: 1).
-    class_ids: (L,) token ids of the class's prompt; a config says `class_prompt` ("a photo of a
-      person").
-    num_class_images: that the model makes before it is trained (published: 200).
-    sample_steps: of DDIM, for each of them.
-    guidance_scale: of their sampling; other than 1 it needs `uncond_ids`.
-    uncond_ids: (L,) token ids of the empty prompt.
-    transforms: see `adaptive`.
-    consistency_weight: see `adaptive`.
+    step_size: length of a sign step on the [0, 1] scale (published: 0.64 / 255, 100 steps).
+    game: steps in a round, the start of delta, and the surrogate's AdamW. The first
+      `warmup_rounds` only train, the others only perturb; `num_rounds` must be larger.
+      Published: 1000 train steps in total. Unlike one long round, several can be interrupted.
+    surrogate: the part of the model that is trained; published: "denoiser_and_text".
+    prior: the class that the surrogate must not forget (published: weight 1).
+    sampling: how the model draws the class pictures.
+    adaptive: transforms, draws and consistency of the perturb steps.
 
   Raises:
-    ConfigError: an option that cannot be used.
+    ConfigError: an option cannot be used.
+
+  >>> from udp_jax.models import toy
+  >>> method = fsmg(toy.on_latents(), radius=8 / 255, step_size=1 / 255)
+  >>> visit, train_visits = method.divided(4)  # Streamed through four shards.
+  >>> visit.trains, train_visits
+  (250, 4)
   """
-  if warmup_rounds < 1:
+  surrogates.check("fsmg", game, surrogate, sampling, taken=GAME)
+  if game.warmup_rounds < 1:
     raise ConfigError("fsmg: without a warm-up round the surrogate is the model itself: use advdm")
-  surrogate = surrogates.fine_tuned(
-    model,
-    train_steps=train_steps,
-    learning_rate=learning_rate,
-    weight_decay=weight_decay,
-    clip_norm=clip_norm,
-    trains=trains,
-    rank=rank,
-    prior=surrogates.preserved(
-      model,
-      prior_weight=prior_weight,
-      class_ids=class_ids,
-      num_class_images=num_class_images,
-      sample_steps=sample_steps,
-      guidance_scale=guidance_scale,
-      uncond_ids=uncond_ids,
-    ),
-  )
-  perturb = surrogates.climbing(
-    model,
-    radius=radius,
-    step_size=step_size,
-    perturb_steps=perturb_steps,
-    start=start,
-    transforms=transforms,
-    consistency_weight=consistency_weight,
-  )
+  perturb = surrogates.climbing(model, radius, step_size, game, adaptive)
+  preserved = surrogates.preserved(model, prior, sampling)
+
+  def made(rounds: Rounds) -> Protection:
+    training = dataclasses.replace(game, train_steps=rounds.train_steps)
+    learner = surrogates.fine_tuned(model, training, surrogate, preserved)
+    return _first_and_then(learner, perturb, rounds)
+
+  return divisible(made, Rounds(game.train_steps, game.perturb_steps, game.warmup_rounds))
+
+
+def _first_and_then(learner: Learner, perturb: Protection, rounds: Rounds) -> Protection:
+  """The first rounds train the surrogate, the later ones move the perturbations."""
 
   def init(key: jax.Array, data: Batch, params: Params) -> FSMGState:
-    trained = surrogate.init(stream(key, "surrogate"), params)
+    trained = learner.init(stream(key, "surrogate"), params)
     deltas = perturb.init(stream(key, "start"), data, params)
-    class_images = surrogate.class_images(key, data, params)
-    losses, at_start = jnp.zeros((train_steps,)), jnp.zeros((), jnp.int32)
+    class_images = learner.class_images(key, data, params)
+    losses, at_start = jnp.zeros((rounds.train_steps,)), jnp.zeros((), jnp.int32)
     return FSMGState(deltas, trained, losses, at_start, class_images)
 
   def update(key: jax.Array, state: FSMGState, data: Batch, params: Params, phase=None):
-    del phase  # A round does one thing or the other.
-    warm = state.round >= warmup_rounds
+    del phase  # A round either trains or perturbs.
+    warm = state.round >= rounds.warmup_rounds
 
     def fine_tuned(carry):
       key_train = stream(key, "train")
-      return surrogate.steps(key_train, carry[0], data, None, params, state.class_images)
+      return learner.steps(key_train, carry[0], data, None, params, state.class_images)
 
     trained, train_loss = run_if(~warm, fine_tuned, (state.surrogate, state.train_loss))
-    target = surrogates.attacked(surrogate, trained.params, params)
+    target = surrogates.attacked(learner, trained.params, params)
 
     def perturbed(carry):
       deltas, info = perturb.update(stream(key, "perturb"), carry[0], data, target)
@@ -148,4 +126,4 @@ def fsmg(
     done = FSMGState(deltas, trained, train_loss, state.round + 1, state.class_images)
     return done, Info(loss, train_loss)
 
-  return Protection(init, update, needs_params=True, perturb_steps=perturb_steps)
+  return Protection(init, update, needs_params=True, perturb_steps=perturb.perturb_steps)

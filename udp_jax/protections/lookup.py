@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from udp_jax import lookup
-from udp_jax.errors import ConfigError
+from udp_jax import registry
 from udp_jax.models.base import DiffusionModel
 from udp_jax.protections.base import Protection
 
 _PACKAGE = "udp_jax.protections"
-# Methods that look at no model: what the others are measured against.
+# Methods that use no model; the others are compared with them.
 CONTROLS = ("random_noise", "matched_noise", "shuffled_delta")
 
 
 def available() -> list[str]:
-  """Names of all protections and controls."""
-  return lookup.available(_PACKAGE)
+  """Names of all protections and controls.
+
+  >>> {"udp", "eudp", "mist"} <= set(available())
+  True
+  """
+  return registry.available(_PACKAGE)
 
 
 def build(name: str, model: DiffusionModel, options: dict[str, Any]) -> Protection:
@@ -25,18 +28,16 @@ def build(name: str, model: DiffusionModel, options: dict[str, Any]) -> Protecti
   Args:
     name: a module of this package.
     model: the attacked model.
-    options: the constructor's keyword arguments. One that ends in `_255` is in 8-bit levels and
-      becomes the argument without the suffix, divided by 255.
+    options: options of the constructor by their flat names (`registry.fields`). An option that ends
+      in `_255` is in 8-bit levels; it sets the option without the suffix, divided by 255.
 
   Raises:
-    ConfigError: an unknown protection, or an unknown, missing or unusable option.
+    ConfigError: the protection is unknown, or an option is unknown, missing or unusable.
+
+  >>> from udp_jax.models import toy
+  >>> options = {"radius_255": 8, "step_size_255": 1, "train_steps": 20}
+  >>> build("eudp", toy.on_pixels(), options).trains
+  20
   """
-  function = lookup.constructor(_PACKAGE, name)
-  for option, value in options.items():
-    if option.endswith("_255") and not isinstance(value, int | float):
-      raise ConfigError(f"protection {name}: {option} must be a number, got {value!r}")
-  scaled = {
-    k.removesuffix("_255"): v / 255 if k.endswith("_255") else v for k, v in options.items()
-  }
-  lookup.check_options(function, f"protection {name}", scaled)
-  return function(model, **scaled)
+  function, what = registry.constructor(_PACKAGE, name), f"protection {name}"
+  return registry.make(function, what, model, options=registry.scaled(options, what))

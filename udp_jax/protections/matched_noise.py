@@ -1,18 +1,18 @@
-"""Noise matched to another protection: its own perturbation with the pixels in random order.
+"""Noise matched to another protection: its perturbation with the pixels in random order.
 
-Each picture keeps exactly the values of the other method's delta, and so its RMS, and loses every
-structure. What a protection does beyond this control, it does by its structure.
+Each picture keeps exactly the values of the other method's delta, and so its RMS, but loses all
+structure. An effect of a protection beyond this control is due to the structure of its delta.
 """
 
 from __future__ import annotations
 
 import jax
 
+from udp_jax.data.batches import Batch
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import projections
 from udp_jax.ops.image import to_float
 from udp_jax.protections.base import Protection, fixed_from_reference
-from udp_jax.training import Batch
 
 
 def matched_noise(model: DiffusionModel, *, radius: float) -> Protection:
@@ -20,7 +20,18 @@ def matched_noise(model: DiffusionModel, *, radius: float) -> Protection:
 
   Args:
     model: unused.
-    radius: L-inf budget on the [0, 1] scale; the reference's own, or larger.
+    radius: L-inf budget on the [0, 1] scale; at least that of the reference.
+
+  >>> import numpy as np
+  >>> from udp_jax.data import batches
+  >>> from udp_jax.models import toy
+  >>> clean = np.full((2, 4, 4, 3), 100, np.uint8)
+  >>> theirs = clean + np.arange(2, dtype=np.uint8)[:, None, None, None]
+  >>> data = batches.make_batches(clean, 2, reference=theirs)
+  >>> method = matched_noise(toy.on_pixels(), radius=8 / 255)
+  >>> delta = method.init(jax.random.key(0), data, None).delta
+  >>> (255 * delta.mean((0, 2, 3, 4))).round(3).tolist()  # Each picture keeps its own values.
+  [0.0, 1.0]
   """
   del model
 

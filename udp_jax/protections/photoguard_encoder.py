@@ -1,7 +1,7 @@
-"""PhotoGuard's encoder attack: the picture's latents become those of something else.
+"""PhotoGuard's encoder attack: moves the picture's latents to those of a target.
 
-Salman et al. 2023 (arXiv:2302.06588), as MadryLab/photoguard's notebooks have it: the un-squared
-norm of the posterior's *mean* minus a target, sign steps that shrink linearly to a hundredth.
+Salman et al. 2023 (arXiv:2302.06588), after the notebooks of MadryLab/photoguard: the un-squared
+norm of the posterior's *mean* minus a target, by sign steps that shrink linearly to a hundredth.
 Published on [-1, 1]: radius 0.06, steps 0.02 (img2img) or 0.01 (inpainting), 1000 of them, which
 are 7.65, 2.55 and 1.28 of 255 levels; the demo uses 15.3 levels, steps of 1.28, 200 of them.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import optax
 
-from udp_jax import constraints, objectives, objectives_latent
 from udp_jax.models.base import DiffusionModel
-from udp_jax.protections import targets
+from udp_jax.objectives import latent
+from udp_jax.objectives.base import negate
+from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
+from udp_jax.protections.options import Adaptive
 
 AWAY = "away"
 
@@ -27,36 +29,39 @@ def photoguard_encoder(
   target: str = "zero",
   start: str = "uniform",
   decay_steps: int = 1000,
-  transforms: str = "",
-  consistency_weight: float = 0.0,
+  adaptive: Adaptive = Adaptive(),
 ) -> Protection:
-  """Sign-gradient descent of || mean latents of x - those of the target ||_2.
+  """Sign-gradient descent of || mean latents of x - mean latents of the target ||_2.
 
   Args:
-    model: a latent model; its VAE alone is attacked.
+    model: a latent model; only its VAE is attacked.
     radius: L-inf budget on the [0, 1] scale.
-    step_size: of the first step, on the [0, 1] scale.
-    target: "zero" (published for img2img), "grey" (the demo), another of `targets.PATTERNS`, a path
-      of a picture (published for inpainting), or "away": from the latents of the clean picture.
-    start: of delta: "zero", "uniform" or "sign".
-    decay_steps: rounds over which the step shrinks linearly to a hundredth; best the number of
-      rounds. 0 keeps it.
-    transforms: see `adaptive`.
-    consistency_weight: see `adaptive`; beside a norm of latents, which are numbers about 1.
+    step_size: length of the first sign step on the [0, 1] scale.
+    target: "zero" (published for img2img), "grey" (the demo), another of `targets.PATTERNS`, the
+      path of a picture (published for inpainting), or "away" from the clean picture's latents.
+    start: the first delta, "zero", "uniform" or "sign".
+    decay_steps: rounds over which the step shrinks linearly to a hundredth, ideally the number of
+      rounds; 0 keeps the step constant.
+    adaptive: transforms, draws and consistency. The consistency term is added to a norm of latents
+      with entries of about 1.
 
   Raises:
-    ConfigError: a pixel model, or an unknown start or transform.
-    MissingDataError, BadDataError: the target's file.
+    ConfigError: the model works on pixels, or the start or a transform is unknown.
+    MissingDataError, BadDataError: the target's file is missing or damaged.
+
+  >>> from udp_jax.models import toy
+  >>> sizes = {"radius": 8 / 255, "step_size": 1 / 255}
+  >>> method = photoguard_encoder(toy.on_latents(), **sizes, target="grey")
+  >>> method.needs_params
+  True
   """
-  objectives_latent.require_latent(model, "photoguard_encoder")
+  latent.require_latent(model, "photoguard_encoder")
   if target == AWAY:
-    objective = objectives.negate(objectives_latent.latent_distance_within(model, "clean"))
+    objective = negate(latent.latent_distance_within(model, "clean"))
   else:
     picture = targets.picture(target, model.image_shape)
-    objective = objectives_latent.latent_distance(model, picture)
-  objective = adapted(
-    model, objective, transforms=transforms, consistency_weight=consistency_weight
-  )
+    objective = latent.latent_distance(model, picture)
+  objective = adapted(model, objective, adaptive)
   sizes = optax.linear_schedule(step_size, step_size / 100, decay_steps)
   tx = sign_descent(sizes if decay_steps else step_size)
   constraint = constraints.linf(radius, start=start)

@@ -1,15 +1,16 @@
-"""Surrogates that are fine-tuned from the attacked model: what FSMG and ASPL share.
+"""Surrogates that are fine-tuned from the attacked model, shared by FSMG and ASPL.
 
-As VinAIResearch/Anti-DreamBooth trains them: AdamW, gradient clipped to a norm of 1, timesteps
-uniform, and with a `prior_weight` DreamBooth's prior preservation (theirs: weight 1, 200 class
-pictures, which the model makes before it is trained). As there, delta is moved against the
-denoising loss of its own pictures alone. Differences: a step trains on a batch of pictures (theirs:
-on one) and as many of the class, and the clean pictures are the protected ones before protection
-(theirs: others of the same person).
+They train as in VinAIResearch/Anti-DreamBooth: AdamW, gradient clipped to a norm of 1, uniform
+timesteps, and with a `prior_weight` DreamBooth's prior preservation (theirs: weight 1, 200 class
+pictures, which the model makes before it is trained). As there, delta maximises only the denoising
+loss of its own pictures. Differences: a step trains on a batch of pictures (theirs: on one) and as
+many class pictures, and the clean pictures are the protected ones before protection (theirs: others
+of the same person).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,34 +19,57 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from udp_jax import constraints, objectives, training
+from udp_jax import registry
+from udp_jax.data import batches
+from udp_jax.data.batches import Batch
 from udp_jax.errors import ConfigError
 from udp_jax.models import trainable as trainable_lib
 from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.models.sampling import Sampling, make_sample
 from udp_jax.models.trainable import Theta, Trainable
+from udp_jax.objectives import training
+from udp_jax.objectives.base import negate, weighted
+from udp_jax.objectives.denoising import denoising
+from udp_jax.objectives.training import TrainState, of_theta
 from udp_jax.ops import timesteps
 from udp_jax.ops.image import quantise
-from udp_jax.protections import targets
+from udp_jax.ops.keys import stream
+from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.maxmin import of_theta
-from udp_jax.randomness import stream
-from udp_jax.threats.finetuning import make_sample
-from udp_jax.training import Batch, TrainState
+from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
 
 WITH_TEXT = "denoiser_and_text"
-# Numbers of class pictures, for their draws: no data set reaches as far.
+# Fields of the option groups that FSMG and ASPL use.
+GAME = ("train_steps", "perturb_steps", "start", "learning_rate", "clip_norm")
+SURROGATE = ("trains", "rank", "weight_decay")
+SAMPLING = ("sample_steps", "guidance_scale", "uncond_ids")
+# First id of class pictures in random draws, beyond the ids of any data set.
 _FIRST_CLASS_ID = 2**30
 
 
-class Prior(NamedTuple):
-  """The class that a surrogate must not unlearn (Ruiz et al., arXiv:2208.12242, equation 2).
+def check(
+  what: str, game: Game, surrogate: Surrogate, sampling: Sampling, *, taken: Sequence[str] = GAME
+) -> None:
+  """Raises ConfigError for a field that is set although the method `what` does not use it.
+
+  >>> check("aspl", Game(joint_gradients=True), Surrogate(), Sampling())
+  Traceback (most recent call last):
+  udp_jax.errors.ConfigError: aspl has no use for Game.joint_gradients; it takes: train_steps, ...
+  """
+  registry.only(what, game, taken)
+  registry.only(what, surrogate, SURROGATE)
+  registry.only(what, sampling, SAMPLING)
+
+
+class Preserved(NamedTuple):
+  """The class that a surrogate must not forget (Ruiz et al., arXiv:2208.12242, equation 2).
 
   Attributes:
-    weight: of the class pictures' loss, lambda in the paper.
-    make: (key, lanes, params) -> uint8 (rows, lanes, H, W, 3), what the model makes of the class.
-    cond_like: (params, cond) -> the class's prompt (1, ...), token ids where cond (..., L) is, else
-      embeddings; None for models without prompts.
+    weight: weight of the class pictures' loss, lambda in the paper.
+    make: (key, lanes, params) -> uint8 (rows, lanes, H, W, 3), class pictures from the model.
+    cond_like: (params, cond) -> the class's prompt (1, ...): token ids if cond (..., L) is token
+      ids, else embeddings; None for models without prompts.
   """
 
   weight: float
@@ -53,55 +77,44 @@ class Prior(NamedTuple):
   cond_like: Callable[[Params, Any], jax.Array | None]
 
 
-def preserved(
-  model: DiffusionModel,
-  *,
-  prior_weight: float,
-  class_ids: Sequence[int] | None,
-  num_class_images: int,
-  sample_steps: int,
-  guidance_scale: float,
-  uncond_ids: Sequence[int] | None,
-) -> Prior | None:
-  """The prior of these options; None where `prior_weight` is 0.
+def preserved(model: DiffusionModel, prior: Prior, sampling: Sampling) -> Preserved | None:
+  """Builds the prior of a model from its options; None if `prior_weight` is 0.
 
   Args:
     model: the attacked model.
-    prior_weight: of the class pictures' loss; published: 1.
-    class_ids: (L,) token ids of the class's prompt; None for models without prompts.
-    num_class_images: how many are made, rounded up to whole batches; published: 200.
-    sample_steps: of DDIM, for each.
-    guidance_scale: of classifier-free guidance; 1 for none.
-    uncond_ids: (L,) token ids of the empty prompt, which guidance needs.
+    prior: the class, its weight, and the number of its pictures.
+    sampling: how the model draws the pictures: `sample_steps` of DDIM, `guidance_scale`,
+      `uncond_ids`.
 
   Raises:
-    ConfigError: a negative weight, no pictures, or prompts that are missing.
+    ConfigError: the weight is negative, the number of pictures is 0, or prompts are missing.
+
+  >>> from udp_jax.models import toy
+  >>> prior = Prior(prior_weight=1.0, num_class_images=3)
+  >>> kept = preserved(toy.on_pixels(), prior, Sampling(sample_steps=2))
+  >>> kept.weight, preserved(toy.on_pixels(), Prior(), Sampling())
+  (1.0, None)
   """
-  if prior_weight < 0 or (prior_weight and num_class_images < 1):
-    raise ConfigError(
-      f"prior_weight is {prior_weight} with {num_class_images} class pictures: at least 0, and 1"
-    )
-  if not prior_weight:
+  weight, count = prior.prior_weight, prior.num_class_images
+  if weight < 0 or (weight and count < 1):
+    raise ConfigError(f"prior_weight is {weight} with {count} class pictures: at least 0, and 1")
+  if not weight:
     return None
   if model.embed is not None and (
-    class_ids is None or (guidance_scale != 1.0 and uncond_ids is None)
+    prior.class_ids is None or (sampling.guidance_scale != 1.0 and sampling.uncond_ids is None)
   ):
     raise ConfigError("prior_weight needs class_prompt (class_ids), and a model with a tokenizer")
-  sample = make_sample(
-    model,
-    sample_steps=sample_steps,
-    guidance_scale=guidance_scale,
-    scheduler=targets.SCHEDULER,
-  )
+  sample = make_sample(model, dataclasses.replace(sampling, scheduler=targets.SCHEDULER))
   cond, uncond = (
-    None if ids is None else np.asarray(ids, np.int32)[None] for ids in (class_ids, uncond_ids)
+    None if ids is None else np.asarray(ids, np.int32)[None]
+    for ids in (prior.class_ids, sampling.uncond_ids)
   )
 
   def make(key: jax.Array, lanes: int, params: Params) -> jax.Array:
     def one_batch(number: jax.Array) -> jax.Array:
       return quantise(sample(jax.random.fold_in(key, number), params, lanes, cond, uncond))
 
-    return jax.lax.map(one_batch, jnp.arange(-(-num_class_images // lanes)))
+    return jax.lax.map(one_batch, jnp.arange(-(-count // lanes)))
 
   def cond_like(params: Params, given: Any) -> jax.Array | None:
     if given is None:
@@ -110,40 +123,40 @@ def preserved(
       raise ConfigError("prior preservation is for models that are told of a text, and no more")
     if jnp.issubdtype(given.dtype, jnp.integer):
       return jnp.asarray(cond)
-    assert model.embed is not None  # Else nobody could have made embeddings.
+    assert model.embed is not None  # Otherwise there could be no embeddings.
     return model.embed(params, jnp.asarray(cond))
 
-  return Prior(prior_weight, make, cond_like)
+  return Preserved(weight, make, cond_like)
 
 
-class Surrogate(NamedTuple):
-  """What is fine-tuned, and how.
+class Learner(NamedTuple):
+  """The trained part of a surrogate, and how it is trained.
 
   Attributes:
-    trainable: theta of the attacked model's parameters.
+    trainable: extracts theta from the attacked model's parameters and merges it back.
     tx: the optimiser.
     steps: (key, state, data, delta, params, class_images=None) -> (state, losses (train_steps,)):
-      optimiser steps on pictures + delta, or on the clean ones where delta is None, with those of
-      the class beside them where there are any.
-    prior: what is preserved, or None.
+      optimiser steps on pictures + delta, or on clean pictures if delta is None; class pictures,
+      if there are any, join each batch.
+    prior: the class that must not be forgotten, or None.
   """
 
   trainable: Trainable
   tx: optax.GradientTransformation
   steps: Callable[..., tuple[TrainState, jax.Array]]
-  prior: Prior | None
+  prior: Preserved | None
 
   def init(self, key: jax.Array, params: Params) -> TrainState:
-    """A fresh state at the attacked model's parameters (copied: states are donated)."""
+    """Returns a new state with a copy of the attacked model's parameters (states are donated)."""
     return training.init_state(self.trainable.init(key, params), self.tx)
 
   def class_images(self, key: jax.Array, data: Batch, params: Params) -> jax.Array | None:
-    """Pictures of the class by the attacked model, uint8 (rows, B, H, W, 3), where it has a prior.
+    """Returns class pictures from the attacked model, uint8 (rows, B, H, W, 3); None without prior.
 
     Args:
-      key: of the protection.
-      data: leaves (num_batches, B, ...).
-      params: of the attacked model.
+      key: the root key of the protection.
+      data: pictures, leaves (num_batches, B, ...).
+      params: parameters of the attacked model.
     """
     if self.prior is None:
       return None
@@ -151,44 +164,40 @@ class Surrogate(NamedTuple):
 
 
 def fine_tuned(
-  model: DiffusionModel,
-  *,
-  train_steps: int,
-  learning_rate: float,
-  weight_decay: float,
-  clip_norm: float,
-  trains: str,
-  rank: int,
-  prior: Prior | None = None,
-) -> Surrogate:
-  """A surrogate that learns the denoising loss of `model`.
+  model: DiffusionModel, game: Game, surrogate: Surrogate, prior: Preserved | None = None
+) -> Learner:
+  """Makes a learner that fine-tunes a surrogate by the denoising loss of its pictures.
 
   Args:
-    model: the attacked model.
-    train_steps: of one call of `steps`.
-    learning_rate: of AdamW.
-    weight_decay: of AdamW.
-    clip_norm: global norm at which the gradient is clipped.
-    trains: "denoiser", "lora", "cross_attention" (`trainable.by_name`), or "denoiser_and_text": the
-      text encoder too, for which `Batch.cond` must be token ids.
-    rank: of the factors of "lora".
-    prior: of `preserved`.
+    model: the attacked model; the surrogate starts from its parameters.
+    game: `train_steps` of one call of `steps`, `learning_rate` and `clip_norm` of its AdamW.
+    surrogate: the part of the model that is trained, and `weight_decay`. "denoiser_and_text" also
+      trains the text encoder, for which `Batch.cond` must be token ids.
+    prior: the class that the surrogate must not forget, from `preserved`.
 
   Raises:
-    ConfigError: an unknown part to train.
+    ConfigError: the part to train is unknown.
+
+  >>> from udp_jax.models import toy
+  >>> model = toy.on_pixels()
+  >>> learner = fine_tuned(model, Game(train_steps=3), Surrogate())
+  >>> state = learner.init(jax.random.key(0), model.init(jax.random.key(1)))
+  >>> int(state.step), sorted(state.params)
+  (0, ['log_spread', 'mean'])
   """
-  if trains == WITH_TEXT:
+  if surrogate.trains == WITH_TEXT:
     parts = (trainable_lib.part("unet"), trainable_lib.part("text_encoder"))
     trainable = trainable_lib.joined(*parts)
   else:
-    trainable = trainable_lib.by_name(trains, rank=rank)
+    trainable = trainable_lib.by_name(surrogate.trains, rank=surrogate.rank)
   tx = optax.chain(
-    optax.clip_by_global_norm(clip_norm), optax.adamw(learning_rate, weight_decay=weight_decay)
+    optax.clip_by_global_norm(game.clip_norm),
+    optax.adamw(game.learning_rate, weight_decay=surrogate.weight_decay),
   )
-  objective = objectives.denoising(model, timesteps.uniform(model.schedule.num_steps), dropout=True)
+  objective = denoising(model, timesteps.uniform(model.schedule.num_steps), dropout=True)
   if prior is not None:
-    # The mean over a step's weights 1 and prior.weight, times their sum: equation 2.
-    objective = objectives.weighted((1.0 + prior.weight, objective))
+    # A step averages over its weights 1 and prior.weight; their sum restores equation 2.
+    objective = weighted((1.0 + prior.weight, objective))
 
   def steps(
     key: jax.Array,
@@ -202,17 +211,17 @@ def fine_tuned(
     if prior is not None:
       cond = prior.cond_like(params, data.cond)
       update = _beside_class(update, stream(key, "class"), class_images, cond, prior.weight)
-    return training.train_steps(update, key, state, data, train_steps, delta=delta)
+    return training.train_steps(update, key, state, data, game.train_steps, delta=delta)
 
-  return Surrogate(trainable, tx, steps, prior)
+  return Learner(trainable, tx, steps, prior)
 
 
 def _beside_class(
   update: Callable, key: jax.Array, class_images: Any, class_cond: Any, weight: float
 ) -> Callable:
-  """A training step whose batch gets a class picture beside each of its own.
+  """Returns a training step whose batch gets one class picture beside each of its own.
 
-  In turns and not in halves: a batch over devices stays where it is.
+  Class pictures alternate with the others, so that batches stay on their devices.
   """
   rows, lanes = class_images.shape[:2]
 
@@ -221,11 +230,11 @@ def _beside_class(
     return jnp.stack([own, of_class], axis=1).reshape(2 * len(own), *own.shape[1:])
 
   def step(draws: jax.Array, state: TrainState, batch: Batch, delta: jax.Array | None):
-    chosen = training.take_rows(key, state.step, rows, lanes)
+    chosen = batches.take_rows(key, state.step, rows, lanes)
     both = Batch(
-      images=woven(batch.images, training.take(class_images, chosen)),
+      images=woven(batch.images, batches.take(class_images, chosen)),
       ids=woven(batch.ids, _FIRST_CLASS_ID + chosen * lanes + jnp.arange(lanes)),
-      # Padding has no picture of the class either.
+      # Padding gets no class picture either.
       weight=woven(batch.weight, weight * batch.weight),
       cond=None if class_cond is None else woven(batch.cond, class_cond),
     )
@@ -236,41 +245,37 @@ def _beside_class(
 
 
 def climbing(
-  model: DiffusionModel,
-  *,
-  radius: float,
-  step_size: float,
-  perturb_steps: int,
-  start: str,
-  transforms: str,
-  consistency_weight: float,
+  model: DiffusionModel, radius: float, step_size: float, game: Game, adaptive: Adaptive
 ) -> Protection:
-  """Sign steps of delta up the denoising loss of whatever parameters it is given.
+  """Sign steps of delta that raise the denoising loss of the given parameters.
 
   Args:
     model: the attacked model.
     radius: L-inf budget on the [0, 1] scale.
-    step_size: on the [0, 1] scale.
-    perturb_steps: of every picture in one update.
-    start: of delta: "zero", "uniform" or "sign".
-    transforms: see `adaptive`.
-    consistency_weight: see `adaptive`.
+    step_size: length of a sign step on the [0, 1] scale.
+    game: `perturb_steps` of each picture in one update, and the `start` of delta.
+    adaptive: transforms, draws and consistency.
 
   Raises:
-    ConfigError: an option that cannot be used.
+    ConfigError: an option cannot be used.
+
+  >>> from udp_jax.models import toy
+  >>> climbing(toy.on_pixels(), 8 / 255, 1 / 255, Game(perturb_steps=6), Adaptive()).perturb_steps
+  6
   """
   probs = timesteps.uniform(model.schedule.num_steps)
-  objective = adapted(
-    model,
-    objectives.negate(objectives.denoising(model, probs)),
-    transforms=transforms,
-    consistency_weight=consistency_weight,
-  )
-  constraint = constraints.linf(radius, start=start)
+  objective = adapted(model, negate(denoising(model, probs)), adaptive)
+  constraint = constraints.linf(radius, start=game.start)
   inner = pgd(objective, constraint, sign_descent(step_size))
-  return over_batches(inner, num_steps=perturb_steps, hold=model.hold)
+  return over_batches(inner, num_steps=game.perturb_steps, hold=model.hold)
 
 
-def attacked(surrogate: Surrogate, theta: Theta, params: Params) -> Params:
-  """The parameters that delta is moved against."""
-  return surrogate.trainable.merge(theta, params)
+def attacked(learner: Learner, theta: Theta, params: Params) -> Params:
+  """Returns the parameters that delta attacks.
+
+  >>> from udp_jax.models import toy
+  >>> learner = fine_tuned(toy.on_pixels(), Game(), Surrogate())
+  >>> attacked(learner, {"mean": 1.0}, {"mean": 0.0})
+  {'mean': 1.0}
+  """
+  return learner.trainable.merge(theta, params)

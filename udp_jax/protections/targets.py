@@ -1,7 +1,8 @@
-"""Pictures that targeted protections drive latents to: by formula, a file, or by style transfer."""
+"""Target pictures of protections: from a formula, a file, or style transfer."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,33 +11,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from udp_jax.data import images as image_files
+from udp_jax.data.batches import Batch
 from udp_jax.errors import ConfigError, MissingDataError
+from udp_jax.models import editing
 from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.models.sampling import Sampling
 from udp_jax.ops.image import quantise, to_float
-from udp_jax.randomness import example_keys
-from udp_jax.threats.img2img import img2img
-from udp_jax.training import Batch
+from udp_jax.ops.keys import example_keys
 
-# Not a picture: the latents are zero.
+# Not a picture: latents of zero.
 ZERO = "zero"
-# Stable Diffusion's: what its own folders say, wherever a protection samples.
+# Stable Diffusion's scheduler settings, as in its own folders, for protections that sample.
 SCHEDULER = {"steps_offset": 1, "set_alpha_to_one": False}
 
 
 def picture(target: str, image_shape: tuple[int, int, int]) -> np.ndarray | None:
-  """The picture that a protection's option `target` means.
+  """Returns the picture for a protection's option `target`.
 
   Args:
     target: a name of `PATTERNS`, "zero" (latents of zero), or the path of an image file, whose
       centre is cropped and resized.
-    image_shape: (H, W, 3) of the protected pictures.
+    image_shape: (H, W, 3), shape of the protected pictures.
 
   Returns:
     float32 (H, W, 3) in [0, 1], or None for "zero".
 
   Raises:
-    MissingDataError: there is no such file.
+    MissingDataError: the file does not exist.
     BadDataError: the file is damaged.
+
+  >>> picture("grey", (8, 8, 3)).mean(), picture("zero", (8, 8, 3))
+  (np.float32(0.5), None)
   """
   height, width = image_shape[:2]
   if target == ZERO:
@@ -54,45 +59,40 @@ def picture(target: str, image_shape: tuple[int, int, int]) -> np.ndarray | None
 
 
 def style_transfer(
-  model: DiffusionModel,
-  style_ids: Sequence[int] | None,
-  *,
-  strength: float,
-  sample_steps: int,
-  guidance_scale: float,
-  uncond_ids: Sequence[int] | None,
+  model: DiffusionModel, style_ids: Sequence[int] | None, sampling: Sampling, strength: float
 ) -> Callable[[jax.Array, Batch, Params], jax.Array]:
-  """What a latent model makes of each picture when it is told of a style: SDEdit, `img2img`.
+  """Redraws each picture in a style with a latent model: SDEdit, `img2img`.
 
-  AAAAAAsuka/Impress, style_transfer.py: Stable Diffusion 2.1 base, "Cubism by Picasso", strength
-  0.4, guidance 7.5, 50 steps. Theirs writes pictures to files; ours are of 8 bits too.
+  After AAAAAAsuka/Impress, style_transfer.py: Stable Diffusion 2.1 base, "Cubism by Picasso",
+  strength 0.4, guidance 7.5, 50 steps. Theirs writes pictures to files; ours are 8-bit too.
 
   Args:
-    model: makes the pictures.
+    model: the model that makes the pictures.
     style_ids: (L,) token ids of the style's prompt.
-    strength: in (0, 1]: how far towards noise.
-    sample_steps: of the whole chain.
-    guidance_scale: of classifier-free guidance; 1 for none.
-    uncond_ids: (L,) token ids of the empty prompt, which guidance needs.
+    sampling: steps of the whole chain, `guidance_scale`, and the `uncond_ids` that guidance needs;
+      the scheduler is Stable Diffusion's.
+    strength: how far towards noise the chain starts, in (0, 1].
 
   Returns:
-    (key, data, params) -> uint8 pictures (num_batches, B, H, W, 3); data leaves (num_batches, B,
-    ...). A picture's draws depend on its number alone.
+    (key, data, params) -> uint8 pictures (num_batches, B, H, W, 3); data leaves are (num_batches,
+    B, ...). A picture's draws depend only on its number.
 
   Raises:
-    ConfigError: a missing prompt, or a strength or number of steps that cannot be used.
+    ConfigError: a prompt is missing, or the strength or number of steps cannot be used.
+
+  >>> from udp_jax.models import toy
+  >>> make = style_transfer(toy.on_latents(), (1, 2), Sampling(10, guidance_scale=1.0), 0.4)
+  >>> data = Batch(jnp.zeros((1, 2, 8, 8, 3), jnp.uint8), jnp.arange(2)[None], jnp.ones((1, 2)))
+  >>> params = toy.on_latents().init(jax.random.key(0))
+  >>> jax.eval_shape(make, jax.random.key(1), data, params).dtype
+  dtype('uint8')
   """
-  if style_ids is None or (guidance_scale != 1.0 and uncond_ids is None):
+  uncond_ids = sampling.uncond_ids
+  if style_ids is None or (sampling.guidance_scale != 1.0 and uncond_ids is None):
     raise ConfigError(
       "target 'style_transfer' needs style_prompt (style_ids), and a model with a tokenizer"
     )
-  edit = img2img(
-    model,
-    strength=strength,
-    sample_steps=sample_steps,
-    guidance_scale=guidance_scale,
-    scheduler=SCHEDULER,
-  )
+  edit = editing.img2img(model, dataclasses.replace(sampling, scheduler=SCHEDULER), strength)
   cond = np.asarray(style_ids, np.int32)[None]
   uncond = None if uncond_ids is None else np.asarray(uncond_ids, np.int32)[None]
 
@@ -100,7 +100,7 @@ def style_transfer(
     def one_batch(batch: Batch) -> jax.Array:
       keys = example_keys(key, 0, batch.ids)
       images = to_float(batch.images)
-      return quantise(edit.apply(keys, params, images, jnp.asarray(cond), uncond))
+      return quantise(edit(keys, params, images, jnp.asarray(cond), uncond))
 
     return jax.lax.map(one_batch, data)
 
@@ -112,9 +112,9 @@ def _grey(height: int, width: int) -> np.ndarray:
 
 
 def _pattern(height: int, width: int) -> np.ndarray:
-  """Black and white: diagonal bars that change places from stripe to stripe.
+  """Black and white diagonal bars whose colours swap from stripe to stripe.
 
-  High contrast and repeated over the whole picture, as the picture of lettering that Mist aims at.
+  High contrast, repeated over the whole picture, like the picture of lettering that Mist uses.
   """
   y, x = np.mgrid[:height, :width] / min(height, width)
   bars = np.sin(2 * np.pi * (6 * x + 3 * y))
@@ -123,15 +123,15 @@ def _pattern(height: int, width: int) -> np.ndarray:
 
 
 def _facets(height: int, width: int, count: int = 40) -> np.ndarray:
-  """Flat coloured facets with shading: what the nearest of some points says, after cubist painting.
+  """Flat coloured facets with shading, as in cubist paintings: the Voronoi cells of some points.
 
-  Points follow a low-discrepancy sequence, hues the golden angle: no randomness.
+  Points follow a low-discrepancy sequence, hues the golden angle: nothing is random.
   """
   n = np.arange(1, count + 1)
   points = np.stack([(n * 0.7548776662) % 1, (n * 0.5698402910) % 1], axis=-1)
   y, x = np.mgrid[:height, :width]
   place = np.stack([(y + 0.5) / height, (x + 0.5) / width], axis=-1)
-  # City-block distance has straight, angular borders.
+  # City-block distance gives the cells straight, angular borders.
   distance = np.abs(place[:, :, None] - points).sum(-1)
   nearest = distance.argmin(-1)
   hue = 2 * np.pi * (n * 0.6180339887) % (2 * np.pi)

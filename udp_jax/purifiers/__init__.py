@@ -1,6 +1,7 @@
-"""Purifiers: what is done to protected pictures to undo their protection; one module each."""
+"""Purifiers: methods that remove protections from pictures; one module each."""
 
 from udp_jax.purifiers.base import (
+  Batching,
   Iteration,
   Purifier,
   available,
@@ -12,6 +13,7 @@ from udp_jax.purifiers.base import (
 )
 
 __all__ = [
+  "Batching",
   "Iteration",
   "Purifier",
   "available",

@@ -1,8 +1,8 @@
-"""AdverseCleaner: a bilateral filter many times, then a guided filter that brings structure back.
+"""AdverseCleaner: a repeated bilateral filter, then a guided filter that restores structure.
 
 The filter that lllyasviel published against Glaze and Mist (github.com/lllyasviel/AdverseCleaner).
-Difference: the result is rounded to 8 bits by whoever saves it, where the original truncates. Its
-author warns that the guided filter can bring a perturbation back, too.
+Difference: the code that saves the result rounds it to 8 bits, where the original truncates. Its
+author warns that the guided filter can also restore a perturbation.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ def adverse_cleaner(
 
   Args:
     model: unused.
-    bilateral_passes: applications of the bilateral filter.
-    diameter: of its disc of neighbours, odd, in pixels.
-    sigma_color: on the [0, 1] scale.
-    sigma_space: in pixels.
-    guided_passes: applications of the guided filter, whose guide is the picture as it came.
-    guided_radius: its windows have 2 * radius + 1 pixels a side.
-    guided_regulariser: its epsilon, on the square of the [0, 1] scale.
+    bilateral_passes: number of passes of the bilateral filter.
+    diameter: odd diameter of the bilateral filter's disc of neighbours, in pixels.
+    sigma_color: standard deviation of its weights over colours, on the [0, 1] scale.
+    sigma_space: standard deviation of its weights over distances, in pixels.
+    guided_passes: number of passes of the guided filter, whose guide is the input picture.
+    guided_radius: radius of its windows, which have 2 * radius + 1 pixels per side.
+    guided_regulariser: epsilon of the guided filter, on the square of the [0, 1] scale.
+
+  >>> images, keys = jnp.full((1, 16, 16, 3), 0.5), jax.random.split(jax.random.key(0), 1)
+  >>> adverse_cleaner(None, bilateral_passes=2).apply({}, keys, images).mean().round(2).tolist()
+  0.5
   """
   del model
 

@@ -1,4 +1,4 @@
-"""Bilateral filter: smooths what is smaller than `sigma_color` and keeps edges."""
+"""Bilateral filter: smooths differences smaller than `sigma_color` and keeps edges."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ def bilateral(
 
   Args:
     model: unused.
-    diameter: odd, of the disc of neighbours, in pixels.
-    sigma_color: on the [0, 1] scale, of sums of absolute differences over the channels.
-    sigma_space: in pixels.
-    num_passes: how often it is applied.
+    diameter: odd diameter of the disc of neighbours, in pixels.
+    sigma_color: standard deviation of the weights over sums of absolute differences of the
+      channels, on the [0, 1] scale.
+    sigma_space: standard deviation of the weights over distances, in pixels.
+    num_passes: number of passes of the filter.
+
+  >>> images, keys = jax.numpy.full((1, 16, 16, 3), 0.5), jax.random.split(jax.random.key(0), 1)
+  >>> bilateral(None, num_passes=2).apply({}, keys, images).mean().round(2).tolist()
+  0.5
   """
   del model
 

@@ -1,4 +1,4 @@
-"""Several purifiers, one after the other."""
+"""Several purifiers, applied one after the other."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from udp_jax.purifiers.base import Purifier, build
 
 
 def chain(model: DiffusionModel | None, *, methods: Sequence[Mapping[str, Any]]) -> Purifier:
-  """A composition.
+  """Composes purifiers.
 
-  Between two methods pictures stay float: nothing is rounded but by a method itself.
+  Pictures stay float between two methods; only a method itself may round them.
 
   Args:
-    model: what the methods work with.
-    methods: in order, each a mapping of `name` and the options of that purifier, as
+    model: the model for the methods.
+    methods: purifiers in order, each a mapping of `name` and its options, such as
       ({"name": "gaussian_noise", "std": 0.05}, {"name": "jpeg", "quality": 75}).
 
   Raises:
-    ConfigError: no methods, one without a name, or what `build` raises for one of them.
+    ConfigError: there are no methods, one has no name, or `build` raises it for one of them.
+
+  >>> method = chain(None, methods=[{"name": "gaussian_blur"}, {"name": "jpeg", "quality": 60}])
+  >>> method.needs_model, method.init(jax.random.key(0))
+  (False, ({}, {}))
   """
   parts = []
   for settings in methods:

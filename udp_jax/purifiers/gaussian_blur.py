@@ -1,4 +1,4 @@
-"""Gaussian blur: takes the high frequencies away, of the perturbation and of the picture."""
+"""Gaussian blur: removes the high frequencies of the perturbation, and of the picture."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ def gaussian_blur(
 ) -> Purifier:
   """Blurs every picture; borders are mirrored.
 
-  Published strengths differ by far more than those of other filters: MetaCloak trains against 7
-  taps, DiffShortcut blurs with a radius of 7 pixels, which leaves a sketch of the picture.
+  Published strengths differ far more than those of other filters: MetaCloak trains against 7 taps,
+  DiffShortcut blurs with a radius of 7 pixels, which leaves only a sketch of the picture.
 
   Args:
     model: unused.
-    sigma: in pixels.
-    kernel_size: odd number of taps; 0 takes 3 sigma to each side.
+    sigma: standard deviation of the blur, in pixels.
+    kernel_size: odd number of taps; 0 uses 3 sigma on each side.
 
   Raises:
-    ConfigError: an even number of taps.
+    ConfigError: the number of taps is even.
+
+  >>> images, keys = jax.numpy.full((1, 16, 16, 3), 0.5), jax.random.split(jax.random.key(0), 1)
+  >>> gaussian_blur(None, sigma=2.0).apply({}, keys, images).mean().round(2).tolist()
+  0.5
   """
   del model
   if kernel_size and kernel_size % 2 == 0:

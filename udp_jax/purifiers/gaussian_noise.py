@@ -1,4 +1,4 @@
-"""Gaussian noise: drowns a perturbation in another one."""
+"""Gaussian noise: hides a perturbation under random noise."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.ops.keys import normal_each
 from udp_jax.purifiers.base import Purifier, no_params
-from udp_jax.randomness import normal_each
 
 
 def gaussian_noise(model: DiffusionModel | None, *, std: float = 0.05) -> Purifier:
@@ -18,6 +18,10 @@ def gaussian_noise(model: DiffusionModel | None, *, std: float = 0.05) -> Purifi
   Args:
     model: unused.
     std: standard deviation on the [0, 1] scale.
+
+  >>> images, keys = jnp.full((1, 16, 16, 3), 0.5), jax.random.split(jax.random.key(0), 1)
+  >>> gaussian_noise(None, std=0.05).apply({}, keys, images).mean().round(2).tolist()
+  0.5
   """
   del model
 

@@ -1,11 +1,11 @@
 """GrIDPure (Zhao et al., CVPR 2024, arXiv:2312.00084): small DiffPure steps over a grid of windows.
 
-Every iteration purifies overlapping windows of the model's size with few timesteps, averages them,
-and mixes a little of the picture before the iteration in. One more window is made of the four
-corners, which the grid covers once only.
+Each iteration purifies overlapping windows of the model's size with few timesteps, averages them,
+and mixes in a little of the picture from before the iteration. One more window consists of the four
+corners, which the grid covers only once.
 
-Differences: the published code rounds the picture to 8 bits in every iteration and stops over a
-misspelt argument; ours does neither, and pictures smaller than a window are extended by mirroring.
+Differences: the published code rounds the picture to 8 bits in every iteration and stops at a
+misspelt argument; ours does neither, and mirrors pictures that are smaller than a window.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from udp_jax.models.base import Cond, DiffusionModel, Params
 from udp_jax.purifiers import base, diffpure
 from udp_jax.purifiers.base import Purifier
 
-# A rectangle of a window and where it lies in the picture: (y, x in the window, y, x, side).
+# A rectangle of a window and its place in the picture: (y, x in the window, y, x, side).
 _Piece = tuple[int, int, int, int, int]
 
 
@@ -33,19 +33,23 @@ def gridpure(
   variance: str = "fixed_small",
   cond: Cond = None,
 ) -> Purifier:
-  """Purifies pictures of any size with a model of square windows.
+  """Purifies pictures of any size with a model for square windows.
 
   Args:
     model: a diffusion model; the paper's is for 256x256.
-    timestep: of each small purification, as in `diffpure`.
-    num_iterations: how many.
+    timestep: number of steps of noise, and of denoising, of each small purification.
+    num_iterations: number of purifications, one after the other.
     mix: the paper's gamma: x <- (1 - mix) * purified + mix * x.
-    stride: between windows, in pixels; 0 for half a window, the paper's 128 of 256.
-    variance: see `diffpure`.
-    cond: see `diffpure`.
+    stride: distance between windows, in pixels; 0 for half a window, the paper's 128 of 256.
+    variance: variance of the reverse steps, "fixed_small" or "fixed_large".
+    cond: conditioning of the model for all pictures, (1, ...); None if the model takes none.
 
   Raises:
-    ConfigError: options out of range, or a model whose pictures are not square with an even side.
+    ConfigError: an option is out of range, or the model's pictures are not square with even side.
+
+  >>> from udp_jax.models import toy
+  >>> gridpure(toy.on_pixels(), timestep=2, num_iterations=1).needs_model
+  True
   """
   model = base.need_model(model, "gridpure")
   diffpure.check(model, "gridpure", timestep, variance)
@@ -79,7 +83,7 @@ def gridpure(
           model, held, own, window, timestep=timestep, variance=variance, cond=cond
         )
 
-      # One window of all pictures at a time: the memory of a batch, not of a grid of them.
+      # One window of all pictures at a time, so memory grows with the batch and not with the grid.
       purified = jax.lax.map(one, (jnp.arange(len(windows)), stacked))
       total = jnp.zeros_like(whole)
       for pieces, window in zip(windows, purified):
@@ -95,10 +99,13 @@ def gridpure(
 
 
 def plan(height: int, width: int, side: int, stride: int) -> list[list[_Piece]]:
-  """The windows of a picture, each as the pieces that it is put together from.
+  """Returns the windows of a picture, each as the pieces that it is assembled from.
 
-  Windows of the grid are one piece each; the last of a row or column ends with the picture. Where
-  there are several along both axes, one more is made of the four corners.
+  Windows of the grid are one piece each; the last of a row or column ends with the picture. If
+  there are several along both axes, one more window consists of the four corners.
+
+  >>> len(plan(12, 8, side=8, stride=4))  # Two windows, one below the other.
+  2
   """
   tops, lefts = ([*range(0, n - side, stride), n - side] for n in (height, width))
   windows = [[(0, 0, top, left, side)] for top in tops for left in lefts]

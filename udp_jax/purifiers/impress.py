@@ -1,21 +1,21 @@
-"""IMPRESS (Cao et al., NeurIPS 2023, arXiv:2310.19248): back to what the autoencoder reproduces.
+"""IMPRESS (Cao et al., NeurIPS 2023, arXiv:2310.19248): finds a picture the autoencoder reproduces.
 
-Protections against latent diffusion leave pictures that the autoencoder does not give back. IMPRESS
-looks for a picture close to the protected one that it does give back:
+The autoencoder does not reproduce pictures that are protected against latent diffusion. IMPRESS
+looks for a picture close to the protected one that it does reproduce:
 
   minimise over x'  MSE(VAE(x'), x') + perceptual_weight max(distance(x', x) - perceptual_budget, 0)
 
 x is the protected picture, VAE(x') decodes the mean of the latents, and the gradient passes through
-both places of x'. Adam (epsilon 1e-5) from x + noise, a cosine learning rate that ends at 1e-5,
-every step clamped to the range. All in the paper's range [-1, 1], to which pictures are converted
-once; learning rate, noise and losses are on it.
+both occurrences of x'. Adam (epsilon 1e-5) starts from x + noise, with a cosine learning rate that
+ends at 1e-5; every step is clamped to the range. Pictures are converted once to the paper's range
+[-1, 1], and learning rate, noise and losses refer to it.
 
-Differences from the published code: pictures are independent problems that are solved in batches
-(losses are summed, Adam and clamping are per value); the computation is not in half precision
-unless the model's is; and the distance is whatever was asked for: the paper's numbers are with
-LPIPS on VGG16, whose weights must be given, and a budget for LPIPS is another budget for another
-distance. The function, the scripts and the command lines published disagree about the settings;
-those of the scripts are the configs `impress_glaze` (the defaults here) and `impress_photoguard`.
+Differences from the published code: each picture is a problem of its own, and they are solved in
+batches (losses are summed, Adam and clamping are per value); the computation is in half precision
+only if the model's is; and the distance can be chosen: the paper uses LPIPS on VGG16, whose weights
+must be given, and a budget for LPIPS does not carry over to another distance. The published
+function, scripts and command lines disagree about the settings; those of the scripts are the
+configs `impress_glaze` (the defaults here) and `impress_photoguard`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from udp_jax.models import perceptual as perceptual_lib
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.perceptual import PerceptualDistance
 from udp_jax.ops.image import from_model_range, to_model_range
+from udp_jax.ops.keys import normal_each
 from udp_jax.purifiers import base
 from udp_jax.purifiers.base import Iteration, Purifier
-from udp_jax.randomness import normal_each
 
 _FINAL_LEARNING_RATE = 1e-5
 _ADAM_EPSILON = 1e-5
 
 
 class ImpressState(NamedTuple):
-  """x' in [-1, 1], (B, H, W, 3), and Adam's state, every leaf with a leading batch axis."""
+  """x' in [-1, 1], (B, H, W, 3), and Adam's state; every leaf has a leading batch axis."""
 
   x: jax.Array
   opt_state: optax.OptState
@@ -59,23 +59,29 @@ def impress(
 ) -> Purifier:
   """The purifier of the paper, with the settings of its runs against Glaze.
 
-  Pictures whose sides are no multiples of the autoencoder's factor are extended by mirroring, and
+  Pictures whose sides are not multiples of the autoencoder's factor are extended by mirroring, and
   the result is cropped.
 
   Args:
     model: a latent diffusion model.
-    num_steps: of Adam.
-    learning_rate: at the start, on the range [-1, 1].
-    perceptual_weight: the paper's alpha.
-    perceptual_budget: how far x' may be at no cost, in units of the distance.
-    noise_std: of the noise at the start, on the range [-1, 1].
+    num_steps: number of Adam steps.
+    learning_rate: learning rate of the first step, on the range [-1, 1].
+    perceptual_weight: weight of the perceptual distance, the paper's alpha.
+    perceptual_budget: distance up to which there is no penalty, in units of the distance.
+    noise_std: standard deviation of the noise at the start, on the range [-1, 1].
     perceptual: a distance, or the name of one of `models.perceptual`.
-    perceptual_weights: its weight file, where it needs one.
+    perceptual_weights: path of the distance's weight file, if it needs one.
 
   Raises:
-    ConfigError: the model has no autoencoder, or an unknown distance. When it is applied:
+    ConfigError: the model has no autoencoder, or the distance is unknown. `apply` raises it for
       pictures too small for the distance.
-    MissingDataError: the distance's weights are not there.
+    MissingDataError: the distance's weights are missing.
+
+  >>> from udp_jax.models import toy
+  >>> far = lambda params, x, y: jnp.abs(x - y).mean((1, 2, 3))
+  >>> distance = PerceptualDistance("mean", "Mean", {}, far, 1, "")
+  >>> impress(toy.on_latents(), num_steps=10, perceptual=distance).iteration.num_steps
+  10
   """
   model, downscale = base.need_autoencoder(model, "impress")
   reconstruct = model.reconstruct
@@ -121,7 +127,7 @@ def impress(
     del params
     x = to_model_range(extended(images))
     x = x + noise_std * normal_each(keys, x.shape[1:])
-    # Mapped over pictures, so that even Adam's counters are theirs.
+    # Mapped over pictures, so that each picture has even its own Adam counters.
     return ImpressState(x, jax.vmap(tx.init)(x))
 
   def advance(params: Params, images: jax.Array, state: ImpressState):

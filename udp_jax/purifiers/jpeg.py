@@ -1,4 +1,4 @@
-"""JPEG: the codec itself, or the differentiable one of `ops.jpeg`."""
+"""JPEG: the real codec, or the differentiable one of `ops.jpeg`."""
 
 from __future__ import annotations
 
@@ -25,17 +25,21 @@ def jpeg(
   codec: str = "libjpeg",
   chroma_subsampling: bool = True,
 ) -> Purifier:
-  """Compresses and decompresses every picture; quality 75 is what published studies use.
+  """Compresses and decompresses every picture; published studies use quality 75.
 
   Args:
     model: unused.
-    quality: 1 to 100; of several, every picture's key picks one.
+    quality: 1 to 100; of several values, every picture's key picks one.
     codec: "libjpeg" is Pillow's, on the host; "differentiable" is `ops.jpeg`, on the device, whose
-      result differs by little and which gradients pass.
-    chroma_subsampling: 4:2:0, as nearly every JPEG file; else 4:4:4.
+      result is slightly different and has gradients.
+    chroma_subsampling: True for 4:2:0, as in nearly every JPEG file; else 4:4:4.
 
   Raises:
-    ConfigError: an unknown codec.
+    ConfigError: the codec is unknown.
+
+  >>> images, keys = jnp.full((1, 16, 16, 3), 0.5), jax.random.split(jax.random.key(0), 1)
+  >>> jpeg(None, quality=75).apply({}, keys, images).mean().round(2).tolist()
+  0.5
   """
   del model
   qualities = (quality,) if isinstance(quality, int) else tuple(quality)

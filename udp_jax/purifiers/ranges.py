@@ -1,21 +1,21 @@
-"""What the options of purifiers may be: by their types, and numbers by their names.
+"""Allowed values of purifiers' options: types by annotation, and ranges by option name.
 
-`base.build` checks all options here, so that no method says by a stack trace that a value is none
-of its own. What depends on a model or a picture is checked where that is known.
+`base.build` checks all options here, so that a bad value gives a clear error and not a stack trace
+from a method. Checks that need a model or a picture are made where these are known.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from udp_jax import registry
 from udp_jax.errors import ConfigError
 
 
 class Range(NamedTuple):
-  """From `least` to `most`, both included unless `above`, which leaves `least` out."""
+  """From `least` to `most`, including both; `above` excludes `least`, `odd` even numbers."""
 
   least: float
   most: float
@@ -23,7 +23,7 @@ class Range(NamedTuple):
   odd: bool = False
 
   def holds(self, value: float) -> bool:
-    """Whether a number lies in it; NaN lies nowhere."""
+    """Whether a number lies in the range; NaN never does."""
     inside = value > self.least if self.above else value >= self.least
     return inside and value <= self.most and not (self.odd and value % 2 == 0)
 
@@ -62,7 +62,7 @@ RANGES: dict[str, Range] = {
   "weight": Range(0, 1_000_000),
 }
 
-# By annotations, as they are written in constructors.
+# Checks by annotation, spelled as in the constructors.
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
   "int": (lambda v: _is_int(v), "a whole number"),
   "float": (lambda v: _is_number(v), "a number"),
@@ -80,19 +80,24 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check(function: Callable[..., Any], name: str, options: Mapping[str, Any]) -> None:
-  """Checks the values of a constructor's options.
+  """Checks the values of options for a constructor.
 
   Args:
     function: the constructor.
-    name: of the method, for errors.
-    options: known ones.
+    name: name of the method, for errors.
+    options: options that the constructor is known to have, by name.
 
   Raises:
-    ConfigError: a value of another type, or outside of the option's range.
+    ConfigError: a value has another type, or lies outside the option's range.
+
+  >>> from udp_jax.purifiers.gaussian_noise import gaussian_noise
+  >>> check(gaussian_noise, "gaussian_noise", {"std": -1.0})
+  Traceback (most recent call last):
+  udp_jax.errors.ConfigError: purifier gaussian_noise: std must be 0 to 10, got -1.0
   """
-  parameters = inspect.signature(function).parameters
+  known = registry.fields(function)
   for option, value in options.items():
-    fits, what = _TYPES.get(str(parameters[option].annotation), (lambda v: True, ""))
+    fits, what = _TYPES.get(known[option].annotation, (lambda v: True, ""))
     reach = RANGES.get(option)
     if fits(value):
       numbers = value if _is_list(value) else [value]

@@ -1,4 +1,4 @@
-"""Shrinking and enlarging: what is finer than the small picture is lost."""
+"""Shrinks and enlarges pictures: details that the small picture cannot hold are lost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from udp_jax.purifiers.base import Purifier, no_params
 def resize(
   model: DiffusionModel | None, *, factor: float = 0.5, method: str = "lanczos3"
 ) -> Purifier:
-  """Resizes to `factor` of height and width and back.
+  """Resizes to `factor` of height and width, and back.
 
   Args:
     model: unused.
-    factor: in (0, 1).
-    method: "nearest", "linear", "cubic", "lanczos3" or "lanczos5", for both ways.
+    factor: size of the small picture as a share of the original, in (0, 1).
+    method: "nearest", "linear", "cubic", "lanczos3" or "lanczos5", for both directions.
 
   Raises:
-    ConfigError: an unknown method, or a factor outside (0, 1).
+    ConfigError: the method is unknown, or the factor is outside (0, 1).
+
+  >>> images, keys = jnp.full((1, 16, 16, 3), 0.5), jax.random.split(jax.random.key(0), 1)
+  >>> resize(None).apply({}, keys, images).mean().round(2).tolist()
+  0.5
   """
   del model
   methods = tuple(m for m in image.RESIZE_METHODS if m != "box")

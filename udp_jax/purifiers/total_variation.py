@@ -1,9 +1,9 @@
-"""Total variation minimisation with pixels left out at random (Guo et al. 2018, arXiv:1711.00117).
+"""Total variation minimisation with pixels dropped at random (Guo et al. 2018, arXiv:1711.00117).
 
-The picture of least total variation that agrees with the pixels which were kept. Differences: the
+Finds the picture of least total variation that agrees with the remaining pixels. Differences: the
 data term is squared (Rudin, Osher & Fatemi), so that `weight` is on the scale of the picture, and
-it is solved at the picture's own size by primal-dual steps; a public implementation shrinks every
-picture to 64x64 first and calls a solver that needs a licence.
+the picture is solved at its own size by primal-dual steps; a public implementation first shrinks
+every picture to 64x64 and calls a solver that needs a licence.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ def total_variation(
 
   Args:
     model: unused.
-    weight: on the [0, 1] scale; about the size of what is to be removed.
-    drop_rate: probability of a pixel to be left out and filled in; 0 draws nothing.
-    num_steps: of the solver.
+    weight: strength of the smoothing; about the size, on the [0, 1] scale, of details to remove.
+    drop_rate: probability that a pixel is dropped and filled in; 0 draws nothing.
+    num_steps: number of solver steps.
+
+  >>> images, keys = jnp.full((1, 16, 16, 3), 0.5), jax.random.split(jax.random.key(0), 1)
+  >>> total_variation(None, num_steps=2).apply({}, keys, images).shape
+  (1, 16, 16, 3)
   """
   del model
 

@@ -1,4 +1,4 @@
-"""A round trip through an autoencoder: what its latents do not hold is lost."""
+"""A round trip through an autoencoder: details that its latents cannot hold are lost."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ from udp_jax.purifiers.base import Purifier
 
 
 def vae_roundtrip(model: DiffusionModel | None, *, num_passes: int = 1) -> Purifier:
-  """Encodes (the posterior's mean) and decodes; also known as "deglazing".
+  """Encodes (to the posterior's mean) and decodes; also known as "deglazing".
 
-  Pictures whose sides are no multiples of the autoencoder's factor are extended by mirroring, and
+  Pictures whose sides are not multiples of the autoencoder's factor are extended by mirroring, and
   the result is cropped.
 
   Args:
     model: a latent diffusion model.
-    num_passes: how often.
+    num_passes: number of round trips.
 
   Raises:
     ConfigError: the model has no autoencoder.
+
+  >>> from udp_jax.models import toy
+  >>> method = vae_roundtrip(toy.on_latents())
+  >>> method.apply({}, None, jnp.full((1, 8, 8, 3), 0.5)).mean().tolist()
+  0.5
   """
   model, downscale = base.need_autoencoder(model, "vae_roundtrip")
   reconstruct = model.reconstruct

@@ -1,7 +1,7 @@
-"""The study report as one self-contained page: tables, pictures, curves and where they came from.
+"""The study report as one self-contained page: tables, pictures, curves and their origin.
 
-Nothing is loaded from elsewhere: pictures are data URIs, figures inline SVG, styles and the few
-lines of script part of the page, and a content security policy forbids the rest.
+The page loads nothing from elsewhere: pictures are data URIs, figures are inline SVG, styles and
+the few lines of script are in the page, and a content security policy forbids anything else.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from udp_jax.data import files
 from udp_jax.report import plots, text
+from udp_jax.runtime import files
 
 _REQUIRED = ("title", "summary", "command", "commit", "date", "seeds", "hardware", "versions",
              "config", "data", "radius_255", "feature_label", "columns", "rows")  # fmt: skip
@@ -31,26 +31,26 @@ _DIRECTIONS = {"higher": "▲ higher is better", "lower": "▼ lower is better"}
 def write_report(
   path: str | os.PathLike[str], report: Mapping[str, Any], assets: Mapping[str, Any]
 ) -> None:
-  """Writes the page; the same input gives the same bytes, and it appears whole or not at all.
+  """Writes the page; equal input gives equal bytes. The file is written whole or not at all.
 
   Args:
     path: the HTML file to write.
-    report: exactly what report.json holds. Required: "title", "summary", "command", "commit",
+    report: the content of report.json. Required: "title", "summary", "command", "commit",
       "date", "seeds", "hardware", "versions", "config", "data", "radius_255" (8-bit levels),
-      "feature_label", "columns" and "rows". Optional, their sections vanish: "notice", "curves"
+      "feature_label", "columns" and "rows". Optional, with their sections: "notice", "curves"
       ("victims", "protection"), "timesteps". None and NaN are shown as "-".
     assets: uint8 images, each key optional: "clean" (n, H, W, 3), "protected" {method: (n, H, W,
       3)} of the same pictures, "samples" {training set: (m, H, W, 3)}.
 
   Raises:
-    ValueError: if a required key is missing, or images have a wrong dtype or shape.
-    OutputError: if the file cannot be written.
+    ValueError: a required key is missing, or images have a wrong dtype or shape.
+    OutputError: the file cannot be written.
   """
   files.write_bytes(path, render(report, assets).encode())
 
 
 def render(report: Mapping[str, Any], assets: Mapping[str, Any]) -> str:
-  """The page of `write_report` as a string."""
+  """Returns the page of `write_report` as a string."""
   missing = [key for key in _REQUIRED if key not in report]
   if missing:
     raise ValueError(f"the report lacks {', '.join(missing)}")
@@ -88,18 +88,18 @@ def render(report: Mapping[str, Any], assets: Mapping[str, Any]) -> str:
 
 
 def delta_factor(radius_255: float) -> int:
-  """How strongly to amplify a change of at most `radius_255` levels to just fill 8 bits."""
+  """Returns the factor that amplifies changes of up to `radius_255` levels to fill 8 bits."""
   return max(1, int(127 / radius_255)) if radius_255 > 0 else 1
 
 
 def amplified_delta(clean: np.ndarray, protected: np.ndarray, factor: int) -> np.ndarray:
-  """128 + factor * (protected - clean) in uint8, cut to 0..255: grey is "unchanged"."""
+  """The change as a picture: 128 + factor * (protected - clean), uint8; grey is unchanged."""
   delta = protected.astype(np.int32) - clean.astype(np.int32)
   return np.clip(128 + factor * delta, 0, 255).astype(np.uint8)
 
 
 def tile_images(images: np.ndarray, *, gap: int = 1) -> np.ndarray:
-  """(m, H, W, 3) uint8 tiled to a near-square (.., .., 4) with transparent gaps, rows first."""
+  """Tiles pictures (m, H, W, 3) row by row into one near-square RGBA picture with clear gaps."""
   count, height, width, _ = images.shape
   columns = math.ceil(math.sqrt(count))
   rows = math.ceil(count / columns)
@@ -112,7 +112,7 @@ def tile_images(images: np.ndarray, *, gap: int = 1) -> np.ndarray:
 
 
 def data_uri(pixels: np.ndarray) -> str:
-  """uint8 (H, W, 3 or 4) as a PNG in a data URI."""
+  """Encodes uint8 (H, W, 3 or 4) as a PNG in a data URI."""
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
   return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -128,12 +128,12 @@ def _check_images(what: str, images: Any) -> np.ndarray:
 
 
 def _table(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> list[dict[str, Any]]:
-  """Cells of the main table, formatted, with the best mean of each column marked."""
+  """Formats the cells of the main table and marks the best mean of each column."""
   best = {}
   for column in report["columns"]:
     means = [text.metric_values(row, column["key"])[0] for row in report["rows"]]
     known = [mean for mean in means if mean is not None]
-    if column.get("better") in _DIRECTIONS and len(set(known)) > 1:  # No best among equals.
+    if column.get("better") in _DIRECTIONS and len(set(known)) > 1:  # Equal means have no best.
       best[column["key"]] = max(known) if column["better"] == "higher" else min(known)
   rows = []
   for row in report["rows"]:
@@ -194,7 +194,7 @@ def _pictures(
 def _samples(
   samples: Mapping[str, Any], series: Mapping[str, plots.Series]
 ) -> list[dict[str, Any]]:
-  """One tiled PNG per training set, to be shown at a whole multiple of its size."""
+  """One tiled PNG for each training set, shown at a whole multiple of its size."""
   cards = []
   for name in _in_row_order(samples, series):
     images = _check_images(f"samples {name!r}", samples[name])
@@ -222,7 +222,7 @@ def _in_row_order(images: Mapping[str, Any], series: Mapping[str, plots.Series])
 def _curves(
   curves: Mapping[str, Any], timesteps: Mapping[str, Any], series: Mapping[str, plots.Series]
 ) -> list[dict[str, Any]]:
-  """Figures over steps, rounds and timesteps with captions in plain words; absent ones left out."""
+  """Figures over steps, rounds and timesteps, with captions; figures without data are left out."""
   figures = []
   victims, protection = curves.get("victims") or {}, curves.get("protection") or {}
   if victims:
@@ -234,7 +234,7 @@ def _curves(
     if cut is not None:
       caption += f" The steep start above {cut:.3g} is cut off."
     figures.append(_figure("Loss of the trained models", caption, svg, victims, series))
-  # A loss averaged over other timesteps is another quantity: UDP's and EUDP's levels differ anyway.
+  # Losses averaged over different timesteps differ in level, as UDP's and EUDP's do.
   heights = "Methods may weigh noise levels differently: compare courses, not heights."
   both = {
     "min_loss": (
@@ -271,7 +271,7 @@ def _figure(
   series: Mapping[str, plots.Series],
 ) -> dict[str, Any]:
   legend = [series[name] for name in _in_row_order(names, series)]
-  # Safe to mark: our own plotting code made the SVG, and matplotlib escapes the texts in it.
+  # Safe as HTML: our own plotting code made the SVG, and matplotlib escapes its texts.
   return {"title": title, "caption": caption, "svg": Markup(svg), "legend": legend}
 
 

@@ -1,6 +1,6 @@
 """The report of a matrix as one self-contained page.
 
-Like the page of a study (`html`): nothing is loaded from elsewhere, figures are inline SVG.
+Like the page of a study (`html`), it loads nothing from elsewhere; figures are inline SVG.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from udp_jax.data import files
-from udp_jax.matrix.plan import NONE, Cell
-from udp_jax.matrix.results import reproducing
+from udp_jax.data.marks import CLEAN
 from udp_jax.report import mosaics as mosaics_lib
 from udp_jax.report import plots, survival, text
 from udp_jax.report.mosaics import Mosaics
-from udp_jax.study import CLEAN
+from udp_jax.report.names import NONE
+from udp_jax.runtime import files
 
 
 def write_report(
@@ -29,13 +28,14 @@ def write_report(
   about: Mapping[str, Any],
   mosaics: Mosaics,
 ) -> None:
-  """Writes the page, whole or not at all.
+  """Writes the page; the file is written whole or not at all.
 
   Args:
-    path: the HTML file.
-    report: of `matrix.results.build`.
-    about: of this run: "command", "commit", "started", "ended", "seconds", "hardware", "versions".
-    mosaics: of `mosaics.pictures`; may be empty.
+    path: the HTML file to write.
+    report: the result of `matrix.results.build`.
+    about: how the report was made: "command", "commit", "started", "ended", "seconds", "hardware",
+      "versions"; and "example": the command that makes a single cell (`matrix.results.example`).
+    mosaics: pictures of the cells, from `matrix.mosaics.pictures`; may be empty.
 
   Raises:
     OutputError: the file cannot be written.
@@ -44,7 +44,7 @@ def write_report(
 
 
 def render(report: Mapping[str, Any], about: Mapping[str, Any], mosaics: Mosaics) -> str:
-  """The page of `write_report` as a string."""
+  """Returns the page of `write_report` as a string."""
   series = plots.assign_series(report["rows"])
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -68,7 +68,6 @@ def render(report: Mapping[str, Any], about: Mapping[str, Any], mosaics: Mosaics
     visible=_visible(report, series),
     cells=[_cells(report, table, series) for table in report["tables"]],
     gallery=mosaics_lib.gallery(report, mosaics, series),
-    example=_example(report),
     config_text=json.dumps(text.jsonable(report["config"]), indent=2, sort_keys=True),
     missing=text.MISSING,
     interval=f"{100 * report['interval_level']:g} %",
@@ -76,7 +75,7 @@ def render(report: Mapping[str, Any], about: Mapping[str, Any], mosaics: Mosaics
 
 
 def _pareto(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> list[dict[str, Any]]:
-  """For the first survival of every table, one figure of shares and one of the effect itself."""
+  """Two figures for each table about its first survival: the surviving share, and the effect."""
   own = report["tables"][0]
   known = [metric["key"] for metric in own["metrics"]]
   key = next((name for name in ("perceptual", "rmse") if name in known), None)
@@ -103,7 +102,7 @@ def _pareto(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> li
         for line in table["survival"][metric]
         if survival.is_complete(line)
         and line[field] is not None
-        # What helps the threat would stand among the best for keeping on to do so.
+        # Skip rows that help the attacker: high survival is bad there.
         and not survival.is_reversed(line, survival.metric_of(table, metric))
         and seen.get(line["row"]) is not None
       ]
@@ -121,14 +120,14 @@ def _pareto(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> li
 
 
 def _visible(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> dict[str, Any]:
-  """The pictures of every row before any purifier."""
+  """Metrics of the pictures of every row before any purifier."""
   table = report["tables"][0]
   lines = [
     {"series": series[entry["row"]], "numbers": _numbers(table, entry), "error": entry["error"]}
     for entry in table["cells"]
     if entry["purifier"] == NONE and entry["row"] != CLEAN
   ]
-  # Only where they differ: else the head of the page says it.
+  # Shown only if budgets differ; otherwise the head of the page states the one budget.
   budgets = {}
   if len(text.radii(report)) > 1:
     budgets = {row["name"]: row["radius_255"] for row in report["rows"] if row["name"] != CLEAN}
@@ -164,10 +163,3 @@ def _numbers(table: Mapping[str, Any], entry: Mapping[str, Any]) -> list[dict[st
       }
     )
   return shown
-
-
-def _example(report: Mapping[str, Any]) -> str:
-  """The command that makes one cell alone."""
-  row = next((r["name"] for r in report["rows"] if not r["control"]), report["rows"][-1]["name"])
-  threat = report["threats"][0]["name"] if report["threats"] else None
-  return reproducing(report["command"], Cell(row, report["purifiers"][-1]["name"], threat))

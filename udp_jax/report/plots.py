@@ -1,7 +1,7 @@
-"""The report's figures as inline SVG: same input, same bytes, and colours that the page decides.
+"""The report's figures as inline SVG: equal input gives equal bytes, and the page sets the colours.
 
 Figures are drawn in placeholder colours that become CSS variables (`--s0`, `--s1`, ... for series,
-`--grid`, `currentColor` for text), so that one SVG serves the light and the dark page.
+`--grid`, `currentColor` for text), so that one SVG works on the light and the dark page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from udp_jax.report import text
 
-# Distinct series colours in the style sheet: the first half for controls, the second for methods.
+# Number of series colours in the style sheet: the first ones for controls, the others for methods.
 NUM_CONTROL_COLORS = 6
 NUM_METHOD_COLORS = 6
 
@@ -50,14 +50,14 @@ _STYLE: dict[Any, Any] = {
 
 
 class Series(NamedTuple):
-  """How one training set is drawn everywhere in a report.
+  """The appearance of one training set in all figures of a report.
 
   Attributes:
     name: its key in the report.
-    label: what readers see.
+    label: name shown to readers.
     control: whether it is a control rather than a method.
     color: number of the page's CSS variable `--s{color}`.
-    dashes: on and off lengths in points, () for a full line.
+    dashes: on and off lengths in points, () for a solid line.
   """
 
   name: str
@@ -68,17 +68,17 @@ class Series(NamedTuple):
 
   @property
   def placeholder(self) -> str:
-    """The colour that becomes the CSS variable."""
+    """The colour that the CSS variable replaces."""
     return f"#fe00{self.color:02x}"
 
 
 def assign_series(
   rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()
 ) -> dict[str, Series]:
-  """Gives each row, and each further name that no row has, a colour and a line style.
+  """Assigns a colour and a line style to each row, and to each name in `names` without a row.
 
-  Controls are muted and dashed, methods vivid and full. Past six of a kind, colours repeat with the
-  next dash pattern.
+  Controls have muted colours and dashed lines, methods vivid colours and solid lines. After six of
+  a kind, colours repeat with the next dash pattern.
   """
   known = {row["name"] for row in rows}
   entries = [(row["name"], str(row["label"]), bool(row.get("control", False))) for row in rows]
@@ -99,10 +99,10 @@ def assign_series(
 def victim_losses(
   curves: Mapping[str, Any], series: Mapping[str, Series], prefix: str
 ) -> tuple[str, float | None]:
-  """Training loss of the trained models against steps: mean lines with a low-high band.
+  """Training loss of the trained models over steps: mean lines with a low-high band.
 
   Args:
-    curves: per training set "steps", "mean", and optionally "low" and "high".
+    curves: for each training set "steps", "mean", and optionally "low" and "high".
     series: line styles by training set.
     prefix: put before every id inside the SVG; unique on the page.
 
@@ -116,8 +116,8 @@ def victim_losses(
       if low.size and high.size:
         axes.fill_between(steps, low, high, color=style.placeholder, alpha=0.16, linewidth=0)
       _line(axes, steps, mean, style)
-    # The first steps start near one and end near a tenth: shown whole, they would flatten the
-    # differences that matter.
+    # Losses fall from one to a tenth within the first steps; a full y axis would hide the later
+    # differences.
     late, overall = [], []
     for steps, mean, low, high in drawn.values():
       for values in (mean, low, high):
@@ -138,7 +138,7 @@ def victim_losses(
 def protection_losses(
   curves: Mapping[str, Any], key: str, series: Mapping[str, Series], prefix: str
 ) -> str:
-  """One loss ("min_loss" or "max_loss") of the making of each protection, against rounds."""
+  """Plots one loss of each protection, "min_loss" or "max_loss", over rounds."""
   with new_axes("round", "loss") as (figure, axes):
     for name, curve in curves.items():
       rounds, loss = _columns(curve, ("round", key))
@@ -150,7 +150,7 @@ def protection_losses(
 def timestep_distributions(
   timesteps: Mapping[str, Sequence[float]], series: Mapping[str, Series], prefix: str
 ) -> str:
-  """Probability of each timestep, in multiples of the uniform distribution's."""
+  """Plots the probability of each timestep relative to the uniform distribution."""
   with new_axes(
     "timestep t  (left: hardly any noise, right: only noise)", "times uniform"
   ) as parts:
@@ -207,14 +207,14 @@ def pareto(
   xlabel: str,
   ylabel: str,
 ) -> str:
-  """How visible each protection is against what survives of it, and the front of the best ones.
+  """Plots the visibility of each protection and the effect that survives, with the Pareto front.
 
   Args:
     points: (name, x, y); a smaller x and a larger y are better.
     series: colours by name.
     prefix: put before every id inside the SVG; unique on the page.
-    xlabel: of the axis.
-    ylabel: of the axis.
+    xlabel: label of the x axis.
+    ylabel: label of the y axis.
   """
   with new_axes(xlabel, ylabel, size=(5.4, 3.9)) as (figure, axes):
     front = pareto_front(points)
@@ -226,7 +226,7 @@ def pareto(
       axes.plot([x], [y], "o", color=style.placeholder, mfc=face, ms=7.5, mew=1.6)
     axes.margins(x=0.08, y=0.1)
     low, high = axes.get_ylim()
-    # Names of points at one height are moved apart.
+    # Separate the names of points at the same height.
     taken: list[float] = []
     for name, x, y in sorted(points, key=lambda point: point[2]):
       place = max(y, taken[-1] + 0.055 * (high - low)) if taken else y
@@ -245,7 +245,7 @@ def pareto(
 
 
 def pareto_front(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-  """The points that no other one beats in both, a smaller x and a larger y; by x."""
+  """Returns the points that no other beats in both (smaller x, larger y), sorted by x."""
   front: list[tuple[str, float, float]] = []
   for point in sorted(points, key=lambda point: (point[1], -point[2])):
     if not front or point[2] > front[-1][2]:
@@ -254,13 +254,13 @@ def pareto_front(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, 
 
 
 def _columns(curve: Mapping[str, Any], keys: Sequence[str]) -> list[np.ndarray]:
-  """The lists of a curve as float arrays, None as NaN, absent ones empty."""
+  """Returns the lists of a curve as float arrays, with NaN for None; missing lists are empty."""
   return [np.array(curve[key] if curve.get(key) is not None else [], np.float64) for key in keys]
 
 
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, style: Series) -> None:
   line = (0, style.dashes) if style.dashes else "solid"
-  # A curve of one point has no line to see.
+  # A curve of one point has no visible line.
   marker = "o" if len(x) == 1 else ""
   axes.plot(x, y, color=style.placeholder, linestyle=line, lw=1.4 if style.control else 2.0,
             marker=marker)  # fmt: skip
@@ -274,7 +274,7 @@ def _shorten(label: str, limit: int = 28) -> str:
 def new_axes(
   xlabel: str, ylabel: str, *, size: tuple[float, float] = (4.8, 2.9)
 ) -> Iterator[tuple[Figure, Axes]]:
-  """A figure with one pair of axes, under our style and untouched by the user's matplotlibrc."""
+  """Yields a figure with one pair of axes in our style, independent of the user's matplotlibrc."""
   with matplotlib.rc_context():
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(_STYLE)
@@ -286,12 +286,12 @@ def new_axes(
 
 
 def to_svg(figure: Figure, prefix: str, description: str) -> str:
-  """The figure as an `<svg>` element that shares a page: own ids, no size, no metadata."""
+  """Returns the figure as an `<svg>` element for a shared page: own ids, no size, no metadata."""
   buffer = io.StringIO()
   figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
   svg = buffer.getvalue()
   svg = svg[svg.index("<svg") :].strip()
-  # The style element would rule the whole page, and six decimals of a point double its size.
+  # A style element would affect the whole page, and six decimals per point would double the size.
   svg = re.sub(r"\s*<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
   svg = re.sub(r'(?<=\sd=")[^"]*', _round_coordinates, svg)
   svg = re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)

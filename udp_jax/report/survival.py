@@ -1,21 +1,21 @@
-"""What a matrix says of survival: in words, as tables for the page, and in plain text."""
+"""Survival in a matrix's report: as sentences, as tables for the page, and as plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from udp_jax.matrix import naming
-from udp_jax.matrix.plan import NONE
+from udp_jax.report import names as names_lib
 from udp_jax.report import plots, text
+from udp_jax.report.names import NONE
 
 _GOOD, _BAD = 2 / 3, 1 / 3
 
 
 def primary(report: Mapping[str, Any]) -> list[tuple[int, str]]:
-  """The survival that is shown first: (number of the table, metric).
+  """Returns the survivals that are shown first, as (number of the table, metric).
 
-  The headline metrics of every table, or its first one where it has none of them.
+  These are the headline metrics of each table, or its first metric if it has no headline metric.
   """
   chosen = []
   for number, table in enumerate(report["tables"]):
@@ -26,7 +26,7 @@ def primary(report: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 
 def others(report: Mapping[str, Any]) -> list[tuple[int, str]]:
-  """What `primary` leaves."""
+  """Returns the survivals that `primary` leaves out."""
   chosen = primary(report)
   return [
     (number, key)
@@ -37,20 +37,20 @@ def others(report: Mapping[str, Any]) -> list[tuple[int, str]]:
 
 
 def subject(table: Mapping[str, Any]) -> str:
-  """What a table is about, in words."""
+  """Describes the subject of a table in words."""
   if table["threat"] is None:
     return "The pictures themselves"
-  name = naming.method_label(table["threat"])
+  name = names_lib.method_label(table["threat"])
   return f"{name[:1].upper()}{name[1:]} ({table['kind']})"
 
 
 def metric_of(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-  """The description of one metric of a table."""
+  """Returns the description of one metric of a table."""
   return next(metric for metric in table["metrics"] if metric["key"] == key)
 
 
 def is_complete(line: Mapping[str, Any]) -> bool:
-  """Whether a line of a survival table could be judged for every purifier."""
+  """Whether a line of a survival table has a result for every purifier."""
   return bool(line["judged"] == line["purifiers_count"])
 
 
@@ -60,14 +60,14 @@ def is_control(report: Mapping[str, Any], row: str) -> bool:
 
 
 def is_reversed(line: Mapping[str, Any], metric: Mapping[str, Any]) -> bool:
-  """Whether a row surely moves a metric the way that its pictures' owner does not want."""
+  """Whether a row clearly helps the attacker: it moves a metric against the owner's interest."""
   if metric["better"] is None or line["effect"] is None or line["reason"]:
     return False
   return bool((line["effect"] > 0) != (metric["better"] == "higher"))
 
 
 def summary(report: Mapping[str, Any]) -> str:
-  """What was done; `findings` says what came of it."""
+  """Returns a sentence about what was done; `findings` has the outcome."""
   count = sum(not row["control"] for row in report["rows"])
   said = (
     f"{count} protections of {report['data']['pictures']} pictures, each within "
@@ -83,7 +83,7 @@ def summary(report: Mapping[str, Any]) -> str:
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
-  """A sentence for every primary table, and no more than it says; none without purifiers."""
+  """One sentence per primary table that claims no more than it shows; none without purifiers."""
   if len(report["purifiers"]) == 1:
     return []
   names = {row["name"]: row["label"] for row in report["rows"]}
@@ -99,7 +99,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
       and not is_control(report, line["row"])
       and not is_reversed(line, metric)
     ]
-    # A worst case over fewer purifiers is not the same thing.
+    # Worst cases over different sets of purifiers cannot be compared.
     own = [line for line in known if is_complete(line)]
     where = f"{subject(table)}, {metric['label']}"
     if not known:
@@ -115,13 +115,13 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     said.append(
       f"{where}: {len(known)} of {count} had an effect to lose{_beyond(table, key)}; "
       f"{names[best['row']]} kept most in its worst case, {100 * best['worst']:.0f} % (after "
-      f"{naming.method_label(best['worst_purifier'])})."
+      f"{names_lib.method_label(best['worst_purifier'])})."
     )
   return said
 
 
 def _beyond(table: Mapping[str, Any], key: str) -> str:
-  """How many protections do more than noise, before and after every purifier."""
+  """Says how many protections do more than noise, before and after every purifier."""
   lines = [line for line in table["against"].get(key, ()) if line["kind"] == "control"]
   if not lines:
     return ""
@@ -131,7 +131,7 @@ def _beyond(table: Mapping[str, Any], key: str) -> str:
 
 
 def side(found: Mapping[str, Any] | None) -> int:
-  """1 where a difference is surely above zero, -1 where it is surely below, else 0."""
+  """1 if a difference is clearly above zero, -1 if it is clearly below, else 0."""
   if found is None or found["interval"] is None:
     return 0
   low, high = found["interval"]
@@ -141,14 +141,14 @@ def side(found: Mapping[str, Any] | None) -> int:
 def block(
   report: Mapping[str, Any], number: int, key: str, series: Mapping[str, plots.Series]
 ) -> dict[str, Any]:
-  """One survival table for the page."""
+  """Returns one survival table for the page."""
   table = report["tables"][number]
   metric = metric_of(table, key)
   purifiers = [entry for entry in report["purifiers"] if entry["name"] != NONE]
   lines = []
   for line in table["survival"][key]:
     shown = [_ratio(line["purifiers"][entry["name"]]) for entry in purifiers]
-    # Without a purifier there is nothing to be worst.
+    # Without purifiers there is no worst case.
     over = [_over_purifiers(line, field) for field in ("worst", "mean")] if purifiers else []
     lines.append(
       {
@@ -204,7 +204,7 @@ def _against(
 
 
 def _over_purifiers(line: Mapping[str, Any], field: str) -> dict[str, Any]:
-  """A cell over all purifiers; says so where some of them could not be judged."""
+  """A cell over all purifiers, with a note if some of them have no result."""
   made = _ratio({"value": line[field], "interval": None, "reason": line["reason"]})
   if line[field] is not None and not is_complete(line):
     made |= {"range": f"of {line['judged']} purifiers", "side": ""}
@@ -214,7 +214,7 @@ def _over_purifiers(line: Mapping[str, Any], field: str) -> dict[str, Any]:
 def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
   value = found["value"]
   if value is None:
-    # Seen without pointing at it: a phone has no pointer.
+    # Visible without hovering, because phones have no pointer.
     short = found["reason"].partition(" to survive")[0]
     return {
       "text": text.MISSING,
@@ -236,12 +236,12 @@ def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sortable(value: float | None) -> str:
-  """What the page's script sorts by; "" stays last."""
+  """Sort key for the page's script; "" sorts last."""
   return "" if value is None else repr(value)
 
 
 def format_survival(report: Mapping[str, Any]) -> str:
-  """Effect, worst case and mean of every row in plain text, a block for every primary table."""
+  """Effect, worst case and mean of every row in plain text, a block for each primary table."""
   names = {row["name"]: row["label"] for row in report["rows"]}
   purified = len(report["purifiers"]) > 1
   blocks = []
@@ -254,7 +254,7 @@ def format_survival(report: Mapping[str, Any]) -> str:
     for line in table["survival"][key]:
       shown = [names[line["row"]], text.format_number(line["effect"], metric["digits"])]
       if purified:
-        after = naming.method_label(line["worst_purifier"] or text.MISSING)
+        after = names_lib.method_label(line["worst_purifier"] or text.MISSING)
         shown += [text.format_number(line["worst"], 2), after, text.format_number(line["mean"], 2)]
       lines.append(shown)
     blocks.append(_aligned(head, lines))

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from udp_jax.data import files
+from udp_jax.runtime import files
 
 MISSING = "-"
 
 
 def finite(value: Any) -> float | None:
-  """`value` as a float, or None where it is None, NaN or infinite."""
+  """Returns `value` as a float, or None if it is None, NaN or infinite."""
   if value is None or not math.isfinite(value):
     return None
   return float(value)
@@ -26,7 +26,7 @@ def finite(value: Any) -> float | None:
 def metric_values(
   row: Mapping[str, Any], key: str
 ) -> tuple[float | None, float | None, list[float]]:
-  """One metric of one row: (mean, standard deviation, single values); None for what is missing."""
+  """Returns (mean, standard deviation, single values) of a metric in a row; None if missing."""
   metric = row["metrics"].get(key) or {}
   values = [number for number in map(finite, metric.get("values") or []) if number is not None]
   mean = finite(metric.get("mean"))
@@ -35,7 +35,7 @@ def metric_values(
 
 
 def format_number(value: Any, digits: int) -> str:
-  """`value` with `digits` decimals; "-" for None, NaN and infinity, and no negative zero."""
+  """Formats `value` with `digits` decimals; "-" for None, NaN and infinity; no negative zero."""
   number = finite(value)
   if number is None:
     return MISSING
@@ -44,10 +44,10 @@ def format_number(value: Any, digits: int) -> str:
 
 
 def format_table(report: Mapping[str, Any]) -> str:
-  """The main table in plain text: one line per training set, "mean +- std", columns aligned.
+  """Formats the main table as plain text: one line per training set, "mean +- std", aligned.
 
   Args:
-    report: as stored in report.json; only "columns", "rows" and "seeds" are read.
+    report: content of report.json; only "columns", "rows" and "seeds" are read.
 
   Returns:
     Several lines without a final newline.
@@ -62,7 +62,7 @@ def format_table(report: Mapping[str, Any]) -> str:
       spread = "" if std is None else f" +- {format_number(std, digits)}"
       has_spread |= bool(spread)
       cells.append(format_number(mean, digits) + spread)
-    # Labels are longer than numbers: wrapped, a dozen columns still fit a terminal.
+    # Labels are longer than numbers; wrapping them lets a dozen columns fit a terminal.
     width = max(10, *(len(cell) for cell in cells)) if cells else 10
     label = textwrap.wrap(
       str(column["label"]), width, break_long_words=False, break_on_hyphens=False
@@ -72,7 +72,7 @@ def format_table(report: Mapping[str, Any]) -> str:
   head_height = max(len(head) for head, _ in blocks)
   lines = []
   for i in range(head_height):
-    # Heads stand on the rule, so short ones leave blanks above.
+    # Heads are aligned at the bottom: short ones get blank lines above.
     parts = [
       head[i - head_height + len(head)] if i >= head_height - len(head) else " " * len(head[0])
       for head, _ in blocks
@@ -94,10 +94,10 @@ def _block(head: Sequence[str], cells: Sequence[str], side: str) -> tuple[list[s
 
 
 def jsonable(value: Any) -> Any:
-  """`value` as plain JSON types: arrays to lists, tuples to lists, NaN and infinity to None.
+  """Converts `value` to plain JSON types: arrays and tuples to lists, NaN and infinity to None.
 
   Raises:
-    TypeError: for a type that JSON has no counterpart of.
+    TypeError: JSON cannot hold the value's type.
   """
   if isinstance(value, Mapping):
     return {str(key): jsonable(item) for key, item in value.items()}
@@ -115,23 +115,23 @@ def jsonable(value: Any) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], report: Mapping[str, Any]) -> None:
-  """Writes `report` as strict JSON (sorted keys, NaN as null), whole or not at all.
+  """Writes `report` as strict JSON (sorted keys, NaN as null); whole or not at all.
 
   Raises:
-    OutputError: if the file cannot be written.
-    TypeError: if the report holds something that JSON cannot.
+    OutputError: the file cannot be written.
+    TypeError: JSON cannot hold a value in the report.
   """
   text = json.dumps(jsonable(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
   files.write_bytes(path, f"{text}\n".encode())
 
 
 def radii(report: Mapping[str, Any]) -> list[float]:
-  """The budgets of a report's rows in 8-bit levels, smallest first; of clean rows there is none."""
+  """Returns the budgets of a report's rows in 8-bit levels, ascending; clean rows have none."""
   found = {row["radius_255"] for row in report["rows"] if row.get("radius_255") is not None}
   return sorted(found) or [report["radius_255"]]
 
 
 def budget(report: Mapping[str, Any]) -> str:
-  """The budget of a report in words: "16", or "7.65 to 16" where rows have their own."""
+  """Returns the budget of a report in words: "16", or "7.65 to 16" if rows have their own."""
   found = radii(report)
   return " to ".join(f"{radius:g}" for radius in dict.fromkeys((found[0], found[-1])))

@@ -1,4 +1,4 @@
-"""Threats: what an infringer does with pictures; one module each, looked up by module name."""
+"""Threats: what an infringer does with pictures; one module each, found by module name."""
 
 from udp_jax.threats.base import Edit, Threat, build, build_edit
 

@@ -1,4 +1,4 @@
-"""What a threat is: training on pictures and sampling from what was learned, or editing pictures.
+"""The types of threats: training on pictures and sampling from the result, or editing pictures.
 
 A threat is made once (`build`) and driven by the host:
 
@@ -8,60 +8,99 @@ A threat is made once (`build`) and driven by the host:
   theta = threat.final(state)                          # what is checkpointed, kept and saved
   samples = threat.sample(key, threat.trainable.merge(theta, params), 4, cond, uncond)
 
-`stages.train_stage` does the first four lines with progress, checkpoints and metrics. Conditioned
-models find every picture's prompt in `Batch.cond`: embeddings (..., L, D) made once beforehand, or
-token ids (..., L), which a threat with `needs_token_ids` insists on because it trains the text
-side. Several captions a picture, (..., K, L), are drawn from anew at every step.
+`stages.train.train` runs the first four lines with progress, checkpoints and metrics.
+Conditioned models find each picture's prompt in `Batch.cond`: embeddings (..., L, D) computed once
+beforehand, or token ids (..., L), which a threat with `needs_token_ids` requires because it trains
+the text side. With several captions per picture, (..., K, L), each step draws one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from udp_jax import lookup
+from udp_jax import registry
+from udp_jax.data.batches import Batch
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.models.editing import EditFn
+from udp_jax.models.sampling import SampleFn
 from udp_jax.models.trainable import Theta, Trainable, whole
-from udp_jax.training import TrainState
+from udp_jax.objectives.training import TrainState
 
 _PACKAGE = "udp_jax.threats"
 
 
-class Threat(NamedTuple):
-  """Pure compiled functions, so that the host loop can stop, save and go on between two calls.
+class InitFn(Protocol):
+  """Makes the initial training state."""
 
-  The functions are jitted once, when the threat is made: all the models that one threat trains
-  share their compilation.
+  def __call__(self, key: jax.Array, params: Params | None, /) -> TrainState:
+    """Extracts theta from the base model, or initialises it.
+
+    Args:
+      key: decides every draw.
+      params: parameters of the base model; None to start from scratch (not with `needs_params`).
+
+    Returns:
+      A state whose `params` is theta.
+    """
+
+
+class UpdateFn(Protocol):
+  """Runs some training steps."""
+
+  def __call__(
+    self,
+    key: jax.Array,
+    state: TrainState,
+    data: Batch,
+    num_steps: int,
+    /,
+    params: Params | None = None,
+  ) -> tuple[TrainState, jax.Array]:
+    """Takes `num_steps` optimiser steps.
+
+    Args:
+      key: the same in every call: draws depend only on it and on the state's step count.
+      state: from `InitFn` or the call before; it is donated.
+      data: pictures, leaves (num_batches, B, ...).
+      num_steps: number of optimiser steps, static.
+      params: parameters of the base model, which theta is merged into and which stay unchanged;
+        ignored without `needs_params`.
+
+    Returns:
+      The state after the steps, and the loss of each step, (num_steps,).
+    """
+
+
+class Threat(NamedTuple):
+  """A threat that trains, as compiled functions: the host can stop, save and resume between calls.
+
+  The functions are jitted once, when the threat is made; all models that one threat trains share
+  the compilation.
 
   Attributes:
-    init: (key, params) -> state, whose `params` is theta; params is the base model, or None to
-      start afresh (not with `needs_params`).
-    update: (key, state, data, num_steps, params=None) -> (state, losses (num_steps,)). Draws depend
-      on `key` and on the state's step count alone. `num_steps` is static; the state is donated;
-      `params` is the base model that theta is merged into, left as it is (and not looked at without
-      `needs_params`).
+    init: (key, params) -> state.
+    update: (key, state, data, num_steps, params=None) -> (state, losses (num_steps,)).
     sample: (key, params, num_samples, cond=None, uncond=None) -> images (num_samples, H, W, 3) in
-      [0, 1]. params with theta merged in; cond (num_samples, L, D) or token ids (num_samples, L);
-      uncond the same of the empty or negative prompt, (1, ...) or (num_samples, ...), which
-      classifier-free guidance needs.
-    final: state -> theta to keep (averaged, where the threat keeps an average).
-    train_steps: how long this threat trains.
-    trainable: theta in and out of the parameters.
-    needs_params: it starts from a trained model, and `update` takes that one's params.
-    needs_token_ids: `Batch.cond` must be token ids: embeddings of before would not be trained.
-    prior_weight: of the class pictures in a step; 0 where the threat takes none. Data with class
-      pictures comes from `dreambooth.batches_with_prior`.
-    save: (folder, theta) -> path, writes the small file that PyTorch diffusers loads; None where
-      the whole model has to be saved.
+      [0, 1], with theta merged into params.
+    final: state -> the theta to keep (averaged, if the threat keeps an average).
+    train_steps: number of optimiser steps of this threat.
+    trainable: extracts theta from the parameters and merges it back.
+    needs_params: whether training starts from a trained model, whose params `update` then takes.
+    needs_token_ids: whether `Batch.cond` must be token ids: fixed embeddings could not be trained.
+    prior_weight: weight of the class pictures in a step; 0 if the threat uses none. Data with class
+      pictures come from `data.batches.batches_with_prior`.
+    save: (folder, theta) -> path, writes the small file that PyTorch diffusers loads; None if the
+      whole model has to be saved.
   """
 
-  init: Callable[[jax.Array, Params | None], TrainState]
-  update: Callable[..., tuple[TrainState, jax.Array]]
-  sample: Callable[..., jax.Array]
+  init: InitFn
+  update: UpdateFn
+  sample: SampleFn
   final: Callable[[TrainState], Theta]
   train_steps: int
   trainable: Trainable = whole()
@@ -72,26 +111,28 @@ class Threat(NamedTuple):
 
 
 class Edit(NamedTuple):
-  """A threat that trains nothing: it edits pictures with the model as it is.
+  """A threat that trains nothing: it edits pictures with the given model.
 
   Attributes:
-    apply: (keys, params, images, cond=None, uncond=None, masks=None) -> images. keys (B,), one a
-      picture: a result does not depend on the batch around it. images (B, H, W, 3) in [0, 1]; cond
-      and uncond as in `Threat.sample`; masks (B, H, W, 1) in [0, 1], 1 where the picture is made
-      anew.
-    needs_masks: whether `apply` insists on masks.
+    apply: (keys, params, images, cond=None, uncond=None, masks=None) -> images (B, H, W, 3).
+    needs_masks: whether `apply` requires masks.
   """
 
-  apply: Callable[..., jax.Array]
+  apply: EditFn
   needs_masks: bool = False
 
 
 def build(name: str, model: DiffusionModel, options: dict[str, Any]) -> Threat:
-  """Makes the threat `name` (a module of this package) that trains, from its keyword options.
+  """Makes the training threat `name` (a module of this package) from its keyword options.
 
   Raises:
-    ConfigError: an unknown threat, one that edits and trains nothing, or an unknown, missing or
-      unusable option.
+    ConfigError: the threat is unknown or edits without training, or an option is unknown, missing
+      or unusable.
+
+  >>> from udp_jax.models import toy
+  >>> options = {"train_steps": 20, "learning_rate": 1e-3, "sample_steps": 10}
+  >>> build("scratch", toy.on_pixels(), options).train_steps
+  20
   """
   made = _build(name, model, options)
   if not isinstance(made, Threat):
@@ -100,10 +141,14 @@ def build(name: str, model: DiffusionModel, options: dict[str, Any]) -> Threat:
 
 
 def build_edit(name: str, model: DiffusionModel, options: dict[str, Any]) -> Edit:
-  """Makes the threat `name` (a module of this package) that edits, from its keyword options.
+  """Makes the editing threat `name` (a module of this package) from its keyword options.
 
   Raises:
-    ConfigError: as `build`, and for a threat that trains.
+    ConfigError: as for `build`, and for a threat that trains.
+
+  >>> from udp_jax.models import toy
+  >>> build_edit("img2img", toy.on_pixels(), {"strength": 0.5, "sample_steps": 10}).needs_masks
+  False
   """
   made = _build(name, model, options)
   if not isinstance(made, Edit):
@@ -112,16 +157,21 @@ def build_edit(name: str, model: DiffusionModel, options: dict[str, Any]) -> Edi
 
 
 def _build(name: str, model: DiffusionModel, options: dict[str, Any]) -> Threat | Edit:
-  function = lookup.constructor(_PACKAGE, name)
-  lookup.check_options(function, f"threat {name}", options)
-  return function(model, **options)
+  function = registry.constructor(_PACKAGE, name)
+  return registry.make(function, f"threat {name}", model, options=options)
 
 
 def frozen_params(params: Params | None) -> Params:
-  """`params`, which a threat with `needs_params` cannot do without.
+  """Returns `params`, which a threat with `needs_params` requires.
 
   Raises:
-    ConfigError: there are none.
+    ConfigError: `params` is None.
+
+  >>> frozen_params({"unet": 1})
+  {'unet': 1}
+  >>> frozen_params(None)
+  Traceback (most recent call last):
+  udp_jax.errors.ConfigError: fine-tuning starts from a trained model: give one
   """
   if params is None:
     raise ConfigError("fine-tuning starts from a trained model: give one")

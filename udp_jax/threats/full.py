@@ -1,38 +1,43 @@
-"""Fine-tuning all weights of a text-to-image model's U-Net on pictures and their captions."""
+"""Fine-tunes all weights of a text-to-image model's U-Net on pictures and their captions."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
 from udp_jax.models import trainable
 from udp_jax.models.base import DiffusionModel
+from udp_jax.models.sampling import Sampling
 from udp_jax.threats.base import Threat
-from udp_jax.threats.finetuning import COMMON, fine_tune
-from udp_jax.threats.passing import passes_on
+from udp_jax.threats.finetuning import SAMPLING, Training, fine_tune
 
 
-@passes_on(fine_tune, *COMMON, "flip")
 def full(
   model: DiffusionModel,
   *,
-  learning_rate: float = 1e-5,
-  ema_decay: float = 0.0,
+  train_steps: int,
   train_text_encoder: bool = False,
-  **options: Any,
+  training: Training = Training(learning_rate=1e-5),
+  sampling: Annotated[Sampling, SAMPLING] = Sampling(),
 ) -> Threat:
-  """Full fine-tuning of the U-Net, and of the text encoder if asked (diffusers' text_to_image).
+  """Full fine-tuning of the U-Net, and optionally the text encoder (diffusers' text_to_image).
 
   A pixel model is trained as a whole.
 
   Args:
-    model: what is fine-tuned.
-    learning_rate: of AdamW, after the warm-up.
-    ema_decay: of the averaged weights that are kept; 0 keeps no average.
-    train_text_encoder: train the text encoder as well.
-    **options: of `finetuning.fine_tune`, which are the same for all of these threats.
+    model: the model that is fine-tuned.
+    train_steps: total number of optimiser steps.
+    train_text_encoder: whether to train the text encoder too.
+    training: learning rate, warm-up, decays, clipping, averaging and flips.
+    sampling: how the fine-tuned model is sampled from.
 
   Raises:
-    ConfigError: unknown decay or sampler, or a step count that the schedule cannot serve.
+    ConfigError: the decay or sampler is unknown, or the schedule does not allow the step count.
+
+  >>> from udp_jax.models import toy
+  >>> short = Sampling(sample_steps=10)
+  >>> threat = full(toy.on_pixels(), train_steps=20, sampling=short)
+  >>> threat.train_steps, threat.needs_params, threat.prior_weight
+  (20, True, 0.0)
   """
   theta = trainable.denoiser()
   if train_text_encoder:
@@ -40,8 +45,8 @@ def full(
   return fine_tune(
     model,
     theta,
-    learning_rate=learning_rate,
-    ema_decay=ema_decay,
+    train_steps=train_steps,
+    training=training,
+    sampling=sampling,
     trains_text=train_text_encoder,
-    **options,
   )

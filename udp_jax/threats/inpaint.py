@@ -1,59 +1,56 @@
-"""Inpainting: a masked region made anew towards a prompt, the rest kept."""
+"""Inpainting: repaints a masked region towards a prompt, and keeps the rest."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from udp_jax import registry
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import Cond, DiffusionModel, Params
+from udp_jax.models.editing import PartialChain
+from udp_jax.models.sampling import Sampling, guided
 from udp_jax.ops.chain import Known
-from udp_jax.randomness import normal_each, split_each
+from udp_jax.ops.keys import normal_each, split_each
 from udp_jax.threats.base import Edit
-from udp_jax.threats.editing import COMMON, Start
-from udp_jax.threats.finetuning import guided
-from udp_jax.threats.passing import passes_on
+from udp_jax.threats.finetuning import SAMPLING
 
 
-@passes_on(Start, *COMMON)
 def inpaint(
   model: DiffusionModel,
   *,
   strength: float = 1.0,
-  guidance_scale: float = 7.5,
+  sampling: Annotated[Sampling, SAMPLING] = Sampling(),
   inpainting_unet: bool = False,
-  **options: Any,
 ) -> Edit:
-  """Inpainting.
+  """Repaints the masked region of each picture.
 
-  With `inpainting_unet`, for the models of 9 channels (Rombach et al., arXiv:2112.10752, section
-  4.5), which see the mask and the rest of the picture. Without, any model: after every step, what
-  is to be kept is put back at that step's noise (Lugmayr et al., arXiv:2201.09865, equation 8).
-  Outside the mask the result is the given picture, exactly.
+  `inpainting_unet` is for models with 9 channels (Rombach et al., arXiv:2112.10752, section 4.5),
+  which see the mask and the rest of the picture. Otherwise any model works: after every step, the
+  kept region is restored with the noise of that step (Lugmayr et al., arXiv:2201.09865, equation
+  8). Outside the mask the result is exactly the given picture.
 
   Args:
-    model: what edits.
-    strength: in (0, 1]: 1 starts the region from pure noise, less from the picture's own content.
-    guidance_scale: of classifier-free guidance; 1 for none.
-    inpainting_unet: the U-Net has the 9 channels of an inpainting model.
-    **options: of `editing.Start`, which are the same for all edits.
+    model: the model that edits.
+    strength: share of the noise that is added, in (0, 1]: 1 starts the region from pure noise, less
+      from the picture's own content.
+    sampling: how the region is denoised; the empty prompt comes with each call.
+    inpainting_unet: whether the U-Net has the 9 channels of an inpainting model.
 
   Raises:
-    ConfigError: an unknown sampler, or a strength or a number of steps that cannot be used; by
-      `apply`, missing masks.
-  """
-  start = Start(model, strength=strength, **options)
+    ConfigError: the sampler is unknown, or the strength or number of steps cannot be used; `apply`
+      raises it for missing masks.
 
-  def apply(
-    keys: jax.Array,
-    params: Params,
-    images: jax.Array,
-    cond: Cond = None,
-    uncond: Cond = None,
-    masks: jax.Array | None = None,
-  ) -> jax.Array:
+  >>> from udp_jax.models import toy
+  >>> inpaint(toy.on_pixels(), sampling=Sampling(sample_steps=10)).needs_masks
+  True
+  """
+  registry.only("inpaint", sampling, SAMPLING)
+  start, guidance_scale = PartialChain(model, sampling, strength), sampling.guidance_scale
+
+  def apply(keys, params, images, cond=None, uncond=None, masks=None) -> jax.Array:
     if masks is None:
       raise ConfigError("inpainting needs masks: 1 where the picture is made anew")
     key_encode, key_masked, key_noise = split_each(keys, 3)
@@ -63,7 +60,7 @@ def inpaint(
     small = _smaller(masks, x0.shape)
     held = model.hold(params)
     if inpainting_unet:
-      # Grey, 0 in the VAE's range, where the picture is made anew.
+      # Grey, which is 0 in the VAE's range, where the picture is repainted.
       hidden = jnp.where(masks > 0.5, 0.5, images)
       extra = {"mask": small, "masked_latents": model.encode(params, hidden, key_masked)}
       predict = _guided_inpainting(model, held, cond, uncond, extra, guidance_scale)
@@ -78,7 +75,7 @@ def inpaint(
 
 
 def _smaller(masks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-  """Masks (B, H, W, 1) at the size of x0, 1 where any of a cell's pixels is to be made anew."""
+  """Masks (B, H, W, 1) at the size of x0, 1 where any pixel of a cell is repainted."""
   count, height, width = shape[:3]
   cells = masks.reshape(count, height, masks.shape[1] // height, width, -1)
   return (jnp.max(cells, axis=(2, 4)) > 0.5).astype(jnp.float32)[..., None]
@@ -87,7 +84,7 @@ def _smaller(masks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _guided_inpainting(
   model: DiffusionModel, params: Params, cond: Cond, uncond: Cond, extra: dict, scale: float
 ):
-  """As `finetuning.guided`, for a U-Net that is told the mask and the masked picture as well."""
+  """Like `sampling.guided`, for a U-Net that also gets the mask and the masked picture."""
 
   def apply(params: Params, x_t: jax.Array, at: jax.Array, text: Any) -> jax.Array:
     doubled = len(x_t) // len(extra["mask"])

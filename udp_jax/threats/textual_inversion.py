@@ -1,47 +1,56 @@
-"""Textual inversion (Gal et al., arXiv:2208.01618): pictures as a new word, all weights frozen."""
+"""Textual inversion (Gal et al., arXiv:2208.01618): learns a new word, with all weights frozen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 
 from udp_jax.models import trainable
 from udp_jax.models.base import DiffusionModel
 from udp_jax.models.learned_tokens import save_learned_token
+from udp_jax.models.sampling import Sampling
 from udp_jax.models.trainable import Theta
 from udp_jax.threats.base import Threat
-from udp_jax.threats.finetuning import COMMON, fine_tune
-from udp_jax.threats.passing import passes_on
+from udp_jax.threats.finetuning import SAMPLING, Training, fine_tune
 
 
-@passes_on(fine_tune, *COMMON, "flip")
 def textual_inversion(
   model: DiffusionModel,
   *,
+  train_steps: int,
   token_ids: Sequence[int],
   init_from: Sequence[int] | int,
   token: str = "<concept>",
-  learning_rate: float = 5e-4,
-  **options: Any,
+  training: Training = Training(learning_rate=5e-4),
+  sampling: Annotated[Sampling, SAMPLING] = Sampling(),
 ) -> Threat:
   """Learns the embedding of a new token from pictures captioned with it.
 
-  `prompts.learn_token` gives the token's ids, `prompts.TEMPLATES` the sentences around it.
+  `prompts.learn_token` gives the token's ids, `prompts.TEMPLATES` the sentences that contain it.
   `Threat.save` writes the file that PyTorch diffusers' `load_textual_inversion` opens.
 
   Args:
-    model: what the token is learned for; it stays as it is.
-    token_ids: ids of the new tokens, one a vector.
-    init_from: ids of the tokens that the vectors start from, one for all or one each.
-    token: how the token is written, for the file.
-    learning_rate: of AdamW, after the warm-up.
-    **options: of `finetuning.fine_tune`, which are the same for all of these threats.
+    model: the model that the token is learned for; its parameters do not change.
+    train_steps: total number of optimiser steps.
+    token_ids: ids of the new tokens, one for each learned vector.
+    init_from: ids of the tokens that the vectors start from, one for all or one for each.
+    token: the token as it is written in prompts and in the saved file.
+    training: learning rate, warm-up, decays, clipping, averaging and flips.
+    sampling: how the fine-tuned model is sampled from.
 
   Raises:
-    ConfigError: tokens that do not fit, unknown decay or sampler, or an unusable step count.
+    ConfigError: tokens do not fit, or the decay, sampler or step count cannot be used.
+
+  >>> from udp_jax.models import toy
+  >>> words = {"token_ids": [49408], "init_from": 320}  # A new token, and "a".
+  >>> threat = textual_inversion(
+  ...   toy.on_pixels(), train_steps=20, **words, sampling=Sampling(sample_steps=10)
+  ... )
+  >>> threat.needs_token_ids
+  True
   """
 
   def save(folder: Path, theta: Theta) -> Path:
@@ -50,8 +59,9 @@ def textual_inversion(
   return fine_tune(
     model,
     trainable.token_embedding(token_ids, init_from),
-    learning_rate=learning_rate,
+    train_steps=train_steps,
+    training=training,
+    sampling=sampling,
     trains_text=True,
     save=save,
-    **options,
   )

@@ -1,4 +1,4 @@
-"""Configs of `experiments.benchmark`, and what they are made of."""
+"""Configs of `experiments.benchmark`, and their building blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from experiments.configs import common
 from experiments.configs.eudp import demo
 
 DTYPES = ("float32", "bfloat16")
-# Stable Diffusion's layout at a size for a CPU: U-Net of 18 M parameters, autoencoder of 14 M.
+# Stable Diffusion's layout at a size for CPUs: a U-Net of 18 M parameters, an autoencoder of 14 M.
 SD_SMALL = {
   "image_size": 128,
   "prompt_length": 77,
@@ -51,12 +51,12 @@ def group(
   batches: tuple[int, ...],
   dtypes: tuple[str, ...],
 ) -> ConfigDict:
-  """Races: every work with every model, batch and dtype."""
+  """Returns races: every work with every model, batch and dtype."""
   return ConfigDict({"works": works, "models": models, "batches": batches, "dtypes": dtypes})
 
 
 def base(title: str) -> ConfigDict:
-  """Everything that a benchmark may set. Empty tuples leave a section out."""
+  """Returns all settings of a benchmark. Empty tuples leave a section out."""
   config = ConfigDict()
   config.title = title
   config.notice = ""
@@ -67,35 +67,35 @@ def base(title: str) -> ConfigDict:
   config.latent_models = ConfigDict({"sd_small": SD_SMALL})
   config.performance = common.study("").performance
 
-  # Of the product whose best rate is the machine's peak.
+  # Side of the square matrices whose product measures the peak rate of the machine.
   config.matmul_size = 2048
 
   config.races = ConfigDict()
-  # Every work of a group with every model, batch and dtype of it.
+  # Each group races every one of its works with every one of its models, batches and dtypes.
   config.races.groups = ConfigDict()
   config.races.groups.pixels = group(
     ("round", "min", "max", "joint"), ("ddpm_cifar10", "demo"), (16, 8), DTYPES
   )
   config.races.groups.latents = group(("max",), ("sd_small",), (4,), DTYPES)
   config.races.groups.purification = group(("impress",), ("sd_small",), (8,), ("float32",))
-  # Forms of ours: so many train and perturb steps in scans of one call, timed by the step. The
-  # entry points run hundreds; a call of a single step pays for its scratch memory each time.
+  # Train and perturb steps that one call of our program scans over; times are per step. The entry
+  # points run hundreds; a call of a single step pays for its scratch memory each time.
   config.races.scan_steps = (1, 3)
   config.races.min_cycles, config.races.max_cycles = 3, 15
   config.races.seconds = 20.0
   config.races.pause = 0.05
-  # For the longest compilation.
+  # Seconds; long enough for the longest compilation.
   config.races.timeout = 900.0
 
   config.peers = ConfigDict()
   config.peers.torch = ("as_written", "channels_last", "compile")
-  # Regular expression of the races in which `compile` takes part: it compiles for minutes.
+  # Regular expression of the races with `compile` as a peer, which compiles for minutes.
   config.peers.compile_only = "(ddpm_cifar10|demo)/b16/float32"
 
   config.impress = ConfigDict({"image_size": 64, "num_steps": 4})
 
   config.primitives = ConfigDict({"dtypes": ("float32",), "seconds": 0.3, "select": ""})
-  # 0: that of the case.
+  # 0 for the batch of the case.
   config.primitives.batch = 0
   config.cost = ConfigDict({"model": "demo", "batch": 16, "batches": (8, 16, 32)})
   config.cost.update({"resolutions": (32,), "steps": (4,), "num_batches": (4, 16)})
@@ -107,7 +107,7 @@ def base(title: str) -> ConfigDict:
 
 
 def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
-  """Applies `:smoke`: a tiny model, no peers, every section in seconds, numbers without meaning."""
+  """Applies `:smoke`: a tiny model, no peers, seconds per section; the numbers mean nothing."""
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
     config.models = ConfigDict({"tiny": ConfigDict(common.TINY | {"add_attention": False})})

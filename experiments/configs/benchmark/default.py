@@ -9,7 +9,7 @@ from experiments.configs import benchmark
 
 
 def get_config(variant=None):
-  """What `full` has and this has not was cut for time; `variant` "smoke" takes seconds."""
+  """`full` without its slow parts; `variant` "smoke" takes seconds."""
   config = benchmark.base("udp_jax against PyTorch diffusers")
   latent, one = config.races.groups, ("float32",)
   config.races.groups = {
@@ -20,7 +20,7 @@ def get_config(variant=None):
     "latents": latent.latents,
     "purification": latent.purification,
   }
-  # A call of three steps still pays a quarter of its time for memory, where the machine is virtual.
+  # On a virtual machine, a call of three steps still spends a quarter of its time on memory.
   config.races.update({"scan_steps": (12,), "seconds": 0.0})
   config.peers.compile_only = "^round/ddpm_cifar10/b16/float32$"
   config.primitives.update({"seconds": 0.2, "select": "winograd|32x128_xla|group|attention"})

@@ -1,4 +1,4 @@
-"""As default, with more repeats and `torch.compile` at every batch: an hour and more.
+"""Like default, with more repeats and `torch.compile` at every batch: an hour or more.
 
 python -m experiments.benchmark --config=full --workdir=runs/full_bench
 Hardware: 2 CPU cores, 16 GB of memory. Expected numbers: those of `default`, with less spread.
@@ -8,7 +8,7 @@ from experiments.configs import benchmark
 
 
 def get_config(variant=None):
-  """For figures that will be quoted; `variant` "smoke" takes seconds."""
+  """Settings for numbers that will be quoted; `variant` "smoke" takes seconds."""
   config = benchmark.base("udp_jax against PyTorch diffusers, at length")
   config.races.update({"min_cycles": 9, "max_cycles": 25, "seconds": 60.0})
   config.peers.compile_only = "/(ddpm_cifar10|demo)/"

@@ -1,4 +1,4 @@
-"""The round of the CIFAR-10 model alone: batch 16, float32, eager peers, two or three minutes.
+"""Only the round of the CIFAR-10 model: batch 16, float32, eager peers, two or three minutes.
 
 python -m experiments.benchmark --config=quick --workdir=runs/quick_bench
 Hardware: 2 CPU cores. Expected numbers: the rows of `default` for the same race.

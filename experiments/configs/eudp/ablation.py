@@ -1,7 +1,7 @@
-"""Where the effect is: variants of the game on 512 pictures at 16x16, minutes a row.
+"""Finds what causes the effect: variants of the game on 512 pictures at 16x16, minutes per row.
 
 python -m experiments.eudp --config=ablation --config.data.source=cifar10:PATH --workdir=runs/ab
-Hardware: 2 CPU cores, about 2 minutes a row and core. Expected:
+Hardware: 2 CPU cores, about 2 minutes per row and core. Expected:
 experiments/results/game_settings.md.
 """
 
@@ -23,7 +23,7 @@ VARIANTS: dict[str, dict[str, float | str | bool]] = {
 
 
 def get_config(variant=None):
-  """One seed, a very small model, one change a row; `variant` "smoke" takes seconds."""
+  """One seed, a very small model, one change per row; `variant` "smoke" takes seconds."""
   config = common.study("Variants of EUDP on CIFAR-10 automobiles at 16x16")
   config.notice = "One seed and a very small model: a guide to settings, no evidence of protection."
   config.data.source, config.data.classes = "cifar10:cifar-10-binary.tar.gz", ("automobile",)

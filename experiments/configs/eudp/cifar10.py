@@ -2,7 +2,7 @@
 
 python -m experiments.eudp --config=cifar10 --config.data.source=cifar10:PATH --workdir=runs/cifar10
 PATH: cifar-10-binary.tar.gz or its extracted folder. Hardware: a TPU slice or a large GPU; days for
-all rows on one device. Expected numbers: none yet, nobody has run it to the end.
+all rows on one device. Expected numbers: none yet, as nobody has run it to the end.
 """
 
 from experiments.configs import common

@@ -1,4 +1,4 @@
-"""Evidence with victims that draw cars: 2,048 CIFAR-10 automobiles at 16x16, two seeds.
+"""Evidence from models that learn to draw cars: 2,048 CIFAR-10 automobiles at 16x16, two seeds.
 
 python -m experiments.eudp --config=cifar10_16px --config.data.source=cifar10:PATH \\
   --workdir=runs/16px
@@ -10,7 +10,7 @@ from experiments.configs import common
 
 
 def get_config(variant=None):
-  """Cosine schedule (a linear one wastes steps on so few pixels), longer training than at 32x32."""
+  """Cosine schedule (a linear one wastes steps on few pixels), longer training than at 32x32."""
   config = common.study("UDP, EUDP and their controls on CIFAR-10 automobiles at 16x16")
   config.rows = ("clean", "random_noise", "sign_noise", "udp", "eudp")
   config.rows += ("udp_matched_noise", "eudp_matched_noise", "eudp_shuffled")

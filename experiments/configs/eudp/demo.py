@@ -1,4 +1,4 @@
-"""The front door: real photographs from the installed wheels, four training sets, minutes on a CPU.
+"""The first run: photographs from installed packages, four training sets, minutes on a CPU.
 
 python -m experiments.eudp --config=demo --workdir=runs/demo
 Hardware: 2 CPU cores. Time: under 8 minutes. A demonstration, not evidence: one seed, a small

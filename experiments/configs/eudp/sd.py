@@ -2,7 +2,7 @@
 
 python -m experiments.eudp --config=sd --config.model.path=FOLDER --config.data.source=PICTURES \
   --workdir=runs/sd
-FOLDER is as diffusers writes it, with safetensors. Hardware: a TPU or GPU of 16 GiB;
+FOLDER is in diffusers' layout, with safetensors. Hardware: a TPU or GPU of 16 GiB;
 `python -m launch.aot --config=sd --num_images=64 --topology=v5e:4x4` says what fits.
 """
 
@@ -10,7 +10,7 @@ from experiments.configs import common
 
 
 def get_config(variant=None):
-  """LoRA as the surrogate's weights; `variant` "smoke" takes seconds with a small model."""
+  """LoRA as the surrogate's trained part; `variant` "smoke" takes seconds with a small model."""
   config = common.study("UDP and EUDP against fine-tuning of Stable Diffusion")
   config = common.of_pictures(config, "")
   config.radius_255, config.step_size_255 = 16.0, 1.0
@@ -19,9 +19,9 @@ def get_config(variant=None):
   game = {"train_steps": 20, "perturb_steps": 5, "learning_rate": 1e-4}
   for row in ("udp", "eudp"):
     config.protections[row].update(game | {"trains": "lora", "rank": 4})
-  # Without a folder `launch.aot` compiles version 1.4.
+  # Without a folder, `launch.aot` compiles version 1.4.
   config.model.architecture = "sd14"
   config.performance.update({"dtype": "bfloat16", "frozen_dtype": "bfloat16", "remat": True})
-  # A LoRA leaves the U-Net's own weights alone.
+  # LoRA does not train the U-Net's own weights.
   config.performance.frozen_parts = ("unet", "vae", "text_encoder")
   return common.finish(config, variant)

@@ -1,8 +1,8 @@
 """Pictures of any size against the small latent diffusion model of the package; runs on a CPU.
 
 python -m experiments.eudp --config=tiny_ldm --config.data.source=PICTURES --workdir=runs/tiny
-Hardware: 2 CPU cores. Time: under 10 minutes for a megapixel or two. The model is a small one of
-our own: what holds against it need not hold against Stable Diffusion.
+Hardware: 2 CPU cores. Time: under 10 minutes for one or two megapixels. The model is small and our
+own: a protection that holds against it need not hold against Stable Diffusion.
 """
 
 from experiments.configs import common

@@ -1,8 +1,8 @@
-"""Photographs from the installed wheels and the small model of the package; minutes on a CPU.
+"""Photographs from installed packages and the small model of the package; minutes on a CPU.
 
 python -m experiments.impress --config=demo --workdir=runs/impress
-Hardware: 2 CPU cores. Time: 14 minutes. A demonstration, not evidence: few pictures, one
-seed, a small model of our own. What holds against it need not hold against Stable Diffusion.
+Hardware: 2 CPU cores. Time: 14 minutes. A demonstration, not evidence: few pictures, one seed, a
+small model of our own. A protection that holds against it need not hold against Stable Diffusion.
 """
 
 from experiments.configs import matrix as m
@@ -26,7 +26,7 @@ def get_config(variant=None):
   rows |= {"photoguard_encoder": encoder, "photoguard_adaptive": encoder | m.ADAPTIVE}
   rows |= {"mist": mist, "mist_adaptive": mist | m.ADAPTIVE, "advdm": {}, "glaze": {}}
   game = {"num_rounds": 10, "train_steps": 5, "perturb_steps": 3, "learning_rate": 1e-4}
-  config.protections.update(rows | {"eudp": game})
+  config.protections.update(rows | {"eudp": game | {"start": "sign"}})
   config.rows = (*rows, "eudp")
   config.purifiers.jpeg = {"quality": 75}
   config.purifiers.gaussian_blur = {"sigma": 1.0}

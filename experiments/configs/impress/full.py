@@ -1,9 +1,9 @@
-"""Everything against everything: all protections, purifiers and threats for Stable Diffusion.
+"""All combinations: every protection, purifier and threat for Stable Diffusion.
 
 python -m experiments.impress --config=full --config.model.path=FOLDER \\
   --config.data.source=folder:PICTURES --workdir=runs/full
 FOLDER: Stable Diffusion in diffusers' layout. Days of one accelerator: choose parts by --rows,
---purifiers and --threats, in the same workdir; what is there is not made again.
+--purifiers and --threats, in the same workdir; finished parts are not made again.
 """
 
 from experiments.configs import matrix as m
@@ -21,13 +21,13 @@ def get_config(variant=None):
   config.protections.photoguard_diffusion = {"num_draws": 5}
   config.protections.glaze = {"num_rounds": 500, "step_size_255": 1.275}
   game = {"num_rounds": 50, "train_steps": 20, "perturb_steps": 5, "trains": "lora", "rank": 4}
+  game |= {"start": "sign", "learning_rate": 8e-4}
   fsmg, aspl = m.PERSON | {"train_steps": 1000}, m.PERSON | {"num_rounds": 50}
   config.protections.update({"udp": game, "eudp": game, "fsmg": fsmg, "aspl": aspl})
   config.rows = tuple(config.protections)
   config.purifiers.update({"jpeg": {"quality": 75}, "gaussian_noise": {"std": 0.05}})
-  config.purifiers.gaussian_blur = {"sigma": 1.0}
-  config.purifiers.update({"resize": {}, "total_variation": {}, "adverse_cleaner": {}})
-  config.purifiers.update({"vae_roundtrip": {}, "impress": m.IMPRESS_PHOTOGUARD})
+  config.purifiers.update({"gaussian_blur": {"sigma": 1.0}, "resize": {}, "total_variation": {}})
+  config.purifiers.update(adverse_cleaner={}, vae_roundtrip={}, impress=m.IMPRESS_PHOTOGUARD)
   config.purifiers.update({"diffpure": {"timestep": 100}, "gridpure": {"num_iterations": 20}})
   config.use_purifiers = tuple(config.purifiers)
   config.threats.img2img = {"strength": 0.5, "sample_steps": 50}

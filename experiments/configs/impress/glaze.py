@@ -1,8 +1,8 @@
-"""IMPRESS against Glaze: a style protected, purified, and learned by fine-tuning.
+"""IMPRESS against Glaze: paintings are protected, purified, and their style is learned.
 
 python -m experiments.impress --config=glaze --config.model.path=FOLDER \\
   --config.data.source=folder:PAINTINGS --workdir=runs/glaze
-FOLDER: Stable Diffusion 2.1 in diffusers' layout; PAINTINGS: a subfolder for every artist (24
+FOLDER: Stable Diffusion 2.1 in diffusers' layout; PAINTINGS: a subfolder for each artist (24
 pictures each in the paper). Settings: AAAAAAsuka/Impress's scripts; the fine-tuning is ours. With
 LPIPS as published: --config.purifiers.impress.perceptual=lpips_vgg and .perceptual_weights=FILE.
 Hardware: an accelerator with 40 GiB. Time: not measured.
@@ -15,11 +15,11 @@ def get_config(variant=None):
   """The published settings; `variant` "smoke" takes seconds with a small model."""
   config = m.stable_diffusion("IMPRESS against Glaze")
   config.prompt = "a painting by {label}"
-  # 0.05 and 0.01 on [-1, 1], for the start and for Adam; delta is bound by the radius here.
+  # 0.05 and 0.01 on [-1, 1], for the start and for Adam; here the radius also limits delta.
   config.radius_255, config.step_size_255, config.num_rounds = 6.375, 1.275, 500
   style = {"target": "style_transfer", "style_prompt": "Cubism by Picasso", "sample_steps": 50}
   config.protections.glaze = style | {"perceptual_budget": 0.05}
-  # Their weight 30 of the consistency term is 1 in scaled latents.
+  # The published weight of the consistency term, 30, is 1 in scaled latents.
   config.protections.glaze_adaptive = style | {"method": "glaze", "consistency_weight": 1.0}
   config.rows = tuple(config.protections)
   config.purifiers.jpeg = {"quality": 75}

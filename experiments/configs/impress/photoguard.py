@@ -1,4 +1,4 @@
-"""IMPRESS against PhotoGuard: both of its attacks, edits by img2img and inpainting.
+"""IMPRESS against PhotoGuard: both of its attacks, with edits by img2img and inpainting.
 
 python -m experiments.impress --config=photoguard --config.model.path=FOLDER \\
   --config.data.source=folder:PICTURES --workdir=runs/photoguard
@@ -24,7 +24,7 @@ def get_config(variant=None):
     "decay_steps": 1000,
   }
   config.protections.photoguard_diffusion = {"num_rounds": 200, "l2_radius": 8.0}
-  # The length of a step in the ball, 1 on [-1, 1].
+  # Length of a step in the L2 ball, 1 on [-1, 1].
   config.protections.photoguard_diffusion.step_size_255 = 127.5
   config.rows = tuple(config.protections)
   config.purifiers.jpeg = {"quality": 75}

@@ -1,4 +1,4 @@
-"""AdverseCleaner: 64 bilateral filters and 4 guided ones, as published against Glaze and Mist.
+"""AdverseCleaner: 64 passes of a bilateral filter and 4 of a guided one, as published.
 
   python -m experiments.purify --config=adverse_cleaner --input=PROTECTED --output=PURIFIED
 
@@ -9,6 +9,6 @@ from experiments.configs.purification import purification
 
 
 def get_config(variant: str | None = None):
-  """The config; `smoke` makes few passes."""
+  """The config; `smoke` makes only a few passes."""
   passes = {"bilateral_passes": 2, "guided_passes": 1} if variant == "smoke" else {}
   return purification("adverse_cleaner", **passes)

@@ -1,9 +1,9 @@
-"""GrIDPure: 20 rounds of 10 diffusion steps over a grid of windows, any size of picture.
+"""GrIDPure: 20 rounds of 10 diffusion steps over a grid of windows, for pictures of any size.
 
   python -m experiments.purify --config=gridpure --model=FOLDER --input=PROTECTED --output=PURIFIED
 
-FOLDER is a diffusion model on square pictures; the paper's is for 256x256. Hardware: an accelerator
-for a model of that size.
+FOLDER is a diffusion model for square pictures; the paper's is for 256x256. Hardware: an
+accelerator for a model of that size.
 """
 
 from experiments.configs.purification import purification

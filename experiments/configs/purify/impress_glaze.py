@@ -4,16 +4,16 @@
     --config.options.perceptual=lpips_vgg --config.options.perceptual_weights=FILE \\
     --input=PROTECTED --output=PURIFIED
 
-The paper's distance is LPIPS on VGG16. Without its weights the config's `effnet_lite0_distance`
-stands in, on whose scale the budget of 0.1 means something else. Hardware: an accelerator for
-Stable Diffusion at 512x512; --model=tiny_ldm runs on a CPU.
+The paper's distance is LPIPS on VGG16. Without its weights, the config uses
+`effnet_lite0_distance`, for which a budget of 0.1 means something else. Hardware: an accelerator
+for Stable Diffusion at 512x512; --model=tiny_ldm runs on a CPU.
 """
 
 from experiments.configs.purification import purification
 
 
 def get_config(variant: str | None = None):
-  """The config; `smoke` makes few steps."""
+  """The config; `smoke` makes only a few steps."""
   return purification(
     "impress",
     num_steps=4 if variant == "smoke" else 3000,

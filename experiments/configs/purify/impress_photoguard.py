@@ -11,7 +11,7 @@ from experiments.configs.purification import purification
 
 
 def get_config(variant: str | None = None):
-  """The config; `smoke` makes few steps."""
+  """The config; `smoke` makes only a few steps."""
   return purification(
     "impress",
     num_steps=4 if variant == "smoke" else 1000,

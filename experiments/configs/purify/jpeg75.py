@@ -2,7 +2,7 @@
 
   python -m experiments.purify --config=jpeg75 --input=PROTECTED --output=PURIFIED
 
-Hardware: any; hundreds of pictures of 512x512 a minute on one core.
+Hardware: any; one core does hundreds of 512x512 pictures per minute.
 """
 
 from experiments.configs.purification import purification

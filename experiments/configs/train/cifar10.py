@@ -1,4 +1,4 @@
-"""A DDPM from scratch, 35.7 M parameters at 32x32, as the victims of the study `cifar10`.
+"""A DDPM from scratch, 35.7 M parameters at 32x32, like the trained models of study `cifar10`.
 
 python -m experiments.train --config=cifar10 --input=PICTURES --workdir=runs/train
 Hardware and time: see experiments/configs/eudp/cifar10.py.

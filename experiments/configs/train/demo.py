@@ -1,4 +1,4 @@
-"""A DDPM from scratch on 16x16 pictures, as the victims of the study `demo`.
+"""A DDPM from scratch on 16x16 pictures, like the trained models of study `demo`.
 
 python -m experiments.train --config=demo --input=PICTURES --workdir=runs/train
 Hardware and time: see experiments/configs/eudp/demo.py.

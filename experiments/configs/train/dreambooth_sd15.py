@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5, DreamBooth with prior preservation.
+"""DreamBooth with prior preservation on Stable Diffusion 1.5.
 
 python -m experiments.train --config=dreambooth_sd15 --model=FOLDER --input=PICTURES \\
   --prompt='a photo of sks dog' --class_prompt='a photo of a dog' --workdir=runs/dreambooth_sd15
@@ -19,9 +19,9 @@ def get_config(variant=None):
     learning_rate=2e-6,
     train_text_encoder=True,
     prior_weight=1.0,
-    # Of low-rank updates; 0 trains all weights.
+    # Rank of low-rank updates; 0 trains all weights.
     rank=0,
   )
-  # One picture of the subject and one of its class a step.
+  # Each step takes one picture of the subject and one of its class.
   config.global_batch_size = 2
   return finetuning.finish(finetuning.stable_diffusion(config), variant)

@@ -1,4 +1,4 @@
-"""The model in the package, DreamBooth with prior preservation.
+"""DreamBooth with prior preservation on the model in the package.
 
 python -m experiments.train --config=dreambooth_tiny_ldm --input=PICTURES \\
   --prompt='a painting by sks' --class_prompt='a painting' --workdir=runs/dreambooth_tiny_ldm
@@ -17,7 +17,7 @@ def get_config(variant=None):
     learning_rate=1e-4,
     train_text_encoder=True,
     prior_weight=1.0,
-    # Of low-rank updates; 0 trains all weights.
+    # Rank of low-rank updates; 0 trains all weights.
     rank=0,
   )
   return finetuning.finish(finetuning.small(config), variant)

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5, all weights of the U-Net.
+"""Fine-tunes all weights of the U-Net of Stable Diffusion 1.5.
 
 python -m experiments.train --config=full_sd15 --model=FOLDER --input=PICTURES \\
   --workdir=runs/full_sd15

@@ -1,4 +1,4 @@
-"""The model in the package, all weights of its U-Net.
+"""Fine-tunes all weights of the U-Net of the model in the package.
 
 python -m experiments.train --config=full_tiny_ldm --input=PICTURES \\
   --prompt='a painting' --workdir=runs/full_tiny_ldm

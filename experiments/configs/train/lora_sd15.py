@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5, low-rank updates of the attention.
+"""Fine-tunes low-rank updates of the attention of Stable Diffusion 1.5.
 
 python -m experiments.train --config=lora_sd15 --model=FOLDER --input=PICTURES \\
   --workdir=runs/lora_sd15

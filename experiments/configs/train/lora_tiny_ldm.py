@@ -1,4 +1,4 @@
-"""The model in the package, low-rank updates of its attention.
+"""Fine-tunes low-rank updates of the attention of the model in the package.
 
 python -m experiments.train --config=lora_tiny_ldm --input=PICTURES \\
   --prompt='a painting' --workdir=runs/lora_tiny_ldm

@@ -1,8 +1,8 @@
-"""Stable Diffusion 1.5, a new word.
+"""Learns a new word for Stable Diffusion 1.5 (textual inversion).
 
 python -m experiments.train --config=textual_inversion_sd15 --model=FOLDER --input=PICTURES \\
   --config.concept.init_word=toy --workdir=runs/textual_inversion_sd15
-FOLDER: Stable Diffusion 1.5 in diffusers' layout. A style: --config.concept.kind=style.
+FOLDER: Stable Diffusion 1.5 in diffusers' layout. For a style: --config.concept.kind=style.
 Source: Gal et al. in diffusers' textual_inversion.py, 3,000 steps of 4 at 4 * 5e-4.
 Hardware: one accelerator with 16 GiB or more. Time: not measured.
 """

@@ -1,4 +1,4 @@
-"""The model in the package, a new word.
+"""Learns a new word for the model in the package (textual inversion).
 
 python -m experiments.train --config=textual_inversion_tiny_ldm --input=PICTURES \\
   --workdir=runs/textual_inversion_tiny_ldm

@@ -1,9 +1,9 @@
-"""The small latent diffusion model in the package: 64x64 pixels, about 75 minutes of one CPU core.
+"""The small latent diffusion model in the package: 64x64 pixels, about 75 minutes on one CPU core.
 
 python -m experiments.train_ldm --config=tiny_ldm --config.data.photos=cifar10:PATH \\
   --config.data.paintings=folder:PATH --workdir=runs/tiny_ldm
-Without the two paths it learns the photographs inside scikit-image and scikit-learn.
-Expected numbers: udp_jax/models/tiny_ldm/README.md, written about this config.
+Without the two paths it trains on the photographs in scikit-image and scikit-learn.
+Expected numbers: udp_jax/models/tiny_ldm/README.md, which describes a run of this config.
 """
 
 from experiments.configs import latent

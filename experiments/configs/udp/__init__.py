@@ -1,1 +1,1 @@
-"""Configs of `experiments.udp`: those of eudp without the EUDP row."""
+"""Configs of `experiments.udp`: those of `experiments.eudp` without the rows of EUDP."""

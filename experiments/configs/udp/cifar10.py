@@ -1,6 +1,6 @@
-"""UDP in the paper's setting: as cifar10 of eudp, without its row.
+"""UDP in the paper's setting: the config `cifar10` of `experiments.eudp` without its EUDP row.
 
-python -m experiments.udp --config=cifar10 --workdir=runs/udp_cifar10, and what eudp's config says.
+python -m experiments.udp --config=cifar10 --workdir=runs/udp_cifar10, and the flags of that config.
 """
 
 from experiments.configs import common

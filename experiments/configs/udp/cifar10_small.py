@@ -1,6 +1,6 @@
-"""UDP in the evidence setting: as cifar10_small of eudp, without its rows.
+"""UDP in the evidence setting: the config `cifar10_small` of `experiments.eudp` without EUDP rows.
 
-python -m experiments.udp --config=cifar10_small --workdir=runs/udp, and what eudp's config says.
+python -m experiments.udp --config=cifar10_small --workdir=runs/udp, and the flags of that config.
 """
 
 from experiments.configs import common

@@ -1,6 +1,6 @@
-"""The front door for UDP: as the demo of eudp, without its row.
+"""The first run of UDP: the config `demo` of `experiments.eudp` without its EUDP row.
 
-python -m experiments.udp --config=demo --workdir=runs/udp_demo, and what eudp's config says.
+python -m experiments.udp --config=demo --workdir=runs/udp_demo, and the flags of that config.
 """
 
 from experiments.configs import common

@@ -1,6 +1,6 @@
-"""UDP on your own pictures: as folder of eudp, without its row.
+"""UDP on your own pictures: the config `folder` of `experiments.eudp` without its EUDP row.
 
-python -m experiments.udp --config=folder --workdir=runs/udp_folder, and what eudp's config says.
+python -m experiments.udp --config=folder --workdir=runs/udp_folder, and the flags of that config.
 """
 
 from experiments.configs import common

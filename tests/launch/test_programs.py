@@ -1,0 +1,169 @@
+"""The production programs, compiled for one CPU device and for eight."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments import _cli
+from launch import programs
+from tests.launch.conftest import ROOT
+from udp_jax.errors import ConfigError
+
+# The production programs of a small config on eight CPU devices.
+PROGRAM = """
+import json
+import jax
+from experiments import _cli
+from launch import chips, compiled, hlo, programs
+from udp_jax.errors import ConfigError
+
+config = _cli.get_config("eudp", "demo:smoke")
+mesh = programs.make_mesh(jax.devices(), config)
+target = chips.Target("cpu", "cpu", jax.devices(), len(jax.devices()), None, None)
+setting = programs.setting(config, "eudp", mesh, "cpu", 40, 16)
+parts = programs.parts(setting)
+found = {"parts": parts, "num_batches": setting.num_batches}
+lowered = {part.name: programs.lower_part(setting, part) for part in parts}
+lowered["round"] = programs.lower_round(setting)
+for name, program in lowered.items():
+  done = program.compile()
+  text = hlo.parse(done.as_text())
+  found[name] = {
+    "collectives": [one._asdict() for one in hlo.collectives(text)],
+    "loops": [loop._asdict() for loop in hlo.loops(text)],
+    "donated": compiled.memory_gib(done.memory_analysis())["donated"],
+  }
+found["errors"] = []
+for row, images, size in [
+  ("eudp", 40, 12), ("eudp", 8, 16), ("random_noise", 40, 16), ("eudp_shuffled", 40, 16)
+]:
+  try:
+    programs.setting(config, row, mesh, "cpu", images, size)
+  except ConfigError as error:
+    found["errors"].append(str(error))
+steps = programs.setting(config, "advdm", mesh, "cpu", 40, 16)
+found["advdm"] = programs.parts(steps)
+with config.unlocked():
+  config.protections.eudp.joint_gradients = True
+found["joint"] = programs.parts(programs.setting(config, "eudp", mesh, "cpu", 40, 16))
+cifar = _cli.get_config("eudp", "cifar10")
+found["num_images"] = programs.num_images(cifar)
+found["method"] = programs.decide(cifar, "cuda").performance.backend
+found["unchanged"] = cifar.performance.backend
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def one():
+  """A config, and the setting of a row of it on this process's device."""
+  config = _cli.get_config("eudp", "demo:smoke")
+  mesh = programs.make_mesh(jax.devices()[:1], config)
+
+  def setting(row="eudp", images=40, size=16):
+    return programs.setting(config, row, mesh, "cpu", images, size)
+
+  return config, setting
+
+
+def test_parts_of_a_round_on_one_device(one):
+  """demo:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
+  config, setting = one
+  found = setting()
+  assert found.num_batches == 3
+  assert programs.parts(found) == [("min", 1, 3), ("max", 2, 3)]
+  assert programs.parts(setting("advdm")) == [("step", None, 3)]
+  with config.unlocked():
+    config.protections.eudp.joint_gradients = True
+  assert programs.parts(setting()) == [("joint", None, 3)]
+  with config.unlocked():
+    config.protections.eudp.joint_gradients = False
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    ({"images": 8}, "8 pictures are less than one global batch of 16"),
+    ({"row": "random_noise"}, "random_noise takes no steps"),
+    ({"row": "eudp_shuffled"}, "eudp_shuffled takes no steps"),
+  ],
+)
+def test_what_one_device_cannot_compile_is_refused(given, message, one):
+  with pytest.raises(ConfigError, match=message):
+    one[1](**given)
+
+
+def test_a_target_decides_and_the_config_stays():
+  cifar = _cli.get_config("eudp", "cifar10")
+  assert programs.num_images(cifar) == 45_000
+  assert programs.decide(cifar, "cuda").performance.backend == "gpu"
+  assert cifar.performance.backend == ""
+
+
+@pytest.fixture(scope="module")
+def eight(eight_devices):
+  """What `PROGRAM` found on eight CPU devices."""
+  command = [sys.executable, "-c", PROGRAM]
+  done = subprocess.run(
+    command, cwd=ROOT, env=eight_devices, capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_parts_of_a_round(eight):
+  """demo:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
+  assert eight["num_batches"] == 3
+  assert eight["parts"] == [["min", 1, 3], ["max", 2, 3]]
+  assert eight["joint"] == [["joint", None, 3]]
+  assert eight["advdm"] == [["step", None, 3]]
+
+
+@pytest.mark.slow
+def test_the_max_step_has_no_collectives(eight):
+  assert eight["max"]["collectives"] == []
+
+
+@pytest.mark.slow
+def test_the_min_step_reduces_its_gradients_once(eight):
+  found = eight["min"]["collectives"]
+  assert {one["kind"] for one in found} == {"all-reduce"} and {one["runs"] for one in found} == {1}
+  assert len(found) == 1 and found[0]["arrays"] > 1
+
+
+@pytest.mark.slow
+def test_the_round_runs_the_parts_as_often_as_they_say(eight):
+  """The collectives of the min step, three times: its loop is found and multiplied."""
+  kinds = [(one["kind"], one["arrays"], one["bytes"]) for one in eight["min"]["collectives"]]
+  found = eight["round"]["collectives"]
+  assert [(one["kind"], one["arrays"], one["bytes"]) for one in found] == kinds
+  assert {one["runs"] for one in found} == {3}
+  # The two parts, which a phase may leave out, are loops of at most one round.
+  parts = [loop for loop in eight["round"]["loops"] if loop["trip_count"] is None]
+  assert len(parts) == 2 and {loop["runs"] for loop in parts} == {1}
+
+
+@pytest.mark.slow
+def test_the_state_is_donated(eight):
+  assert eight["round"]["donated"] > 0
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_refused(eight):
+  divide, few, drawn, shuffled = eight["errors"]
+  assert "12 pictures does not divide over 8 devices" in divide
+  assert "8 pictures are less than one global batch of 16" in few
+  assert "random_noise takes no steps" in drawn
+  assert "eudp_shuffled takes no steps" in shuffled
+
+
+@pytest.mark.slow
+def test_what_a_backend_decides_is_decided_for_the_target(eight):
+  assert eight["num_images"] == 45_000
+  assert (eight["method"], eight["unchanged"]) == ("gpu", "")

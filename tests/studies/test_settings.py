@@ -1,0 +1,83 @@
+"""One folder holds one study: which settings may change, and what is cleared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.studies.conftest import set_field
+from udp_jax.data import image_set
+from udp_jax.errors import ConfigError, UserError
+from udp_jax.runtime import workdir
+from udp_jax.studies import build, settings
+
+pytestmark = pytest.mark.usefixtures("photographs_once")
+
+
+def test_one_folder_holds_one_study(config, crops, tmp_path: Path) -> None:
+  settings.check(config, tmp_path, crops)
+  stored = json.loads((tmp_path / "config.json").read_text())
+  settings.check(config, tmp_path, crops)
+  for field, value in (
+    ("rows", ("clean",)),
+    ("threat.seeds", (0, 1, 2)),
+    ("title", "another"),
+    ("performance.steps_per_call", 7),
+    ("checkpoint.every_rounds", 7),
+  ):
+    set_field(config, field, value)
+    settings.check(config, tmp_path, crops)
+  config.protections.new_row = {"method": "random_noise"}
+  settings.check(config, tmp_path, crops)
+  stored = (tmp_path / "config.json").read_bytes()
+  for field, value, named in (
+    ("seed", 1, "seed"),
+    ("radius_255", 8.0, "radius_255"),
+    ("protections.eudp.a", 0.7, "protections.eudp"),
+    ("threat.options.train_steps", 99, "threat.options"),
+    ("data.source", "folder:elsewhere", "data.source"),
+  ):
+    changed = config.copy_and_resolve_references()
+    set_field(changed, field, value)
+    with pytest.raises(ConfigError, match=rf"another config \({named} differ\)"):
+      settings.check(changed, tmp_path, crops)
+  with pytest.raises(ConfigError, match=r"\(pictures differ\)"):
+    settings.check(config, tmp_path, image_set.take(crops, [0, 1]))
+  # Of `performance`, but not of speed alone; where they are not set, they are off.
+  for name, off, on in (("joint_gradients", False, True), ("shard_batches", 0, 4)):
+    changed = config.copy_and_resolve_references().unlock()
+    changed.performance[name] = on
+    with pytest.raises(ConfigError, match=rf"another config \(performance.{name} differ\)"):
+      settings.check(changed, tmp_path, crops)
+    del changed.performance[name]
+    settings.check(changed, tmp_path, crops)
+    changed.performance[name] = off
+    settings.check(changed, tmp_path, crops)
+  settings.check(config, tmp_path, crops)
+  assert (tmp_path / "config.json").read_bytes() == stored
+
+
+def test_replacing_a_study_removes_what_belonged_to_it(config, crops, tmp_path: Path) -> None:
+  settings.check(config, tmp_path, crops)
+  build.write_pictures(crops, tmp_path / "clean")
+  (tmp_path / "notes.txt").write_text("mine")
+  settings.check(config, tmp_path, crops, replace=True)
+  assert (tmp_path / "clean").exists()
+  config.seed = 1
+  settings.check(config, tmp_path, crops, replace=True)
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    workdir.MARK,
+    "config.json",
+    "notes.txt",
+  ]
+  assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_foreign_config_is_not_replaced(content: str, config, crops, tmp_path: Path) -> None:
+  (tmp_path / "config.json").write_text(content)
+  with pytest.raises(UserError, match="config.json"):
+    settings.check(config, tmp_path, crops)
+  assert (tmp_path / "config.json").read_text() == content

@@ -1,0 +1,101 @@
+"""The round of a race: UDP on random pictures, ready to be compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from udp_jax import protections
+from udp_jax.benchmark import models
+from udp_jax.data import batches
+from udp_jax.models.base import DiffusionModel
+from udp_jax.protections.base import PERTURB, TRAIN, WHOLE, Protection
+from udp_jax.runtime import mesh as mesh_lib
+from udp_jax.runtime import sharding
+from udp_jax.stages.compiled_round import CompiledRound
+
+PHASES = {"min": TRAIN, "max": PERTURB, "round": WHOLE, "joint": WHOLE}
+# As in the library's studies: budget and step in 8-bit levels.
+_GAME = {"radius_255": 16.0, "step_size_255": 2.0, "start": "sign", "learning_rate": 8e-4}
+
+
+class Problem(NamedTuple):
+  """A round that is ready to be compiled."""
+
+  protection: Protection
+  model: DiffusionModel
+  key: jax.Array
+  data: batches.Batch
+  params: Any
+  state: Any
+  compiled: CompiledRound
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+  """The specification of a raced round.
+
+  Attributes:
+    unet: fields of the U-Net's config, as for `models.build`.
+    performance: `config.performance`.
+    batch: pictures per batch.
+    vae: fields of the autoencoder's config, for a latent model.
+    image_size: side of a latent model's pictures, in pixels.
+    prompt_length: tokens per prompt of a latent model; prompts come as embeddings.
+    num_batches: number of batches in the data set.
+    train_steps: train steps in a round.
+    perturb_steps: perturb steps in a round.
+    joint: whether one backward pass serves weights and delta.
+    spread: whether the round runs on all devices, not only on the first.
+  """
+
+  unet: dict[str, Any]
+  performance: dict[str, Any]
+  batch: int
+  vae: dict[str, Any] | None = None
+  image_size: int = 0
+  prompt_length: int = 0
+  num_batches: int = 1
+  train_steps: int = 1
+  perturb_steps: int = 1
+  joint: bool = False
+  spread: bool = False
+
+
+def build(spec: Spec) -> Problem:
+  """Builds UDP on random pictures; the random weights have a trained network's scale."""
+  model = models.build(spec.unet, spec.performance, vae=spec.vae, image_size=spec.image_size)
+  options = {**_GAME, "train_steps": spec.train_steps, "perturb_steps": spec.perturb_steps}
+  if spec.joint:
+    options["joint_gradients"] = True
+  protection = protections.build("udp", model, options)
+  generator = np.random.default_rng(0)
+  count = spec.num_batches * spec.batch
+  images = generator.integers(0, 256, (count, *model.image_shape), np.uint8)
+  cond = None
+  if spec.vae is not None:
+    width = spec.unet["cross_attention_dim"]
+    cond = generator.standard_normal((count, spec.prompt_length, width), np.float32)
+  mesh = mesh_lib.make_mesh(None if spec.spread else jax.devices()[:1])
+  data = mesh_lib.place_batches(batches.make_batches(images, spec.batch, cond=cond), mesh)
+  key = jax.random.key(0)
+  params = models.random_params(model, generator)
+  params = mesh_lib.place(params, sharding.param_shardings(params, mesh))
+  compiled = CompiledRound.of(protection, key, data, params, mesh)
+  state = compiled.init(key, data, params)
+  # A pixel model is trained as a whole and is in the state; a latent one has frozen parameters.
+  frozen = None if spec.vae is None else params
+  return Problem(protection, model, key, data, frozen, state, compiled)
+
+
+def compile_round(problem: Problem) -> Any:
+  """Compiles the round into the executable that `rounds.resident` dispatches."""
+  return lower_round(problem).compile()
+
+
+def lower_round(problem: Problem) -> Any:
+  """Lowers the round without compiling it."""
+  return problem.compiled.lower(problem.key, problem.state, problem.data, problem.params)

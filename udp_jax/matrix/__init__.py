@@ -1,1 +1,0 @@
-"""The matrix of protections x purifiers x threats x metrics: what survives purification?"""

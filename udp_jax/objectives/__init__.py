@@ -1,0 +1,1 @@
+"""Objectives: the losses that a perturbation or a model's weights minimise."""

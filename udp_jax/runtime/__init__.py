@@ -1,0 +1,1 @@
+"""Drives compiled work: the host loop, checkpoints, devices, processes and files."""

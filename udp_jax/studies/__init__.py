@@ -1,0 +1,1 @@
+"""Studies: experiments composed of stages."""

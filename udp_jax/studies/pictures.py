@@ -1,0 +1,339 @@
+"""A study that protects pictures at full resolution by several methods, and measures the result.
+
+  workdir/config.json             settings of the run
+  workdir/clean/                  the 8-bit reference at full resolution
+  workdir/protected/<row>/        protected files and manifest.json
+  workdir/measured/<row>.json     metrics of the row
+  workdir/report.json .html       written last
+
+It measures what the methods optimise, on the saved files and with draws that no method has seen:
+the loss of the fixed model. To see what a model learns from the pictures, use `experiments.train`
+and `experiments.impress`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from udp_jax.data import builtin, captions, images, manifest, picture_files
+from udp_jax.data.marks import CLEAN
+from udp_jax.data.picture_files import PictureFile
+from udp_jax.errors import ConfigError
+from udp_jax.metrics import denoising, statistics, visibility
+from udp_jax.models import factory
+from udp_jax.models.base import DiffusionModel
+from udp_jax.ops import tiles, timesteps
+from udp_jax.report import study as study_report
+from udp_jax.report import text
+from udp_jax.runtime import files
+from udp_jax.stages import protect_pictures
+from udp_jax.stages import tiles as tiles_lib
+from udp_jax.stages.tiles import Pictures, Tiling
+from udp_jax.studies import build
+from udp_jax.studies import rows as rows_lib
+from udp_jax.studies import settings as settings_lib
+from udp_jax.studies import training_sets_report as report_build
+from udp_jax.studies.build import Study
+
+_log = logging.getLogger(__name__)
+
+# Side in pixels of the pictures in the report, and their largest number.
+_SHOWN_PIXELS = 192
+_SHOWN_PICTURES = 8
+
+
+class Cutting(NamedTuple):
+  """How the user wants a folder of pictures cut into tiles.
+
+  Attributes:
+    tile_size: side of a tile in pixels; 0 for the model's own size.
+    overlap: pixels over which neighbouring tiles blend; negative for an eighth of a tile.
+    files_at_a_time: pictures in a group; 0 for the method's default.
+  """
+
+  tile_size: int = 0
+  overlap: int = -1
+  files_at_a_time: int = 0
+
+
+def open_pictures(
+  config: Any,
+  folder: Path,
+  workdir: Path,
+  cutting: Cutting,
+  *,
+  prompt: str | None = None,
+  progress: bool = True,
+) -> tuple[Study, Pictures]:
+  """Opens a folder of pictures and the model of a config.
+
+  Args:
+    config: settings of a study.
+    folder: pictures of any sizes, with or without captions (`data.captions`).
+    workdir: working folder.
+    cutting: how the pictures are cut.
+    prompt: caption for pictures that have none.
+    progress: whether to show progress bars.
+
+  Returns:
+    The study, with its model for tiles, and the pictures. The study's config records what was
+    decided here: the tile size and the token ids of the empty prompt.
+
+  Raises:
+    ConfigError, MissingDataError, BadDataError: the model, its tiles or the pictures do not work.
+  """
+  tile_size = cutting.tile_size
+  if tile_size:
+    tiles_lib.check_tile_size(tile_size)
+    config = settings_lib.frozen(config, {"model.image_size": tile_size})
+  model = factory.open_model(config.model, config.performance)
+  if tile_size:
+    model = model._replace(model=tiles_lib.for_tiles(model.model, tile_size))
+  size = model.model.image_shape[0]
+  overlap = size // 8 if cutting.overlap < 0 else cutting.overlap
+  tiling = Tiling(size, overlap, cutting.files_at_a_time)
+  for row in config.rows:
+    if row != CLEAN:  # Before pictures are read.
+      protect_pictures.check(rows_lib.row(config, row, model), model, tiling)
+  found = picture_files.list_pictures(
+    folder,
+    limit=config.data.limit or None,
+    seed=config.seed,
+    strict=config.data.strict,
+    classes=tuple(config.data.classes) or None,
+  )
+  pictures = Pictures(found, tiling, workdir)
+  if model.tokenizer is None:
+    if prompt is not None:
+      raise ConfigError("a prompt is for models with a text encoder; this one has none")
+  else:
+    config = settings_lib.frozen(config, {"model.uncond_ids": model.uncond_ids})
+    written = captions.read_captions(folder, [file.relative for file in found.files])
+    texts = {file.relative: written.get(file.relative, prompt or "") for file in found.files}
+    names = sorted(set(texts.values()))
+    embedded = model.embeddings(names)
+    assert embedded is not None  # There is a tokenizer.
+    by_text = dict(zip(names, embedded, strict=True))
+    pictures = pictures._replace(texts=texts, cond_of=lambda file: by_text[texts[file.relative]])
+  return build.open_study(config, workdir, model, progress=progress), pictures
+
+
+def check_workdir(
+  study: Study, pictures: Pictures, *, replace: bool = False, apart: bool = False, **more: Any
+) -> None:
+  """`settings.check` for pictures of any size; `more` holds other values that decide the result.
+
+  With `apart`, the identity of the folder leaves out pictures and captions: they may be added
+  later, because each file's record says what it was made from.
+
+  Raises:
+    ConfigError: the folder belongs to another run.
+    OutputError: as `settings.check`.
+  """
+  found, tiling = pictures.found, pictures.tiling._asdict()
+  identity = {"pictures": found.origin["sha256"], "captions": pictures.texts}
+  identity |= {**more, **tiling}
+  if apart:
+    identity = {"pictures": "apart", **tiling}
+  identified = protect_pictures.identified(found, identity)
+  settings_lib.check(study.config, study.workdir, identified, replace=replace)
+
+
+def protect_row(
+  study: Study, name: str, pictures: Pictures, output: Path, **changes: Any
+) -> dict[str, Any]:
+  """Protects pictures by one row; returns the manifest of the output folder.
+
+  Args:
+    study: from `open_pictures`.
+    name: an entry of `config.protections`, or a method.
+    pictures: from `open_pictures`.
+    output: where the protected pictures are written.
+    **changes: further fields of `Run`: `overwrite` and `copies`.
+
+  Raises:
+    ConfigError, DivergedError, OutputError, Preempted: as `protect_pictures.protect`.
+  """
+  row = study.row(name)
+  every = study.config.checkpoint.every_rounds
+  scratch = study.workdir / "stages" / f"protect_{name}"
+  run = study.run(row.stream, scratch, f"protect {name}", checkpoint_every=every, **changes)
+  return protect_pictures.protect(row, study.model, pictures, output, run)
+
+
+def run(
+  config: Any, workdir: Path, *, evaluate: bool = True, progress: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+  """Protects the pictures of `config.data.source` by every row; (report, assets) if evaluated.
+
+  Raises:
+    UserError, Preempted: as the stages.
+  """
+  settings_lib.check_values(config)
+  asked = config.pictures
+  study, pictures = open_pictures(
+    config,
+    _source(config, workdir),
+    workdir,
+    Cutting(asked.tile_size, asked.overlap, asked.files_at_a_time),
+    prompt=config.data.prompt or None,
+    progress=progress,
+  )
+  check_workdir(study, pictures)
+  rows = list(dict.fromkeys(config.rows))
+  for row in rows:
+    output = workdir / "protected" / row
+    # A finished folder is kept, as in all studies.
+    if row != CLEAN and not manifest.is_complete(output):
+      protect_row(study, row, pictures, output)
+  if not evaluate:
+    return None
+  measured = {row: _measured(study, row, pictures) for row in rows}
+  table = [
+    {"name": row, "metrics": {n: statistics.over_seeds([v]) for n, v in metrics.items()}}
+    for row, metrics in measured.items()
+  ]
+  return _report(study, table, pictures)
+
+
+def _source(config: Any, workdir: Path) -> Path:
+  """Folder of the pictures; "builtin" fills one with the installed photographs."""
+  if config.data.source != "builtin":
+    return Path(config.data.source.removeprefix("folder:")).expanduser()
+  folder = workdir / "photographs"
+  for name in config.pictures.photographs:
+    found = builtin.find_photograph(name)
+    files.write_bytes(folder / f"{name}{found.suffix}", found.read_bytes())
+  return folder
+
+
+def _folder(workdir: Path, row: str) -> Path:
+  return workdir / CLEAN if row == CLEAN else workdir / "protected" / row
+
+
+def _measured(study: Study, row: str, pictures: Pictures) -> dict[str, float]:
+  """Returns the metrics of one row; measures them unless an earlier run did."""
+  path = study.workdir / "measured" / f"{row}.json"
+  if not path.exists():
+    _log.info("measuring %s", row)
+    files.write_json(path, _measure(study, row, pictures))
+  found = files.read_json(path)
+  return {name: float("nan") if value is None else value for name, value in found.items()}
+
+
+def _measure(study: Study, row: str, pictures: Pictures) -> dict[str, float | None]:
+  config, workdir, model = study.config, study.workdir, study.model
+  cut, conds, quality = [], [], []
+  for file in pictures.found.files:
+    saved = images.read_image(_folder(workdir, row) / f"{file.name}.png").pixels
+    grid = tiles.plan(file.height, file.width, pictures.tiling.tile_size, overlap=0)
+    cut.append(tiles.cut(saved, grid))
+    if pictures.cond_of is not None:
+      conds.append(np.repeat(pictures.cond_of(file)[None], grid.num_tiles, axis=0))
+    if row != CLEAN:
+      clean = images.read_image(pictures.clean / f"{file.name}.png").pixels
+      radius_255 = rows_lib.row_radius_255(config, row)
+      quality.append(visibility.picture_metrics(clean[None], saved[None], radius_255))
+  every = np.concatenate(cut)
+  # The tiles are spread evenly over all pictures, and are the same for every row.
+  limit = min(config.evaluation.loss_images, len(every))
+  chosen = np.linspace(0, len(every) - 1, limit, dtype=int)
+  cond = np.concatenate(conds)[chosen] if conds else None
+  metrics = {
+    f"loss_{name}": denoising.denoising_loss(model.model, seed=config.seed + 1, probs=probs)(
+      model.params, every[chosen], cond
+    )
+    for name, probs in _draws(model.model).items()
+  }
+  for name in ("psnr", "ssim", "rms_ratio", "max_abs_255"):
+    values = np.array([found[name] for found in quality])
+    reduce = np.max if name == "max_abs_255" else np.mean
+    metrics[name] = float(reduce(values)) if len(values) else float("nan")
+  return {name: value if np.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _draws(model: DiffusionModel) -> dict[str, Any]:
+  """Returns the distributions of the timesteps at which the loss is measured."""
+  steps = len(model.schedule.alphas_cumprod)
+  return {
+    "uniform": timesteps.uniform(steps),
+    "early": timesteps.schedule_power(model.schedule, 2.0, 0.0),
+  }
+
+
+def _columns() -> list[dict[str, Any]]:
+  column = study_report.column
+  return [
+    column(
+      "loss_uniform",
+      "Denoising loss",
+      "Mean loss of the model, as it is, on tiles of the saved pictures, at timesteps and noises "
+      "that no method has seen. Larger: harder to explain, and so to learn.",
+      "higher",
+      4,
+    ),
+    column(
+      "loss_early",
+      "Loss, early timesteps",
+      "The same with timesteps drawn as EUDP draws them, where the perturbation is still seen.",
+      "higher",
+      4,
+    ),
+    column("psnr", "PSNR (dB)", "Protected against clean; larger is less visible.", "higher", 2),
+    column("ssim", "SSIM", "Protected against clean; 1 is identical.", "higher", 3),
+    column("rms_ratio", "RMS / budget", "How much of the budget is used.", None, 2),
+    column("max_abs_255", "Largest change", "In 8-bit levels, of all saved files.", None, 0),
+  ]
+
+
+def _report(
+  study: Study, table: list[dict[str, Any]], pictures: Pictures
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  config, workdir, found = study.config, study.workdir, pictures.found.files
+  count = len(found)
+  sizes = sorted({(file.width, file.height) for file in found})
+  record = manifest.read_manifest(workdir / CLEAN) or {}
+  rows = [row | rows_lib.naming(config, row["name"]) for row in table]
+  levels = text.budget({"rows": rows, "radius_255": config.radius_255})
+  summary = (
+    f"{count} pictures from {sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]} pixels "
+    f"were protected at full resolution, in tiles of {pictures.tiling.tile_size}, with at most "
+    f"{levels} of 255 levels of change."
+  )
+  report = study_report.frame(config, summary, rows, _columns()) | {
+    "steps": [
+      ["Protect.", "Every picture gets a small hidden change, at its full resolution."],
+      ["Measure.", "The model's own loss on the saved files says how hard they are to explain."],
+    ],
+    "feature_label": "",
+    "data": {
+      "source": str(record.get("origin", {}).get("source", config.data.source)),
+      "train_images": count,
+      "holdout_images": 0,
+      "image_size": pictures.tiling.tile_size,
+      "notes": [f"The pictures below are windows of {_SHOWN_PIXELS} pixels from their middle."],
+    },
+    "curves": {"victims": {}, "protection": report_build.rounds(config, workdir)},
+    "timesteps": report_build.timestep_curves(config, study.model.model),
+  }
+  shown = found[:_SHOWN_PICTURES]
+  windows = {row["name"]: _windows(_folder(workdir, row["name"]), shown) for row in table}
+  clean = windows.pop(CLEAN, None)
+  assets = {} if clean is None else {"clean": clean, "protected": windows}
+  return report, assets
+
+
+def _windows(folder: Path, shown: tuple[PictureFile, ...]) -> np.ndarray:
+  """Crops the middle of every picture, (n, S, S, 3); smaller pictures are padded by mirroring."""
+  made = []
+  for file in shown:
+    pixels = images.read_image(folder / f"{file.name}.png").pixels
+    top, left = (max(0, (length - _SHOWN_PIXELS) // 2) for length in pixels.shape[:2])
+    part = pixels[top : top + _SHOWN_PIXELS, left : left + _SHOWN_PIXELS]
+    grid = tiles.plan(part.shape[0], part.shape[1], _SHOWN_PIXELS, overlap=0)
+    made.append(tiles.cut(part, grid)[0])
+  return np.stack(made)
