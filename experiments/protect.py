@@ -236,8 +236,9 @@ def _protect_resized(
   copies = processes.from_main(look, "look at the output")  # Before anything is cleared.
   settings.check(study.config, workdir, clean, replace=_OVERWRITE.value)
   build.write_pictures(clean, workdir / "clean")
-  changes = {"overwrite": _OVERWRITE.value, "copies": copies}
-  build.protect_row(study, _METHOD.value, clean, folder=output, changes=changes)
+  build.protect_row(
+    study, _METHOD.value, clean, folder=output, overwrite=_OVERWRITE.value, copies=copies
+  )
   return manifest.read_manifest(output) or {}, clean.origin
 
 

@@ -62,6 +62,7 @@ RUNS = {
   "eudp_tiny_ldm": Run(("experiments.eudp", "--config=tiny_ldm:smoke", *_STUDY)),
   "protect": Run(_PROTECT),
   "protect_streamed": Run((*_PROTECT, "--config.performance.shard_batches=1")),
+  "protect_resized": Run((*_PROTECT, "--resize")),
   "protect_two_processes": Run((*_PROTECT, "--resize"), processes=2),
   "impress_demo": Run(("experiments.impress", "--config=demo:smoke", *_STUDY)),
 }

@@ -36,8 +36,8 @@ def counter(events=None, stride=1):
 
 
 def run(folder, advance, every=3, keep=2, **options):
-  task = loop.Task("counting", "step", TOTAL, progress=False, **options)
-  return loop.run_in(folder, advance, start(), task, every=every, keep=keep)
+  work = loop.Work("counting", "step", TOTAL, progress=False, **options)
+  return loop.run_in(folder, advance, start(), work, every=every, keep=keep)
 
 
 def saved(folder) -> list[int]:
@@ -122,9 +122,9 @@ def test_a_second_stop_request_is_not_held_back(tmp_path):
 
 def test_a_stop_without_checkpoints_does_not_claim_to_have_saved():
   advance, _ = counter({4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-  task = loop.Task("counting", "step", TOTAL, progress=False)
+  work = loop.Work("counting", "step", TOTAL, progress=False)
   with pytest.raises(Preempted, match="stopped at step 5 of 10$"):
-    loop.run(advance, start(), task)
+    loop.run(advance, start(), work)
 
 
 def test_a_crash_costs_one_interval(tmp_path, uninterrupted):

@@ -30,7 +30,7 @@ def test_nothing_to_find_is_a_single_process():
 
 
 def test_explicit_settings():
-  expected = processes.Settings("host:1234", 4, 2)
+  expected = processes.Cluster("host:1234", 4, 2)
   assert processes.detect(environment=UDP) == expected
   flags = {"coordinator": "host:1234", "num_processes": 4, "process_id": 2}
   assert processes.detect(**flags, environment={}) == expected
@@ -129,7 +129,7 @@ class Others:
 def second_of_three(monkeypatch):
   def join(*answers):
     others = Others(*answers)
-    settings = processes.Settings("host:1", 3, 1)
+    settings = processes.Cluster("host:1", 3, 1)
     group = processes._Group(settings, others, True, None)
     monkeypatch.setattr(processes, "_group", group)
     return others

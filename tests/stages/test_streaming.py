@@ -280,8 +280,8 @@ def test_nan_ends_the_loop(pictures, mesh):
 
   state = streaming.init(KEY, stream, None)
   with pytest.raises(DivergedError, match="delta_rms is nan at round 3 of 5"):
-    task = loop.Task("x", "round", 5, must_be_finite=("delta_rms",), progress=False)
-    loop.run(advance, state, task)
+    work = loop.Work("x", "round", 5, must_be_finite=("delta_rms",), progress=False)
+    loop.run(advance, state, work)
 
 
 # ---- memory and overlap ----

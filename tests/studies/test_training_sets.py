@@ -11,7 +11,7 @@ from tests.studies.conftest import set_field
 from udp_jax.data import batches
 from udp_jax.errors import UserError
 from udp_jax.stages import protect
-from udp_jax.stages.rounds import Rounds
+from udp_jax.stages.rounds import MadeRounds
 from udp_jax.studies import build, training_sets
 
 pytestmark = pytest.mark.usefixtures("photographs_once")
@@ -77,7 +77,7 @@ def test_every_round_is_made_but_for_what_is_drawn_once(
   with config.unlocked():
     config.performance.joint_gradients = joint
   asked = []
-  made = Rounds(None, None, lambda state: (None, None))
+  made = MadeRounds(None, None, lambda state: (None, None))
   monkeypatch.setattr(protect.rounds, "made", lambda *_: made)
   monkeypatch.setattr(protect.loop, "run_in", lambda *given, **_: asked.append(given[3]))
   study = build.open_study(config, tmp_path, progress=False)

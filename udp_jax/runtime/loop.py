@@ -41,7 +41,7 @@ class Advance(NamedTuple):
   metrics: dict[str, float]
 
 
-class Task(NamedTuple):
+class Work(NamedTuple):
   """Describes a long piece of work to the user.
 
   Attributes:
@@ -65,7 +65,7 @@ def run_in(
   folder: Path,
   advance: Callable[[Any, int], Advance],
   state: Any,
-  task: Task,
+  work: Work,
   *,
   every: int,
   keep: int = 2,
@@ -76,7 +76,7 @@ def run_in(
     folder: scratch folder of this work.
     advance: (state, position) -> Advance, as for `run`.
     state: the state at position 0.
-    task: description of the work.
+    work: what is done and how it is shown.
     every: number of positions between two checkpoints.
     keep: number of newest checkpoints to keep.
 
@@ -86,23 +86,23 @@ def run_in(
   writer = metrics_log.main_writer(folder)
   checkpoints = Checkpoints(folder / "checkpoints", every=every, keep=keep)
   with contextlib.nullcontext() if writer is None else contextlib.closing(writer):
-    return run(advance, state, task, checkpoints=checkpoints, writer=writer)
+    return run(advance, state, work, checkpoints=checkpoints, writer=writer)
 
 
 def run(
   advance: Callable[[Any, int], Advance],
   state: Any,
-  task: Task,
+  work: Work,
   *,
   checkpoints: Checkpoints | None = None,
   writer: MetricsWriter | None = None,
 ) -> Any:
-  """Advances `state` to position `task.total`, starting from the newest checkpoint if any.
+  """Advances `state` to position `work.total`, starting from the newest checkpoint if any.
 
   Args:
     advance: (state, position) -> Advance. It may donate the state's buffers.
     state: the state at position 0, also the template for restoring.
-    task: description of the work.
+    work: what is done and how it is shown.
     checkpoints: where to save the state; None saves nothing.
     writer: where to write metrics; None drops them.
 
@@ -111,7 +111,7 @@ def run(
       newest.
     Preempted: the process was asked to stop; the state is saved.
   """
-  label, unit, total = task.label, task.unit, task.total
+  label, unit, total = work.label, work.unit, work.total
   position = 0
   seen: dict[str, float] = {}
   # Process 0 decides whether a checkpoint exists; other hosts may not see it yet.
@@ -121,7 +121,7 @@ def run(
     _log.info("%s: going on from %s %d of %d", label, unit, position, total)
   if writer is not None:
     writer.rewind(position)
-  quiet = not (task.progress and processes.is_main())
+  quiet = not (work.progress and processes.is_main())
   bar = tqdm(total=total, initial=position, desc=label, unit=unit, disable=quiet, mininterval=0.5)
   # Always close: a save in progress must finish even if a later call fails.
   saving = contextlib.nullcontext() if checkpoints is None else contextlib.closing(checkpoints)
@@ -132,7 +132,7 @@ def run(
       before = position
       state, position, metrics = advance(state, before)
       metrics = metrics | {"seconds": time.monotonic() - start}
-      for name in task.must_be_finite:
+      for name in work.must_be_finite:
         if name in metrics and not np.isfinite(metrics[name]):
           raise DivergedError(
             f"{label}: {name} is {metrics[name]} at {unit} {position} of {total}; lower the "
@@ -142,7 +142,7 @@ def run(
         writer.write(position, **metrics)
       bar.update(position - before)
       seen |= metrics  # A call need not measure every metric.
-      bar.set_postfix({n: f"{seen[n]:.4g}" for n in task.shown if n in seen}, refresh=False)
+      bar.set_postfix({n: f"{seen[n]:.4g}" for n in work.shown if n in seen}, refresh=False)
       stop = max(processes.gather(received[0] if received else 0, f"{label} {position}"))
       ended = position >= total
       if checkpoints is not None and (ended or stop or checkpoints.due(before, position)):

@@ -1,6 +1,6 @@
 """Starts one run in several processes, lets them agree, and ends them together.
 
-Without settings in flags or the environment, these functions assume a single process and do
+Without a cluster in flags or the environment, these functions assume a single process and do
 nothing. This module does not import jax before `start` needs it.
 
 Agreement uses our own sockets: `jax.experimental.multihost_utils.process_allgather` takes 6 to 65
@@ -38,7 +38,7 @@ _GRACE_S = 3.0
 SAME_REQUEST_S = 2.0
 
 
-class Settings(NamedTuple):
+class Cluster(NamedTuple):
   """Identifies this process among the processes of a run.
 
   Attributes:
@@ -55,7 +55,7 @@ class Settings(NamedTuple):
 
 
 class _Group(NamedTuple):
-  settings: Settings
+  cluster: Cluster
   peers: Peers
   resumable: bool
   ended: threading.Event  # Another process died or failed.
@@ -70,8 +70,8 @@ def detect(
   num_processes: int | None = None,
   process_id: int | None = None,
   environment: Mapping[str, str] | None = None,
-) -> Settings | None:
-  """Returns the settings of this process, or None for a single process.
+) -> Cluster | None:
+  """Returns the place of this process in its cluster, or None for a single process.
 
   The sources, in order: the arguments (flags), completed by UDP_COORDINATOR, UDP_NUM_PROCESSES and
   UDP_PROCESS_ID (or JOB_COMPLETION_INDEX, which Kubernetes sets in indexed jobs and JobSets); SLURM
@@ -96,7 +96,7 @@ def detect(
       f"--{given} needs --{' and --'.join(missing)} too (or UDP_{missing[0].upper()} in the "
       "environment)"
     )
-  return _checked(Settings(**found))
+  return _checked(Cluster(**found))
 
 
 def _merged(name: str, flag: Any, variable: str | None) -> Any:
@@ -110,19 +110,19 @@ def _merged(name: str, flag: Any, variable: str | None) -> Any:
   return value if flag is None else flag
 
 
-def _checked(settings: Settings) -> Settings | None:
-  split_address(settings.coordinator)
-  if settings.num_processes < 1:
-    raise ConfigError(f"num_processes is {settings.num_processes}; it must be at least 1")
-  if not 0 <= settings.process_id < settings.num_processes:
+def _checked(cluster: Cluster) -> Cluster | None:
+  split_address(cluster.coordinator)
+  if cluster.num_processes < 1:
+    raise ConfigError(f"num_processes is {cluster.num_processes}; it must be at least 1")
+  if not 0 <= cluster.process_id < cluster.num_processes:
     raise ConfigError(
-      f"process_id is {settings.process_id}; with {settings.num_processes} processes it must be 0 "
-      f"to {settings.num_processes - 1}"
+      f"process_id is {cluster.process_id}; with {cluster.num_processes} processes it must be 0 "
+      f"to {cluster.num_processes - 1}"
     )
-  return settings if settings.num_processes > 1 else None
+  return cluster if cluster.num_processes > 1 else None
 
 
-def _detect_cluster(env: Mapping[str, str]) -> Settings | None:
+def _detect_cluster(env: Mapping[str, str]) -> Cluster | None:
   """Asks the cluster's scheduler for settings, only if there may be one: asking takes time."""
   slurm = env.get("SLURM_STEP_NODELIST") and int(env.get("SLURM_NTASKS") or 1) > 1
   tpu = env.get("JAX_PLATFORMS", "") in ("", "tpu", "tpu,cpu") and (
@@ -148,14 +148,14 @@ def _detect_cluster(env: Mapping[str, str]) -> Settings | None:
     if not all(part.strip().isdigit() for part in named.split(",")):
       raise ConfigError(f"JAX_LOCAL_DEVICE_IDS={named} is not a list of numbers")
     devices = [int(part) for part in named.split(",")]
-  return _checked(Settings(found.coordinator, found.num_processes, found.process_id, devices))
+  return _checked(Cluster(found.coordinator, found.num_processes, found.process_id, devices))
 
 
-def start(settings: Settings | None, *, peer_timeout_s: float, resumable: bool) -> None:
+def start(cluster: Cluster | None, *, peer_timeout_s: float, resumable: bool) -> None:
   """Connects to the other processes; call it before any device is used.
 
   Args:
-    settings: result of `detect`; None for a single process.
+    cluster: result of `detect`; None for a single process.
     peer_timeout_s: seconds of silence after which another process counts as lost and this one ends.
     resumable: whether the same command resumes a stopped run; used in messages.
 
@@ -163,19 +163,19 @@ def start(settings: Settings | None, *, peer_timeout_s: float, resumable: bool) 
     ConfigError, PeerLostError: the processes cannot connect.
   """
   global _group
-  if settings is None:
+  if cluster is None:
     return
   if not peer_timeout_s >= 1:
     raise ConfigError(f"peer_timeout_s is {peer_timeout_s}; it must be at least 1")
   peers = Peers(
-    settings.coordinator,
-    settings.num_processes,
-    settings.process_id,
+    cluster.coordinator,
+    cluster.num_processes,
+    cluster.process_id,
     peer_timeout_s=peer_timeout_s,
     on_end=_other_ended,
     on_stop=_other_asked_to_stop,
   )
-  _group = _Group(settings, peers, resumable, threading.Event())
+  _group = _Group(cluster, peers, resumable, threading.Event())
   import jax
 
   # Our loop agrees on stopping; jax's service would take over the handler of SIGTERM.
@@ -183,9 +183,9 @@ def start(settings: Settings | None, *, peer_timeout_s: float, resumable: bool) 
   try:
     jax.distributed.initialize(
       peers.service_address,
-      settings.num_processes,
-      settings.process_id,
-      local_device_ids=settings.local_device_ids,
+      cluster.num_processes,
+      cluster.process_id,
+      local_device_ids=cluster.local_device_ids,
       cluster_detection_method="deactivate",
       coordinator_bind_address=peers.service_address,
       # Our timeout comes first, with a message; jax's ends the process without one.
@@ -197,12 +197,12 @@ def start(settings: Settings | None, *, peer_timeout_s: float, resumable: bool) 
 
 def index() -> int:
   """Returns the number of this process; 0 in a single process."""
-  return _group.settings.process_id if _group else 0
+  return _group.cluster.process_id if _group else 0
 
 
 def count() -> int:
   """Returns the number of processes in this run."""
-  return _group.settings.num_processes if _group else 1
+  return _group.cluster.num_processes if _group else 1
 
 
 def is_main() -> bool:
@@ -326,7 +326,7 @@ def _other_ended(number: int, how: Mapping[str, Any]) -> None:
   if "lost" in how:
     group.ended.set()
     again = "; run the same command to go on from the last checkpoint" if group.resumable else ""
-    _end(f"process {number} of {group.settings.num_processes} died ({_reason(how)}){again}")
+    _end(f"process {number} of {group.cluster.num_processes} died ({_reason(how)}){again}")
   elif how["stopped"]:
     # The other process had nothing to save, and this one cannot go on without it.
     time.sleep(_GRACE_S)
@@ -338,7 +338,7 @@ def _other_ended(number: int, how: Mapping[str, Any]) -> None:
     time.sleep(_GRACE_S / 2)
     if not group.peers.left.is_set():
       group.ended.set()
-      _end(f"process {number} of {group.settings.num_processes} failed: {_reason(how)}")
+      _end(f"process {number} of {group.cluster.num_processes} failed: {_reason(how)}")
 
 
 def _reason(how: Mapping[str, Any]) -> str:

@@ -145,7 +145,7 @@ def run_rounds(
   protection = build_protection(row, split, trained=model.params is not None)
   _log.info("%s: compiling for %d pictures", run.label, count)
   made = rounds.made(protection, batches, count, model.params, run)
-  task = loop.Task(
+  work = loop.Work(
     run.label,
     "round",
     1 if protection.drawn_once else row.num_rounds,
@@ -154,5 +154,5 @@ def run_rounds(
     progress=run.progress,
   )
   every = run.checkpoint_every
-  state = loop.run_in(run.folder, made.advance, made.state, task, every=every)
+  state = loop.run_in(run.folder, made.advance, made.state, work, every=every)
   return made.own_delta(state)

@@ -25,7 +25,7 @@ from udp_jax.stages.records import Run
 _TIMED_EVERY = 5
 
 
-class Rounds(NamedTuple):
+class MadeRounds(NamedTuple):
   """The compiled rounds of one protection on one set of pictures.
 
   Attributes:
@@ -41,7 +41,7 @@ class Rounds(NamedTuple):
 
 def made(
   protection: Protection, batches: Batch, count: int, params: Params | None, run: Run
-) -> Rounds:
+) -> MadeRounds:
   """Makes the rounds of a run: streamed if `run.shard_batches` asks for it, else resident.
 
   Raises:
@@ -53,7 +53,7 @@ def made(
 
 def resident(
   protection: Protection, batches: Batch, count: int, params: Params | None, run: Run
-) -> Rounds:
+) -> MadeRounds:
   """Makes rounds over pictures that stay on the devices of all processes.
 
   Args:
@@ -101,12 +101,12 @@ def resident(
     rows = mesh_lib.own_rows(num_batches, lanes, count, mesh)
     return rows, mesh_lib.fetch_own(state.delta, count)
 
-  return Rounds(state, advance, own_delta)
+  return MadeRounds(state, advance, own_delta)
 
 
 def streamed(
   protection: Protection, batches: Batch, count: int, params: Params | None, run: Run
-) -> Rounds:
+) -> MadeRounds:
   """Makes rounds over pictures in host memory, `run.shard_batches` batches on devices at a time.
 
   Args:
@@ -151,7 +151,7 @@ def streamed(
   def own_delta(state: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(count), batches_lib.unbatch(streaming.delta(stream, state), count)
 
-  return Rounds(state, advance, own_delta)
+  return MadeRounds(state, advance, own_delta)
 
 
 def _settled(started: float) -> float:

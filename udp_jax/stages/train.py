@@ -71,7 +71,7 @@ def _drive(
     numbers["images_per_s"] = count * batch / (time.monotonic() - start)
     return loop.Advance(state, position + count, numbers)
 
-  task = loop.Task(
+  work = loop.Work(
     run.label,
     "step",
     train_steps,
@@ -79,7 +79,7 @@ def _drive(
     shown=("loss", "images_per_s"),
     progress=run.progress,
   )
-  return loop.run_in(run.folder, advance, state, task, every=run.checkpoint_every, keep=1)
+  return loop.run_in(run.folder, advance, state, work, every=run.checkpoint_every, keep=1)
 
 
 class ClassPictures(NamedTuple):

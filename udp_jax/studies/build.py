@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,14 +47,25 @@ class Study(NamedTuple):
     """Returns a row of the config, with the record for its manifest."""
     return rows.row(self.config, name, self.model)
 
-  def run(self, draws: str, folder: Path, label: str, **changes: Any) -> Run:
+  def run(
+    self,
+    draws: str,
+    folder: Path,
+    label: str,
+    *,
+    checkpoint_every: int = 0,
+    overwrite: bool = False,
+    copies: Collection[str] | None = None,
+  ) -> Run:
     """Returns the settings for running one stage of the study.
 
     Args:
       draws: name of the stage's random stream.
       folder: scratch folder of the stage, for checkpoints and metrics.
       label: name on the progress bar and in messages.
-      **changes: further fields of `Run`.
+      checkpoint_every: as `Run`.
+      overwrite: as `Run`.
+      copies: as `Run`.
     """
     config, performance = self.config, self.config.performance
     return Run(
@@ -67,7 +78,9 @@ class Study(NamedTuple):
       sample_batch_size=performance.sample_batch_size,
       shard_batches=performance.get("shard_batches", 0),
       progress=self.progress,
-      **changes,
+      checkpoint_every=checkpoint_every,
+      overwrite=overwrite,
+      copies=copies,
     )
 
 
@@ -186,7 +199,8 @@ def protect_row(
   *,
   cond: np.ndarray | None = None,
   folder: Path | None = None,
-  changes: Mapping[str, Any] = {},
+  overwrite: bool = False,
+  copies: Collection[str] | None = None,
 ) -> np.ndarray:
   """Returns the protected pictures of one row, uint8 (N, H, W, 3); protects them if needed.
 
@@ -196,7 +210,8 @@ def protect_row(
     clean: the 8-bit reference.
     cond: (N, ...), conditioning of the model for each picture.
     folder: where the files are written; default workdir/protected/<row>.
-    changes: further fields of `Run`: `overwrite` and `copies`.
+    overwrite: as `Run`.
+    copies: as `Run`.
 
   Raises:
     ConfigError: the row, its method or its options do not fit.
@@ -210,7 +225,14 @@ def protect_row(
     reference = protect_row(study, row.imitates, clean, cond=cond)
   every = study.config.checkpoint.every_rounds
   scratch = study.workdir / "stages" / f"protect_{name}"
-  run = study.run(row.stream, scratch, f"protect {name}", checkpoint_every=every, **changes)
+  run = study.run(
+    row.stream,
+    scratch,
+    f"protect {name}",
+    checkpoint_every=every,
+    overwrite=overwrite,
+    copies=copies,
+  )
   extra = Extra(reference, cond, None if folder is None else originals.sources_of(clean))
   target = folder or study.workdir / "protected" / name
   return protect.protect(row, model, clean, target, run, extra=extra)

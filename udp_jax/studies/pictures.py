@@ -14,6 +14,7 @@ and `experiments.impress`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,7 +145,13 @@ def check_workdir(
 
 
 def protect_row(
-  study: Study, name: str, pictures: Pictures, output: Path, **changes: Any
+  study: Study,
+  name: str,
+  pictures: Pictures,
+  output: Path,
+  *,
+  overwrite: bool = False,
+  copies: Collection[str] | None = None,
 ) -> dict[str, Any]:
   """Protects pictures by one row; returns the manifest of the output folder.
 
@@ -153,7 +160,8 @@ def protect_row(
     name: an entry of `config.protections`, or a method.
     pictures: from `open_pictures`.
     output: where the protected pictures are written.
-    **changes: further fields of `Run`: `overwrite` and `copies`.
+    overwrite: as `Run`.
+    copies: as `Run`.
 
   Raises:
     ConfigError, DivergedError, OutputError, Preempted: as `protect_pictures.protect`.
@@ -161,7 +169,14 @@ def protect_row(
   row = study.row(name)
   every = study.config.checkpoint.every_rounds
   scratch = study.workdir / "stages" / f"protect_{name}"
-  run = study.run(row.stream, scratch, f"protect {name}", checkpoint_every=every, **changes)
+  run = study.run(
+    row.stream,
+    scratch,
+    f"protect {name}",
+    checkpoint_every=every,
+    overwrite=overwrite,
+    copies=copies,
+  )
   return protect_pictures.protect(row, study.model, pictures, output, run)
 
 
