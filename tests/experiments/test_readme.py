@@ -87,7 +87,11 @@ def test_every_command_is_run_or_has_a_reason(command: str) -> None:
 
 
 def test_no_reason_is_left_over() -> None:
-  kinds = {_kind(command) for command in COMMANDS} | {"make parity", "make test_slow", "make test_kills"}
+  kinds = {_kind(command) for command in COMMANDS} | {
+    "make parity",
+    "make test_slow",
+    "make test_kills",
+  }
   assert set(NOT_RUN) <= kinds
 
 
