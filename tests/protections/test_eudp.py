@@ -53,6 +53,7 @@ def test_the_surrogate_learns_on_uniform_timesteps(gaussian_model, monkeypatch) 
     monkeypatch.setattr(udp, kind, lambda *_, **__: None)
   monkeypatch.setattr(udp, "pgd", lambda *_, **__: None)
   monkeypatch.setattr(udp, "divisible", lambda make, rounds: make(rounds))
+  monkeypatch.setattr(udp, "taking", lambda make, probs: make(probs))
   eudp.eudp(gaussian_model, radius=0.1, step_size=0.1, a=2.0)
   attacked, learned = made
   np.testing.assert_allclose(learned, timesteps.uniform(50))

@@ -15,7 +15,7 @@ from udp_jax.models.base import DiffusionModel
 from udp_jax.protections.base import PERTURB, TRAIN, WHOLE, Protection
 from udp_jax.runtime import mesh as mesh_lib
 from udp_jax.runtime import sharding
-from udp_jax.stages.compiled_round import CompiledRound
+from udp_jax.stages.compiled_round import CompiledRound, Program
 
 PHASES = {"min": TRAIN, "max": PERTURB, "round": WHOLE, "joint": WHOLE}
 # As in the library's studies: budget and step in 8-bit levels.
@@ -91,9 +91,9 @@ def build(spec: Spec) -> Problem:
   return Problem(protection, model, key, data, frozen, state, compiled)
 
 
-def compile_round(problem: Problem) -> Any:
-  """Compiles the round into the executable that `rounds.resident` dispatches."""
-  return lower_round(problem).compile()
+def compile_round(problem: Problem) -> Program:
+  """Compiles the round into the program that `rounds.resident` dispatches."""
+  return problem.compiled.compile(problem.key, problem.state, problem.data, problem.params)
 
 
 def lower_round(problem: Problem) -> Any:

@@ -134,6 +134,10 @@ class Protection(NamedTuple):
     drawn_once: whether `init` does all the work and rounds change nothing.
     trains: optimiser steps of the surrogate in a round that trains; 0 without a surrogate.
     for_shards: num_shards -> the result of `divided`; None if a shard's round is like any other.
+    arguments: makes the arrays that `update` takes after `phase`, if this is not None, so that
+      methods that differ only in them share a compiled program; without them `update` uses the
+      same values as constants. A function, because `run` hashes the whole tuple, and arrays have
+      no hash.
   """
 
   init: InitFn
@@ -145,6 +149,7 @@ class Protection(NamedTuple):
   drawn_once: bool = False
   trains: int = 0
   for_shards: Callable[[int], tuple[Protection, int]] | None = None
+  arguments: Callable[[], Any] | None = None
 
   def divided(self, num_shards: int) -> tuple[Protection, int]:
     """Returns the protection for pictures that are streamed through the devices in shards.
@@ -184,6 +189,53 @@ def divisible(make: Callable[[Rounds], Protection], rounds: Rounds) -> Protectio
     return divisible(make, visit), train_visits
 
   return make(rounds)._replace(trains=rounds.train_steps, for_shards=for_shards)
+
+
+def taking(make: Callable[[Any], Protection], arguments: Any) -> Protection:
+  """Makes a protection whose rounds take arrays as arguments, not as constants of their program.
+
+  `init`, the number of steps and the phases must not depend on the arrays.
+
+  Args:
+    make: returns the protection for any arrays of these shapes and dtypes.
+    arguments: pytree of arrays.
+
+  Returns:
+    `make(arguments)` with `Protection.arguments`, in its form for streaming too.
+
+  >>> def towards(level):
+  ...   def objective(params, images, cond, keys):
+  ...     return jnp.square(images - level).mean((1, 2, 3)), {}
+  ...   return over_batches(pgd(objective, constraints.linf(0.1), sign_descent(0.04)))
+  >>> from udp_jax.data import batches
+  >>> from udp_jax.protections import constraints
+  >>> data = batches.make_batches(jnp.full((1, 2, 2, 3), 128, jnp.uint8), 1)
+  >>> method, key = taking(towards, jnp.float32(1.0)), jax.random.key(0)
+  >>> state = method.init(key, data, None)
+  >>> for level in (None, method.arguments(), jnp.float32(0.0)):  # Its own, the same, and another.
+  ...   after, _ = method.update(key, state, data, None, arguments=level)
+  ...   print(round(float(after.delta.mean()), 3))
+  0.04
+  0.04
+  -0.04
+  """
+  method = make(arguments)
+
+  def update(key, state, data, params, phase=None, arguments=None):
+    chosen = method if arguments is None else make(arguments)
+    return chosen.update(key, state, data, params, phase)
+
+  def for_shards(num_shards: int) -> tuple[Protection, int]:
+    def visit(arguments: Any) -> Protection:
+      return make(arguments).divided(num_shards)[0]
+
+    return taking(visit, arguments), method.divided(num_shards)[1]
+
+  return method._replace(
+    update=update,
+    for_shards=None if method.for_shards is None else for_shards,
+    arguments=lambda: arguments,
+  )
 
 
 class PGDState(NamedTuple):

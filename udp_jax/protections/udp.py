@@ -7,8 +7,10 @@ solved by alternation: the surrogate learns the protected pictures, then delta r
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
+import numpy as np
 import optax
 from jax.typing import ArrayLike
 
@@ -21,7 +23,7 @@ from udp_jax.objectives.denoising import denoising
 from udp_jax.ops import timesteps
 from udp_jax.protections import constraints
 from udp_jax.protections.adaptive import adapted
-from udp_jax.protections.base import Protection, Rounds, divisible, pgd, sign_descent
+from udp_jax.protections.base import Protection, Rounds, divisible, pgd, sign_descent, taking
 from udp_jax.protections.maxmin import bilevel, joint
 from udp_jax.protections.options import Adaptive, Game, Surrogate
 
@@ -62,7 +64,6 @@ def udp(
   registry.only("udp", surrogate, SURROGATE)
   trainable = trainable_lib.by_name(surrogate.trains, rank=surrogate.rank)
   uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
-  probs = uniform if probs is None else probs
   constraint, ascent = constraints.linf(radius, start=game.start), sign_descent(step_size)
   tx = optax.chain(optax.clip_by_global_norm(game.clip_norm), optax.adam(game.learning_rate))
   rounds = Rounds(game.train_steps, game.perturb_steps, game.warmup_rounds, surrogate.restart_every)
@@ -73,28 +74,23 @@ def udp(
       raise ConfigError(
         "joint_gradients does not go with transforms or consistency_weight, nor with num_draws"
       )
-    both = denoising(model, probs, dropout=True)
 
-    def made_jointly(rounds: Rounds) -> Protection:
-      return joint(
-        both,
-        tx,
-        constraint,
-        ascent,
-        init_params=model.init,
-        train_steps=rounds.train_steps,
-        trainable=trainable,
-      )
+  def jointly(probs: ArrayLike, rounds: Rounds) -> Protection:
+    return joint(
+      denoising(model, probs, dropout=True),
+      tx,
+      constraint,
+      ascent,
+      init_params=model.init,
+      train_steps=rounds.train_steps,
+      trainable=trainable,
+    )
 
-    return divisible(made_jointly, rounds)
-  attacking = adapted(model, negate(denoising(model, probs)), adaptive)
-  inner = pgd(attacking, constraint, ascent)
-  training = denoising(model, uniform, dropout=True)
-
-  def made(rounds: Rounds) -> Protection:
+  def in_turns(probs: ArrayLike, rounds: Rounds) -> Protection:
+    attacking = adapted(model, negate(denoising(model, probs)), adaptive)
     return bilevel(
-      inner,
-      training,
+      pgd(attacking, constraint, ascent),
+      denoising(model, uniform, dropout=True),
       tx,
       rounds,
       init_params=model.init,
@@ -102,4 +98,9 @@ def udp(
       trainable=trainable,
     )
 
-  return divisible(made, rounds)
+  play = jointly if game.joint_gradients else in_turns
+  # An argument of the compiled round, so that EUDP's program is UDP's.
+  return taking(
+    lambda probs: divisible(partial(play, probs), rounds),
+    np.asarray(uniform if probs is None else probs, np.float32),
+  )

@@ -22,6 +22,32 @@ from udp_jax.runtime import sharding
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
+class Program(NamedTuple):
+  """A round that is ready to run.
+
+  Attributes:
+    executable: the compiled program, which takes `arguments` last.
+    arguments: arrays of the protection (`Protection.arguments`) on the devices: one or none.
+  """
+
+  executable: Any
+  arguments: tuple[Any, ...]
+
+  def __call__(
+    self, key: jax.Array, state: Any, data: Batch, params: Params | None, phase: Any
+  ) -> tuple[Any, Any]:
+    """Runs the round, or a part of it, as `Protection.update`; the state is donated."""
+    return self.executable(key, state, data, params, phase, *self.arguments)
+
+  def as_text(self) -> str:
+    """Returns the compiler's text of the program."""
+    return self.executable.as_text()
+
+  def memory_analysis(self) -> Any:
+    """Returns the compiler's figures of the program's memory."""
+    return self.executable.memory_analysis()
+
+
 class CompiledRound(NamedTuple):
   """`Protection.update`, compiled so that each round reuses the buffers of the state.
 
@@ -31,12 +57,14 @@ class CompiledRound(NamedTuple):
     shardings: pytree like the state: where each leaf lives. It is fixed, not inferred, so that a
       round accepts the state that the round before returned.
     jitted: the update; it donates the state.
+    mesh: devices.
   """
 
   protection: Protection
   abstract: Any
   shardings: Any
   jitted: Any
+  mesh: Mesh
 
   @classmethod
   def of(
@@ -57,12 +85,12 @@ class CompiledRound(NamedTuple):
       data: leaves (num_batches, B, ...).
       params: parameters of the attacked model, or None.
       mesh: devices.
-      update: program to compile in place of `protection.update`.
+      update: program in place of `protection.update`; use it through `jitted`.
     """
     abstract = jax.eval_shape(protection.init, key, data, params)
     shardings = sharding.state_shardings(abstract, data.ids.shape, mesh)
     jitted = jax.jit(update or protection.update, donate_argnums=1, out_shardings=(shardings, None))
-    return cls(protection, abstract, shardings, jitted)
+    return cls(protection, abstract, shardings, jitted, mesh)
 
   @property
   def placed(self) -> Any:
@@ -78,6 +106,9 @@ class CompiledRound(NamedTuple):
   ) -> Any:
     """Lowers the round. The phase is an argument of the program, so one program runs them all.
 
+    So are the arrays of `Protection.arguments`, which follow the phase. UDP and EUDP thus lower to
+    the same text, and jax's compilation cache answers for the second one.
+
     Args:
       key: root of every draw.
       state: from `init`, or the abstract one, `placed`.
@@ -86,7 +117,20 @@ class CompiledRound(NamedTuple):
       phase: () int32, which part runs; None for the whole round.
     """
     phase = jnp.int32(WHOLE) if phase is None else phase
-    return self.jitted.lower(key, state, data, params, phase)
+    arguments = tuple(
+      placed(given, sharding.replicated(given, self.mesh)) for given in self._arguments()
+    )
+    return self.jitted.lower(key, state, data, params, phase, *arguments)
+
+  def compile(self, key: jax.Array, state: Any, data: Batch, params: Params | None) -> Program:
+    """Compiles the round; arguments as for `lower`."""
+    executable = self.lower(key, state, data, params).compile()
+    return Program(executable, mesh_lib.replicate(self._arguments(), self.mesh))
+
+  def _arguments(self) -> tuple[Any, ...]:
+    """The protection's arrays, in host memory: one pytree, or none."""
+    make = self.protection.arguments
+    return () if make is None else (make(),)
 
 
 def placed(tree: Any, shardings: Any) -> Any:

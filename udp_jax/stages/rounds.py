@@ -74,7 +74,7 @@ def resident(
     params = mesh_lib.place(params, sharding.param_shardings(params, mesh))
   compiled = CompiledRound.of(protection, key, data, params, mesh)
   state = compiled.init(key, data, params)
-  update = compiled.lower(key, state, data, params).compile()
+  update = compiled.compile(key, state, data, params)
   compile_seconds = _settled(started)
 
   def advance(state: Any, position: int) -> loop.Advance:

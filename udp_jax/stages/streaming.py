@@ -187,7 +187,7 @@ def make(
   compiled = CompiledRound.of(protection, key, abstract[0], params, mesh)
   of_shard = jax.tree.map(lambda a, b: a.shape != b.shape, compiled.abstract, longer)
   data = placed(abstract[0], sharding.batch_shardings(abstract[0], mesh))
-  update = compiled.lower(key, compiled.placed, data, params).compile()
+  update = compiled.compile(key, compiled.placed, data, params)
   return Stream(
     protection,
     batches,
