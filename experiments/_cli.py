@@ -37,6 +37,7 @@ _TPU_FLAGS = (
   "--xla_tpu_run_space_to_batch_on_new_platforms=false",
 )
 _CPU_FLAGS = ("--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",)
+_AUTOTUNE = "autotune"
 
 
 def _ask_for_huge_pages() -> None:
@@ -246,6 +247,35 @@ def _define_process_flags() -> None:
   )
 
 
+def _define_deterministic() -> None:
+  flags.DEFINE_bool(
+    "deterministic",
+    False,
+    "On NVIDIA GPUs: repeats a run bit for bit on the same kind of card, with the same driver and "
+    "library versions. Leaves out kernels that add in a random order, and keeps XLA's choices of "
+    "kernels, which it makes by timing them, in WORKDIR/autotune (without --workdir beside the "
+    "compilation cache); copy that folder to repeat the run elsewhere. Every work folder compiles "
+    "anew. XLA_FLAGS=--xla_gpu_deterministic_ops=true instead is slower: nothing is timed. CPUs "
+    "and TPUs need neither. Not yet verified on a GPU.",
+  )
+
+
+def _repeat_exactly(workdir: str | None) -> None:
+  """Sets what --deterministic asks of XLA's GPU compiler. Settings that are already there stay."""
+  folder = Path(workdir or os.environ["JAX_COMPILATION_CACHE_DIR"]).expanduser().absolute()
+  place = str(folder / _AUTOTUNE)
+  quote = '"' if len(place.split()) > 1 else ""
+  wanted = (
+    "--xla_gpu_exclude_nondeterministic_ops=true",
+    f"--xla_gpu_per_fusion_autotune_cache_dir={quote}{place}{quote}",
+  )
+  given = os.environ.get("XLA_FLAGS", "")
+  missing = [flag for flag in wanted if flag.partition("=")[0] not in given]
+  os.environ["XLA_FLAGS"] = " ".join([given, *missing]).strip()
+  # By default jax moves the choices into its own cache, whatever XLA_FLAGS says.
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
+
+
 def _join_processes(resumable: bool) -> None:
   """Joins the other processes of the run, if any. From here on, only process 0 prints."""
   given = flags.FLAGS
@@ -275,6 +305,7 @@ def run(
   """
   if several:
     _define_process_flags()
+  _define_deterministic()
   asked = [word for word in sys.argv[1:] if word in _HELP]
   if asked:
     print(_help(full="helpfull" in asked[0]))
@@ -285,6 +316,8 @@ def run(
       if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r} (flags start with --; see --help)")
       start_process(resumable=resumable)
+      if flags.FLAGS.deterministic:
+        _repeat_exactly(flags.FLAGS.workdir if "workdir" in flags.FLAGS else None)
       if several:
         _join_processes(resumable)
       code = main(argv) or 0

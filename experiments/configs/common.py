@@ -118,7 +118,8 @@ def study(title: str) -> ConfigDict:
   config.performance = ConfigDict(
     {
       "dtype": "float32",
-      # "" uses the backend's default.
+      # "" uses the backend's default; values of `precision`: `models.performance`.
+      "precision": "",
       "backend": "",
       "conv_method": "",
       "attention": "",

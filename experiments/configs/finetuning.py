@@ -50,6 +50,8 @@ def fine_tuning(method: str, title: str, *, model: str = "", **options) -> Confi
   config.performance = ConfigDict(
     {
       "dtype": "float32",
+      # "" is the backend's default (`models.performance`).
+      "precision": "",
       # Dtype of parts that are not trained; "" is float32.
       "frozen_dtype": "",
       "conv_method": "",

@@ -98,6 +98,8 @@ def training(title: str) -> ConfigDict:
   config.performance = ConfigDict(
     {
       "dtype": "float32",
+      # "" is the backend's default (`models.performance`).
+      "precision": "",
       "conv_method": "",
       "attention": "",
       "remat": False,

@@ -101,6 +101,8 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   config.performance = ConfigDict(
     {
       "dtype": "float32",
+      # "" is the backend's default (`models.performance`).
+      "precision": "",
       # "" is float32; in the fields below, it is the backend's default.
       "frozen_dtype": "",
       "conv_method": "",

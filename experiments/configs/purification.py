@@ -35,7 +35,8 @@ def purification(method: str, **options: Any) -> ConfigDict:
   config.performance = ConfigDict(
     {
       "dtype": "float32",
-      # "" uses the backend's default.
+      # "" uses the backend's default; values of `precision`: `models.performance`.
+      "precision": "",
       "conv_method": "",
       "attention": "",
       "vae_attention": "",

@@ -31,6 +31,8 @@ def one_draw(
 ) -> jax.Array:
   """Denoising loss (B,) of pictures, each at one (timestep, noise) pair.
 
+  Products are computed in the highest precision, whatever the model's setting is.
+
   Args:
     objective: (params, images, cond, keys) -> (losses (B,), aux), from `objectives.denoising`.
     params: the model's parameters.
@@ -40,7 +42,8 @@ def one_draw(
     step: (), number of the draw.
     ids: (B,) integers; a picture's draws depend only on its id.
   """
-  return objective(params, to_float(levels), cond, example_keys(key, step, ids))[0]
+  with jax.default_matmul_precision("highest"):
+    return objective(params, to_float(levels), cond, example_keys(key, step, ids))[0]
 
 
 def over_draws(

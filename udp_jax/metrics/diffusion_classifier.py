@@ -81,24 +81,25 @@ class DiffusionClassifier:
     @jax.jit
     def summed(params: Params, images: jax.Array, ids: jax.Array, which: jax.Array, *rest: Any):
       conds, numbers = rest
-      x0 = model.encode(params, to_float(images), None)
-      held = model.hold(params)
+      with jax.default_matmul_precision("highest"):
+        x0 = model.encode(params, to_float(images), None)
+        held = model.hold(params)
 
-      def draw(total: jax.Array, number: jax.Array):
-        timestep = jnp.full(len(ids), order[number])
-        noise = normal_each(example_keys(root, number, ids), x0.shape[1:])
-        x_t = schedules.add_noise(model.schedule, x0, noise, timestep)
+        def draw(total: jax.Array, number: jax.Array):
+          timestep = jnp.full(len(ids), order[number])
+          noise = normal_each(example_keys(root, number, ids), x0.shape[1:])
+          x_t = schedules.add_noise(model.schedule, x0, noise, timestep)
 
-        def under(place: jax.Array) -> jax.Array:
-          cond = jax.tree.map(lambda leaf: leaf[which[:, place]], conds)
-          prediction = model.apply(held, x_t, timestep, cond)
-          noise_pred = schedules.predict_noise(model.schedule, x_t, prediction, timestep)
-          return jnp.mean(jnp.square(noise_pred - noise), axis=tuple(range(1, x0.ndim)))
+          def under(place: jax.Array) -> jax.Array:
+            cond = jax.tree.map(lambda leaf: leaf[which[:, place]], conds)
+            prediction = model.apply(held, x_t, timestep, cond)
+            noise_pred = schedules.predict_noise(model.schedule, x_t, prediction, timestep)
+            return jnp.mean(jnp.square(noise_pred - noise), axis=tuple(range(1, x0.ndim)))
 
-        losses = jax.lax.map(under, jnp.arange(which.shape[1]))
-        return total + losses.T, None
+          losses = jax.lax.map(under, jnp.arange(which.shape[1]))
+          return total + losses.T, None
 
-      return jax.lax.scan(draw, jnp.zeros(which.shape), numbers)[0]
+        return jax.lax.scan(draw, jnp.zeros(which.shape), numbers)[0]
 
     self._summed = summed
 

@@ -31,11 +31,13 @@ class Latents:
     @jax.jit
     def encode(params: Params, images: jax.Array) -> jax.Array:
       keys = example_keys(jax.random.key(0), 0, jnp.arange(len(images)))
-      return model.encode(params, to_float(images), keys)
+      with jax.default_matmul_precision("highest"):
+        return model.encode(params, to_float(images), keys)
 
     @jax.jit
     def error(params: Params, images: jax.Array, codes: jax.Array) -> jax.Array:
-      difference = model.decode(params, codes) - to_float(images)
+      with jax.default_matmul_precision("highest"):
+        difference = model.decode(params, codes) - to_float(images)
       return jnp.mean(jnp.square(difference), axis=(1, 2, 3))
 
     self._encode, self._error = encode, error

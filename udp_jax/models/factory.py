@@ -75,17 +75,19 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
   Args:
     config: `config.model`: `path` (a diffusers folder; "" for a fresh model), `unet` (fields of
       `UNet2DConfig` for a fresh model), `schedule` ("linear", ...), `num_train_timesteps`.
-    performance: `config.performance`: `dtype`, `conv_method`, `attention` ("" means the backend's
-      default), `remat`.
+    performance: `config.performance`: `dtype`, `precision`, `conv_method`, `attention` ("" means
+      the backend's default), `remat`.
 
   Raises:
-    ConfigError: a schedule, dtype, convolution method, attention or U-Net field is unknown.
+    ConfigError: a schedule, dtype, precision, convolution method, attention or U-Net field is
+      unknown.
     MissingDataError: the folder or one of its files does not exist.
     BadDataError: tensors do not fit.
   """
   options = performance_lib.module_options(performance)
   if config.path:
-    return load(config.path, **options)
+    model, unet_config, params = load(config.path, **options)
+    return performance_lib.precise(model, performance), unet_config, params
   if config.schedule not in SCHEDULES:
     raise ConfigError(f"unknown schedule {config.schedule!r}; known: {', '.join(SCHEDULES)}")
   try:
@@ -93,7 +95,8 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
   except TypeError as error:
     raise ConfigError(f"config.model.unet: {error}") from error
   schedule = SCHEDULES[config.schedule](config.num_train_timesteps)
-  return pixel_diffusion(UNet2D(unet_config, **options), schedule), unet_config, None
+  model = pixel_diffusion(UNet2D(unet_config, **options), schedule)
+  return performance_lib.precise(model, performance), unet_config, None
 
 
 def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNet2DConfig, Params]:

@@ -1,6 +1,7 @@
 """Converts `config.performance` to module options, which change speed and memory, not results.
 
 dtype            dtype of the computation, "float32" or "bfloat16"
+precision        how float32 products and convolutions of the model are computed; see below
 frozen_dtype     dtype of parts that are not trained (VAE, text encoder); "" for float32.
                  "bfloat16" halves their memory, and changes nothing if dtype is the same
 frozen_parts     names of those parts; add the U-Net for methods that train LoRA factors beside it
@@ -11,22 +12,47 @@ vae_attention    attention of the VAE's one attention layer; "" for "chunked" if
                  "flash", whose kernel does not take heads of 512 channels, else for `attention`
 vae_slices       maximum number of slices of a batch that pass the VAE one by one
 remat            whether to recompute each block's activations for the gradient
+
+A backend may round the inputs of float32 products. `precision` says how far, for the model's
+functions and their gradients (`precise`):
+
+value      CPU      NVIDIA GPU                                    TPU
+""         float32  TF32                                          one bfloat16 pass
+"highest"  float32  float32                                       six bfloat16 passes: float32
+"tf32"     float32  TF32                                          three bfloat16 passes
+"bf16"     float32  products of bfloat16 inputs, summed in        one bfloat16 pass
+                    float32; convolutions stay TF32, for which
+                    there is no such form
+
+"" is the backend's own default. PyTorch's default on NVIDIA GPUs is TF32 for convolutions, float32
+for products. With dtype "bfloat16" the setting concerns only what stays float32, such as the
+embedding of time. Exceptions: the Pallas kernel ("flash") computes its gradient in the default.
+JAX's own setting (`jax.default_matmul_precision`, JAX_DEFAULT_MATMUL_PRECISION) has priority, and
+metrics use it: they are always measured in "highest", in the model's dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
+from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import attention, conv
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# The names that `jax.default_matmul_precision` has for each precision.
+PRECISIONS = {"": None, "highest": "highest", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
 PARTS = ("unet", "vae", "text_encoder")
+# The functions of a model that compute with its weights.
+_FUNCTIONS = ("encode", "apply", "decode", "embed", "hold", "reconstruct")
+
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
 
 
 def module_options(
@@ -71,6 +97,44 @@ def vae_slices(performance: Mapping[str, Any] | None = None) -> int:
   return slices
 
 
+def precise(model: DiffusionModel, performance: Mapping[str, Any] | None = None) -> DiffusionModel:
+  """Returns the model with all functions but `init` traced under the precision of the settings.
+
+  Raises:
+    ConfigError: the precision is unknown.
+  """
+  functions = {name: getattr(model, name) for name in _FUNCTIONS}
+  return model._replace(
+    **{name: precisely(f, performance) for name, f in functions.items() if f is not None}
+  )
+
+
+def precisely(
+  function: Callable[_Given, _Made], performance: Mapping[str, Any] | None = None
+) -> Callable[_Given, _Made]:
+  """Returns a function that is traced under the precision of the settings, unless JAX's own is set.
+
+  It is `function` itself on CPUs, which have only float32, and where no precision is asked for.
+
+  Raises:
+    ConfigError: the precision is unknown.
+  """
+  given = _fields(performance)
+  if given["precision"] not in PRECISIONS:
+    known = ", ".join(name or '""' for name in PRECISIONS)
+    raise ConfigError(f"unknown precision {given['precision']!r}; known: {known}")
+  name = PRECISIONS[given["precision"]]
+  if name is None or (given["backend"] or jax.default_backend()) == "cpu":
+    return function
+
+  @wraps(function)
+  def under(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
+    with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or name):
+      return function(*args, **kwargs)
+
+  return under
+
+
 def frozen_dtype(performance: Mapping[str, Any] | None = None) -> Any:
   """Returns the dtype from `frozen`."""
   return frozen(performance)[0]
@@ -89,7 +153,7 @@ def frozen(performance: Mapping[str, Any] | None = None) -> tuple[Any, tuple[str
 def _fields(performance: Mapping[str, Any] | None) -> dict[str, Any]:
   given = dict(performance.items()) if performance is not None else {}
   defaults = {"dtype": "float32", "conv_method": "", "attention": "", "remat": False}
-  defaults |= {"backend": ""}
+  defaults |= {"backend": "", "precision": ""}
   defaults |= {"vae_attention": "", "vae_slices": 1, "frozen_dtype": ""}
   return {**defaults, "frozen_parts": ("vae", "text_encoder"), **given}
 

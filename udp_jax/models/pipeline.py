@@ -151,7 +151,7 @@ def build_model(
   vae = AutoencoderKL(configs[VAE], **performance_lib.vae_options(performance))
   text_options = {name: options[name] for name in ("dtype", "conv_method", "remat")}
   text = CLIPText(configs[TEXT], **text_options) if TEXT in configs else None
-  return latent_diffusion(
+  model = latent_diffusion(
     UNet2DCondition(configs[UNET], **options),
     vae,
     text,
@@ -160,6 +160,7 @@ def build_model(
     deterministic=deterministic,
     vae_slices=performance_lib.vae_slices(performance),
   )
+  return performance_lib.precise(model, performance)
 
 
 @functools.cache  # Tracing takes seconds, and the shapes depend only on the configs.

@@ -63,8 +63,11 @@ def train_autoencoder(
     params = jax.device_put(weights.from_torch_names(tensors, template))
     return vae.clone(config=AutoencoderKLConfig.from_dict(raw)), params
   settings = config.autoencoder
-  objective = autoencoder.reconstruction(
-    vae, gradient_weight=settings.gradient_weight, kl_weight=settings.kl_weight
+  objective = performance_lib.precisely(
+    autoencoder.reconstruction(
+      vae, gradient_weight=settings.gradient_weight, kl_weight=settings.kl_weight
+    ),
+    config.performance,
   )
   tx = optimiser(settings)
   learned = np.concatenate([pictures.images, pictures.extra])
