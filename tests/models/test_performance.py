@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from udp_jax.errors import ConfigError
-from udp_jax.models import performance
-from udp_jax.ops import attention
+from udp_jax.models import factory, performance, pipeline, toy
+from udp_jax.objectives.denoising import denoising
+from udp_jax.ops import attention, timesteps
 
 
 def test_defaults():
@@ -58,6 +62,8 @@ def test_settings_reach_the_modules():
     ({"attention": "linear"}, "unknown attention 'linear'"),
     ({"vae_attention": "linear"}, "unknown attention 'linear'"),
     ({"vae_slices": 0}, "vae_slices must be a whole number from 1 on, not 0"),
+    ({"precision": "fp8"}, "unknown precision 'fp8'; known: \"\", highest, tf32, bf16"),
+    ({"precision": "tensorfloat32", "backend": "cpu"}, "unknown precision 'tensorfloat32'"),
   ],
 )
 def test_unusable_settings_are_named(given, message):
@@ -66,6 +72,7 @@ def test_unusable_settings_are_named(given, message):
     performance.vae_options(given)
     performance.vae_slices(given)
     performance.frozen_dtype(given)
+    performance.precisely(len, given)
 
 
 @pytest.mark.skipif(jax.default_backend() == "tpu", reason="where it runs")
@@ -87,3 +94,96 @@ def test_the_defaults_of_another_backend():
   assert performance.vae_options({"backend": "gpu"})["attention"] is attention.library_attention
   assert gpu["attention"] is attention.library_attention and gpu["conv_method"] == "xla"
   assert performance.module_options({"backend": "cpu"})["conv_method"] == "winograd"
+
+
+def test_a_model_stays_as_it_is_where_there_is_one_precision():
+  model = toy.on_pixels()
+  for given in ({}, {"precision": "", "backend": "gpu"}, {"precision": "bf16", "backend": "cpu"}):
+    assert performance.precise(model, given) == model
+  precise = performance.precise(model, {"precision": "bf16", "backend": "gpu"})
+  assert precise.init is model.init and precise.apply is not model.apply
+  assert precise.embed is None
+
+
+def test_the_callers_precision_has_priority():
+  asked = {"precision": "tf32", "backend": "gpu"}
+  seen = performance.precisely(lambda: jax.config.jax_default_matmul_precision, asked)
+  assert seen() == "tensorfloat32"
+  with jax.default_matmul_precision("highest"):
+    assert seen() == "highest"
+  assert jax.config.jax_default_matmul_precision is None
+
+
+def products(text: str) -> Counter:
+  """How many products and convolutions a lowered program has of each precision."""
+  found: Counter = Counter()
+  for line in text.splitlines():
+    for kind in ("dot_general", "convolution"):
+      if f"stablehlo.{kind}" in line:
+        names = set(re.findall(r"\b(DEFAULT|HIGHEST|HIGH)\b", line)) or {"DEFAULT"}
+        if "lhs_precision_type = bf16" in line:
+          names = {"BF16"}
+        found[kind, *sorted(names)] += 1
+  return found
+
+
+UNET = {
+  "sample_size": 8,
+  "block_out_channels": (8, 8),
+  "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+  "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+}
+
+
+def of_pixels(settings):
+  given = {"path": "", "unet": UNET, "schedule": "linear", "num_train_timesteps": 50}
+  return factory.build(ConfigDict(given), ConfigDict(settings))[0], None
+
+
+@pytest.fixture(scope="module")
+def of_latents(tiny_pipeline):
+  def build(settings):
+    model = pipeline.build_model(tiny_pipeline.configs, tiny_pipeline.scheduler, settings)
+    return model, jax.ShapeDtypeStruct((2, 6), jnp.int32)
+
+  return build
+
+
+def gradients(model, token_ids):
+  """The loss of two pictures and its gradients, for the pictures and for the weights."""
+  objective = denoising(model, timesteps.uniform(50))
+
+  def loss(params, images, keys, ids):
+    cond = None if ids is None else model.embed(params, ids)
+    return objective(params, images, cond, keys)[0].sum()
+
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  images = jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(params, images, keys, token_ids)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "latents"])
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
+@pytest.mark.parametrize(
+  ("precision", "dots", "convolutions"),
+  [
+    ("", "DEFAULT", "DEFAULT"),
+    ("highest", "HIGHEST", "HIGHEST"),
+    ("tf32", "HIGH", "HIGH"),
+    # A preset for products says nothing of convolutions.
+    ("bf16", "BF16", "DEFAULT"),
+  ],
+)
+def test_every_product_of_loss_and_gradient_has_the_precision(
+  kind: str, backend: str, precision: str, dots: str, convolutions: str, of_latents
+) -> None:
+  build = of_pixels if kind == "pixels" else of_latents
+  # Of the backend that is lowered for, also where this process's backend would do otherwise.
+  given = build({"backend": backend, "precision": precision})
+  platform = "cuda" if backend == "gpu" else "tpu"
+  found = products(gradients(*given).lower(lowering_platforms=(platform,)).as_text())
+  assert set(found) == {("dot_general", dots), ("convolution", convolutions)}
+  assert min(found.values()) > 20
