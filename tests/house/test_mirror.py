@@ -35,6 +35,7 @@ BESIDE = {
   "tests/experiments/test_protect_full_size.py": "a part of `protect` that compiles for long",
   "tests/experiments/test_readme.py": "commands of README.md",
   "tests/launch/test_scripts.py": "every script, by what they share",
+  "tests/metrics/test_precision.py": "every metric that runs a model",
   "tests/models/test_flax_references.py": "two networks against flax's own layers",
   "tests/models/test_tiny_ldm.py": "the weights in the package",
   "tests/protections/test_latent_models.py": "every method on Stable Diffusion's layout",

@@ -166,6 +166,19 @@ def test_rounds_are_divided_as_options_are(case, num_shards):
     assert one.as_text() == other.as_text()
 
 
+def test_arrays_may_be_arguments(case):
+  """`protections.run` hashes a method; what an argument decides keeps its shape."""
+  assert isinstance(hash(case.protection), int)
+  make = case.protection.arguments
+  assert (make is not None) == (case.name in ("udp", "eudp"))
+  if make is None:
+    return
+  given = KEY, jax.eval_shape(case.protection.init, KEY, case.data, case.params), case.data
+  update = case.protection.update
+  plain = jax.eval_shape(update, *given, case.params)
+  assert jax.eval_shape(update, *given, case.params, None, make()) == plain
+
+
 def test_structure_is_kept(case):
   """The state is a pytree that goes round, as donation and checkpoints need it."""
   state = jax.eval_shape(case.protection.init, KEY, case.data, case.params)

@@ -10,6 +10,8 @@ from tests.protections.rounds import KEY, PICTURES
 from udp_jax import protections
 from udp_jax.data import batches
 from udp_jax.errors import ConfigError
+from udp_jax.runtime import mesh
+from udp_jax.stages.compiled_round import CompiledRound
 
 DATA = batches.make_batches(PICTURES, 3)
 OPTIONS = {"radius_255": 8, "step_size_255": 2}
@@ -62,3 +64,32 @@ def test_the_surrogate_comes_to_know_the_pictures(gaussian_model) -> None:
 def test_what_does_not_go_together(options: dict, message: str, gaussian_model) -> None:
   with pytest.raises(ConfigError, match=message):
     protections.build("udp", gaussian_model, OPTIONS | options)
+
+
+@pytest.mark.parametrize("options", [{"perturb_steps": 2}, {"joint_gradients": True}])
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_udp_and_eudp_share_a_program(options: dict, num_shards: int, gaussian_model) -> None:
+  """They differ in the timesteps alone, which the program takes as an argument."""
+  given = OPTIONS | {"train_steps": 2} | options
+  texts, arguments = [], []
+  for name in ("udp", "eudp"):
+    protection, _ = protections.build(name, gaussian_model, given).divided(num_shards)
+    compiled = CompiledRound.of(protection, KEY, DATA, None, mesh.make_mesh())
+    texts.append(compiled.lower(KEY, compiled.placed, DATA, None).as_text())
+    arguments.append(protection.arguments())
+  assert texts[0] == texts[1] and "func.func public @main" in texts[0]
+  assert arguments[0].shape == (50,) and np.any(arguments[0] != arguments[1])
+
+
+def test_an_argument_draws_what_a_constant_draws(gaussian_model) -> None:
+  protection = protections.build("eudp", gaussian_model, OPTIONS | {"train_steps": 2})
+  state = jax.jit(protection.init)(KEY, DATA, None)
+  update = jax.jit(protection.update)
+  constant, _ = update(KEY, state, DATA, None)
+  given, _ = update(KEY, state, DATA, None, None, protection.arguments())
+  jax.tree.map(np.testing.assert_array_equal, constant, given)
+  other = protections.build("udp", gaussian_model, OPTIONS | {"train_steps": 2})
+  moved, _ = update(KEY, state, DATA, None, None, other.arguments())
+  expected, _ = jax.jit(other.update)(KEY, state, DATA, None)
+  jax.tree.map(np.testing.assert_array_equal, moved, expected)
+  assert np.any(np.asarray(moved.delta) != np.asarray(given.delta))
