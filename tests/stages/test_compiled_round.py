@@ -83,7 +83,8 @@ key, model = jax.random.key(0), toy.on_pixels()
 data = batches.make_batches(np.full((4, 8, 8, 3), 128, np.uint8), 2)
 options = {"radius_255": 8, "step_size_255": 2, "train_steps": 1, "perturb_steps": 1}
 for name in ("udp", "eudp"):
-  made = CompiledRound.of(protections.build(name, model, options), key, data, None, mesh.make_mesh())
+  protection = protections.build(name, model, options)
+  made = CompiledRound.of(protection, key, data, None, mesh.make_mesh())
   made.compile(key, made.placed, data, None)
 """
 

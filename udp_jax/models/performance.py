@@ -103,10 +103,11 @@ def precise(model: DiffusionModel, performance: Mapping[str, Any] | None = None)
   Raises:
     ConfigError: the precision is unknown.
   """
-  functions = {name: getattr(model, name) for name in _FUNCTIONS}
-  return model._replace(
-    **{name: precisely(f, performance) for name, f in functions.items() if f is not None}
-  )
+  made: dict[str, Any] = {}
+  for name in _FUNCTIONS:
+    function = getattr(model, name)
+    made[name] = None if function is None else precisely(function, performance)
+  return model._replace(**made)
 
 
 def precisely(
@@ -129,7 +130,8 @@ def precisely(
 
   @wraps(function)
   def under(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
-    with jax.default_matmul_precision(jax.config.jax_default_matmul_precision or name):
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    with jax.default_matmul_precision(asked or name):
       return function(*args, **kwargs)
 
   return under

@@ -54,7 +54,7 @@ from udp_jax.protections.base import PERTURB, WHOLE, Protection
 from udp_jax.runtime import sharding
 from udp_jax.runtime.host_shards import divide, gather, merge, on_host, pipelined, select
 from udp_jax.runtime.mesh import place_batches
-from udp_jax.stages.compiled_round import CompiledRound, placed
+from udp_jax.stages.compiled_round import CompiledRound, Program, placed
 
 
 class Stream(NamedTuple):
@@ -82,7 +82,7 @@ class Stream(NamedTuple):
   shardings: Any
   mesh: Mesh
   train_visits: int
-  update: Callable[..., Any]
+  update: Program
   mean_square: Callable[[jax.Array], jax.Array]
 
 

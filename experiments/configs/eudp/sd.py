@@ -4,6 +4,14 @@ python -m experiments.eudp --config=sd --config.model.path=FOLDER --config.data.
   --workdir=runs/sd
 FOLDER is in diffusers' layout, with safetensors. Hardware: a TPU or GPU of 16 GiB;
 `python -m launch.aot --config=sd --num_images=64 --topology=v5e:4x4` says what fits.
+
+Peak GiB of a perturb step by the compiler (launch/AOT.md), by pictures a device:
+target     of GiB  remat      4      8     16
+v5e:4x4        16     on   4.31   7.07  10.82
+v6e:4x4        32     on   4.44      -      -
+v5p:2x2x4      95     on   4.69      -      -
+The default, 4 with remat, fits 16 GiB. Where more fits, --config.performance.remat=False is faster,
+and so is a larger --config.global_batch_size (of all devices), which changes results.
 """
 
 from experiments.configs import common
