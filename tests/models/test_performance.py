@@ -185,5 +185,7 @@ def test_every_product_of_loss_and_gradient_has_the_precision(
   given = build({"backend": backend, "precision": precision})
   platform = "cuda" if backend == "gpu" else "tpu"
   found = products(gradients(*given).lower(lowering_platforms=(platform,)).as_text())
+  if backend == "tpu" and precision == "bf16":  # One pass is what a TPU does by default.
+    dots = "DEFAULT"
   assert set(found) == {("dot_general", dots), ("convolution", convolutions)}
   assert min(found.values()) > 20

@@ -47,6 +47,9 @@ from udp_jax.ops import attention, conv
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # The names that `jax.default_matmul_precision` has for each precision.
 PRECISIONS = {"": None, "highest": "highest", "tf32": "tensorfloat32", "bf16": "BF16_BF16_F32"}
+# "bf16" on TPUs: their own default. The name above asks for an algorithm, of which only GPUs have
+# several.
+_ONE_PASS = "bfloat16"
 PARTS = ("unet", "vae", "text_encoder")
 # The functions of a model that compute with its weights.
 _FUNCTIONS = ("encode", "apply", "decode", "embed", "hold", "reconstruct")
@@ -124,9 +127,11 @@ def precisely(
   if given["precision"] not in PRECISIONS:
     known = ", ".join(name or '""' for name in PRECISIONS)
     raise ConfigError(f"unknown precision {given['precision']!r}; known: {known}")
-  name = PRECISIONS[given["precision"]]
-  if name is None or (given["backend"] or jax.default_backend()) == "cpu":
+  name, backend = PRECISIONS[given["precision"]], given["backend"] or jax.default_backend()
+  if name is None or backend == "cpu":
     return function
+  if backend == "tpu" and given["precision"] == "bf16":
+    name = _ONE_PASS
 
   @wraps(function)
   def under(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:

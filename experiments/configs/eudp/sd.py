@@ -10,8 +10,8 @@ target     of GiB  remat      4      8     16
 v5e:4x4        16     on   4.31   7.07  10.82
 v6e:4x4        32     on   4.44      -      -
 v5p:2x2x4      95     on   4.69      -      -
-The default, 4 with remat, fits 16 GiB. Where more fits, --config.performance.remat=False is faster,
-and so is a larger --config.global_batch_size (of all devices), which changes results.
+The default, 4 with remat, fits 16 GiB. Where more fits, --config.performance.remat=False computes
+nothing twice; a larger --config.global_batch_size (of all devices together) changes results.
 """
 
 from experiments.configs import common
