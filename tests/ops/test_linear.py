@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from udp_jax.ops.linear import add_bias, dense
+from udp_jax.ops.linear import add_bias, asked_precision, dense
 
 
 def draw(dtype):
@@ -59,3 +59,17 @@ def test_the_gradient_of_a_bias_is_wider_than_bfloat16():
   gradient = jax.grad(lambda b: add_bias(x, b).astype(jnp.float32).sum())(jnp.zeros(1, x.dtype))
   # 256 + 1 is 256 in bfloat16.
   assert gradient.dtype == x.dtype and float(gradient[0]) == 4096.0
+
+
+@pytest.mark.parametrize("precision", ["highest", "tensorfloat32", "BF16_BF16_F32"])
+def test_the_gradient_keeps_the_precision_of_the_forward_pass(precision: str) -> None:
+  def loss(x, kernel):
+    with jax.default_matmul_precision(precision):
+      return dense(x, kernel, wide=True).sum()
+
+  x, kernel, _ = draw(jnp.float32)
+  text = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, kernel).as_text()
+  lines = [line for line in text.splitlines() if "dot_general" in line]
+  sign = {"highest": "HIGHEST", "tensorfloat32": "HIGH", "BF16_BF16_F32": "lhs_precision_type"}
+  assert len(lines) == 3 and all(sign[precision] in line for line in lines)
+  assert asked_precision() is None  # Outside of the context.

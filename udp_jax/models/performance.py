@@ -42,7 +42,7 @@ import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel
-from udp_jax.ops import attention, conv
+from udp_jax.ops import attention, conv, linear
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # The names that `jax.default_matmul_precision` has for each precision.
@@ -135,8 +135,7 @@ def precisely(
 
   @wraps(function)
   def under(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
-    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    with jax.default_matmul_precision(asked or name):
+    with jax.default_matmul_precision(linear.asked_precision() or name):
       return function(*args, **kwargs)
 
   return under

@@ -8,6 +8,8 @@ too.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,10 +37,24 @@ def dense(
   if wide is None:
     wide = jax.default_backend() == "cpu"
   if wide:
-    out = _matmul(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    out = _matmul(x.reshape(-1, x.shape[-1]), kernel, asked_precision())
+    out = out.reshape(*x.shape[:-1], kernel.shape[1])
   else:
     out = x @ kernel
   return out if bias is None else add_bias(out, bias)
+
+
+def asked_precision() -> str | None:
+  """Returns the precision of `jax.default_matmul_precision`; None if nothing is asked for.
+
+  A gradient of our own is traced after the context of its forward pass has ended, and therefore
+  needs this as a static argument; the gradients that JAX derives keep the precision by themselves.
+
+  >>> with jax.default_matmul_precision("highest"):
+  ...   asked_precision()
+  'highest'
+  """
+  return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
 
 @jax.custom_vjp
@@ -76,24 +92,29 @@ def _add_backward(bias: jax.Array, g: jax.Array):
 add_bias.defvjp(_add_forward, _add_backward)
 
 
-def _product(x: jax.Array, y: jax.Array, axes: tuple[int, int], dtype) -> jax.Array:
+def _product(
+  x: jax.Array, y: jax.Array, axes: tuple[int, int], dtype, precision: str | None
+) -> jax.Array:
   wide = np.promote_types(x.dtype, np.float32)
   dims = (((axes[0],), (axes[1],)), ((), ()))
-  return lax.dot_general(x, y, dims, preferred_element_type=wide).astype(dtype)
+  return lax.dot_general(x, y, dims, precision=precision, preferred_element_type=wide).astype(dtype)
 
 
-@jax.custom_vjp
-def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return _product(x, kernel, (1, 0), x.dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x: jax.Array, kernel: jax.Array, precision: str | None) -> jax.Array:
+  return _product(x, kernel, (1, 0), x.dtype, precision)
 
 
-def _forward(x: jax.Array, kernel: jax.Array):
-  return _matmul(x, kernel), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, precision: str | None):
+  return _matmul(x, kernel, precision), (x, kernel)
 
 
-def _backward(saved, g: jax.Array):
+def _backward(precision: str | None, saved, g: jax.Array):
   x, kernel = saved
-  return _product(g, kernel, (1, 1), x.dtype), _product(x, g, (0, 0), kernel.dtype)
+  return (
+    _product(g, kernel, (1, 1), x.dtype, precision),
+    _product(x, g, (0, 0), kernel.dtype, precision),
+  )
 
 
 _matmul.defvjp(_forward, _backward)
