@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from launch import chips, hlo
+from launch import chips
+from udp_jax.benchmark import hlo
 
 GIB = 2**30
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}

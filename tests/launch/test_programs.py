@@ -19,7 +19,8 @@ PROGRAM = """
 import json
 import jax
 from experiments import _cli
-from launch import chips, compiled, hlo, programs
+from launch import chips, compiled, programs
+from udp_jax.benchmark import hlo
 from udp_jax.errors import ConfigError
 
 config = _cli.get_config("eudp", "demo:smoke")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch import hlo
+from udp_jax.benchmark import hlo
 
 # What a program for TPUs looks like: layouts in the types, asynchronous pairs, limits of loops in
 # their conditions, inside a fusion at times.

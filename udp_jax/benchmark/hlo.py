@@ -1,7 +1,8 @@
-"""Reads loops and collectives from the text of a compiled program."""
+"""Reads the text of a compiled program: its computations, loops and collectives."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
 _OPERATION = re.compile(r"(?:^|[\s)}\]])([a-z][a-z\-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]")
+_NAME = re.compile(r"%([\w.\-]+)")
+_PARENTHESIS = re.compile(r"[()]")
 
 
 class Instruction(NamedTuple):
@@ -30,6 +33,47 @@ class Instruction(NamedTuple):
   type: str
   operation: str
   line: str
+
+  @property
+  def operands(self) -> list[str]:
+    """Names of the operands, in order; empty for a constant or a parameter."""
+    start = self.line.index(f"{self.operation}(", self.line.index(" = ")) + len(self.operation)
+    depth = 0
+    for found in _PARENTHESIS.finditer(self.line, start):
+      depth += 1 if found[0] == "(" else -1
+      if not depth:
+        return _NAME.findall(self.line, start, found.start())
+    raise ValueError(f"the operands of {self.name} do not end")
+
+  @property
+  def arrays(self) -> list[tuple[str, list[int]]]:
+    """(dtype, shape) of each array of the result; a tuple's in order."""
+    return [
+      (dtype, [int(length) for length in shape.split(",") if length])
+      for dtype, shape in _ARRAY.findall(self.type)
+      if dtype != "token"
+    ]
+
+  @property
+  def bytes(self) -> int:
+    """Size of the result, all arrays of a tuple together."""
+    return sum(num_bytes(dtype, shape) for dtype, shape in self.arrays)
+
+  def called(self, attribute: str) -> list[str]:
+    """Names of the computations in `attribute=%a` or `attribute={%a, %b}`."""
+    found = re.search(rf"\b{attribute}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.line)
+    if found is None:
+      return []
+    return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
+
+  @property
+  def branches(self) -> list[str]:
+    """Names of a conditional's computations."""
+    return [
+      name
+      for attribute in ("branch_computations", "true_computation", "false_computation")
+      for name in self.called(attribute)
+    ]
 
 
 class Loop(NamedTuple):
@@ -92,16 +136,8 @@ def parse(text: str) -> Program:
         before = found[3][: operation.start(1)]
         current.append(Instruction(found[2], bool(found[1]), before, operation[1], line))
   if entry is None:
-    raise ValueError("the text holds no program")
+    raise ValueError("the text holds no program: it has no entry computation")
   return Program(computations, entry)
-
-
-def _named(line: str, attribute: str) -> list[str]:
-  """Names of the computations in `attribute=%a` or `attribute={%a, %b}`."""
-  found = re.search(rf"\b{attribute}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", line)
-  if found is None:
-    return []
-  return [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
 
 
 def trip_count(program: Program, loop: Instruction) -> int | None:
@@ -113,14 +149,14 @@ def trip_count(program: Program, loop: Instruction) -> int | None:
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.line)
   if known:
     return int(known[1])
-  (condition,) = _named(loop.line, "condition")
+  (condition,) = loop.called("condition")
   body = program.computations[condition]
   root = next(instruction for instruction in body if instruction.root)
   constants = _constants(body)
   if root.operation == "fusion":
-    (called,) = _named(root.line, "calls")
+    (called,) = root.called("calls")
     inner = program.computations[called]
-    operands = _operands(root.line, "fusion")
+    operands = root.operands
     for instruction in inner:
       number = re.search(r"\bparameter\((\d+)\)", instruction.line)
       if number and operands[int(number[1])] in constants:
@@ -129,7 +165,7 @@ def trip_count(program: Program, loop: Instruction) -> int | None:
     root = next(instruction for instruction in inner if instruction.root)
   if root.operation != "compare" or "direction=LT" not in root.line:
     return None
-  limit = _operands(root.line, "compare")[1]
+  limit = root.operands[1]
   return constants.get(limit)
 
 
@@ -142,11 +178,6 @@ def _constants(instructions: Iterable[Instruction]) -> dict[str, int]:
   return found
 
 
-def _operands(line: str, operation: str) -> list[str]:
-  inside = line.split(f"{operation}(", 1)[1].split(")", 1)[0]
-  return [word.split()[-1].lstrip("%") for word in inside.split(",")]
-
-
 def _runs(program: Program) -> tuple[dict[str, int], list[Loop]]:
   """Counts how often each computation runs, and finds the loops. Branches count as taken."""
   runs: dict[str, int] = {}
@@ -155,20 +186,19 @@ def _runs(program: Program) -> tuple[dict[str, int], list[Loop]]:
   def visit(name: str, times: int) -> None:
     runs[name] = runs.get(name, 0) + times
     for instruction in program.computations.get(name, ()):
-      line = instruction.line
       if instruction.operation == "while":
         count = trip_count(program, instruction)
-        (body,) = _named(line, "body")
+        (body,) = instruction.called("body")
         loops.append(Loop(body, count, times * (1 if count is None else count)))
         visit(body, loops[-1].runs)
       elif instruction.operation == "conditional":
-        branches = _named(line, "branch_computations")
-        branches += _named(line, "true_computation") + _named(line, "false_computation")
-        for branch in branches:
+        for branch in instruction.branches:
           visit(branch, times)
       elif not instruction.operation.endswith(("-done", "-update")):
         # The function that a reduction applies to two elements contains no collectives.
-        for called in _named(line, "calls") + _named(line, "called_computations"):
+        inner = instruction.called("calls") + instruction.called("called_computations")
+        inner += instruction.called("to_apply") if instruction.operation == "call" else []
+        for called in inner:
           visit(called, times)
 
   visit(program.entry, 1)
@@ -189,10 +219,8 @@ def collectives(program: Program) -> list[Collective]:
       kind = instruction.operation.removesuffix("-start")
       if kind not in KINDS:
         continue
-      arrays = _ARRAY.findall(instruction.type)
-      if instruction.operation.endswith("-start"):
-        arrays = _results(kind, arrays)
-      size = sum(_bytes(dtype, shape) for dtype, shape in arrays)
+      arrays = results(instruction)
+      size = sum(num_bytes(dtype, shape) for dtype, shape in arrays)
       dtypes = tuple(sorted({dtype for dtype, _ in arrays}))
       found.append(Collective(kind, dtypes, len(arrays), size, times))
   return found
@@ -209,7 +237,7 @@ def cycles(program: Program) -> int | None:
     for instructions in program.computations.values()
     for instruction in instructions
     if instruction.operation == "fusion"
-    for called in _named(instruction.line, "calls")
+    for called in instruction.called("calls")
   }
   found = [
     int(estimate[1])
@@ -221,21 +249,20 @@ def cycles(program: Program) -> int | None:
   return sum(found) if found else None
 
 
-def _results(kind: str, arrays: list[tuple[str, str]]) -> list[tuple[str, str]]:
-  """Returns the results of a `-start`; most kinds return (operands, results, contexts)."""
-  if kind == "all-reduce":
+def results(instruction: Instruction) -> list[tuple[str, list[int]]]:
+  """Returns (dtype, shape) of what an instruction makes; of an asynchronous start, once."""
+  kind, arrays = instruction.operation.removesuffix("-start"), instruction.arrays
+  if kind == instruction.operation or kind == "all-reduce":
     return arrays
   if kind == "collective-permute":
     return arrays[1:2]
-  return arrays[len(arrays) // 2 :]
+  return arrays[len(arrays) // 2 :]  # Most kinds return (operands, results, contexts).
 
 
-def _bytes(dtype: str, shape: str) -> int:
+def num_bytes(dtype: str, shape: Iterable[int]) -> int:
+  """Returns the size of an array; a boolean takes a byte."""
   bits = re.search(r"\d+", dtype)
-  size = max(1, int(bits[0]) // 8) if bits else 1  # pred takes a byte.
-  for length in filter(None, shape.split(",")):
-    size *= int(length)
-  return size
+  return (max(1, int(bits[0]) // 8) if bits else 1) * math.prod(shape)
 
 
 def summary(found: Iterable[Collective]) -> dict[str, dict[str, Any]]:
