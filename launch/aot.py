@@ -3,6 +3,7 @@
   python -m launch.aot --config=cifar10 --topology=v5e:4x4
   python -m launch.aot --config=cifar10 --topology=v5e:16x16,v6e:16x16 --batches=64,128,256 \\
       --out=aot.json
+  python -m launch.aot --config=cifar10 --kind=gpu --topology=h100,a100
 
 Nothing is allocated and nothing runs. TPU targets need libtpu (`pip install "jax[tpu]"`) but no
 TPU. A round is compiled as a run dispatches it; it shows memory and collectives. Its parts, one
@@ -14,8 +15,12 @@ programs may get none at the default, 0. The program depends on --effort: at -1 
 few tilings, and by its own estimate of cycles the program is several times slower. Predict at -1,
 run at 0.
 
-GPU targets (--kind=gpu --topology=1x1x8 --target_config=FILE) need jax's plugin for CUDA 12 or 13.
-Its compiler reports memory and collectives, but no costs.
+GPU targets need jax's plugin for CUDA 12 or 13, and no GPU: h100, a100, l40s, rtx4090, b200, and
+h100:8 or h100:2x8 for several; another GPU as AxBxC with --target_config=FILE. Attention and dtypes
+are decided for the target. Its compiler gives no costs, so they are counted in the program
+(`udp_jax.benchmark.roofline`): a lower bound of the time, from the products and bytes of each
+kernel at rates that large ones are taken to reach, and a launch each. Nothing is tuned without a
+GPU, whose own program may have other tiles and library algorithms. --effort is the TPU compiler's.
 
 --out writes {"header", "rows"}. Each row is a topology with a batch:
   topology, platform, chips, devices, row, num_images, num_batches, global_batch_size,
@@ -25,13 +30,16 @@ Its compiler reports memory and collectives, but no costs.
   best: whether this batch has the highest MFU of its topology's rows that fit
   programs: {"round"|"min"|"max"|"joint"|"step": program}; "joint" steps do both sides at once,
     "step" belongs to a method without a surrogate; the round's costs include all of its steps
-  one_to_one: {"tflop", "seconds", "mfu"} of one min and one max step, null unless there are both
+  one_to_one: costs of one min and one max step together, null unless there are both
 and a program:
   fits, error: why the compiler failed, or null; compile_seconds; steps: in one round
   memory_gib: {"arguments", "outputs", "donated", "temporaries", "code", "peak"}, of one device
-  tflop, gigabytes: of one device, one step (or one round); null without a cost analysis
+  tflop, gigabytes: of one device, one step (or one round)
   seconds, seconds_per_image: predicted; per image of the global batch, for all devices together
   mfu: FLOPs / peak bfloat16 FLOPs per second / predicted seconds, 0 to 1
+  kernels, bound_seconds, bound_mfu: of a GPU: how many run, the least time, and the share of the
+    peak at it; bound_products, bound_bytes, bound_launches: the seconds of which it is the sum
+  largest: the --top kernels that take longest; options: the compiler's, null if it failed
   collectives: by kind {"in_program", "executed", "bytes", "dtypes"}; an asynchronous pair is one
   cycles: the compiler's estimate for its schedule, loops' bodies once; see --effort
   loops: [{"body", "trip_count", "runs"}]; collectives inside are multiplied by `runs`
@@ -53,11 +61,15 @@ from launch import chips, compiled
 from udp_jax.errors import ConfigError
 
 _TOPOLOGY = flags.DEFINE_list(
-  "topology", None, "Slices, e.g. v5e:4x4,v6e:16x16 (v4, v5e, v5p, v6e)."
+  "topology",
+  None,
+  "Slices, e.g. v5e:4x4,v6e:16x16 (v4, v5e, v5p, v6e), or GPUs, e.g. h100,a100:8.",
 )
 _KIND = flags.DEFINE_enum("kind", "tpu", ["tpu", "gpu"], "Kind of accelerator.")
 _TARGET_CONFIG = flags.DEFINE_string(
-  "target_config", None, "For GPUs: file with XLA's description of the GPU (GpuTargetConfigProto)."
+  "target_config",
+  None,
+  "For GPUs that are not built in: file with XLA's description of the GPU (GpuTargetConfigProto).",
 )
 _EXPERIMENT = flags.DEFINE_string(
   "experiment", "eudp", "Experiment whose configs --config takes: eudp or udp."
@@ -89,6 +101,9 @@ _EFFORT = flags.DEFINE_float(
   "The compiler's exec_time_optimization_effort, -1 to 1. At -1 it compiles several "
   "times faster, with the same FLOPs, bytes and predicted time, but a slower program.",
 )
+_TOP = flags.DEFINE_integer(
+  "top", 0, "Number of largest kernels to list for each program for GPUs.", lower_bound=0
+)
 _OUT = flags.DEFINE_string("out", None, "JSON file for the results.")
 
 
@@ -105,22 +120,24 @@ def describe(
 
   mesh = lib.make_mesh(target.devices, config)
   images = _NUM_IMAGES.value or lib.num_images(config)
-  settings = lib.setting(config, row, mesh, target.platform, images, global_batch_size)
+  settings = lib.setting(config, row, mesh, target, images, global_batch_size)
   found: dict[str, dict[str, Any]] = {}
 
-  def add(name: str, lower: Any, steps: int) -> None:
+  def add(name: str, lower: Any, **counts: int) -> None:
     _say(f"{target.name}, batch {global_batch_size}: compiling {name}")
-    size = global_batch_size
-    found[name] = compiled.compile_program(lower, target, size, effort=effort, steps=steps)
+    found[name] = compiled.compile_program(
+      lower, target, global_batch_size, effort=effort, top=_TOP.value, **counts
+    )
 
   parts = lib.parts(settings)
   for part in parts:
     if part.name in wanted or len(parts) == 1:
-      add(part.name, lambda part=part: lib.lower_part(settings, part), part.steps)
+      lower = lambda part=part: lib.lower_part(settings, part)
+      add(part.name, lower, steps=part.steps, repeats=part.repeats)
   if "round" in wanted:
-    add("round", lambda: lib.lower_round(settings), 1)
+    add("round", lambda: lib.lower_round(settings), steps=1)
   complete = all(part.name in found for part in parts)
-  if "round" in found:
+  if "round" in found and target.platform == "tpu":
     # The round's own analysis counts each loop once; the parts times their steps are exact.
     steps = {part.name: part.steps for part in parts}
     unknown = compiled.costs(None, target, images)
@@ -147,7 +164,7 @@ def describe(
     "spare_gib": None if target.hbm_gib is None or peak is None else target.hbm_gib - peak,
     "best": False,
     "programs": found,
-    "one_to_one": ratio and {name: ratio[name] for name in ("tflop", "seconds", "mfu")},
+    "one_to_one": ratio,
   }
 
 
@@ -190,8 +207,6 @@ def main(argv: Sequence[str]) -> int:
     raise ConfigError("--config and --topology are needed; see --help")
   if unknown := set(_PROGRAMS.value) - {"round", "min", "max"}:
     raise ConfigError(f"--programs: unknown {', '.join(sorted(unknown))}; known: round, min, max")
-  if _KIND.value == "gpu" and not _TARGET_CONFIG.value:
-    raise ConfigError("--kind=gpu needs --target_config=FILE, XLA's description of the GPU")
   if _PER_DEVICE.value and _BATCHES.value:
     raise ConfigError("--per_device_batch_size and --batches exclude each other")
   batches = [_PER_DEVICE.value] if _PER_DEVICE.value else []
@@ -206,7 +221,8 @@ def main(argv: Sequence[str]) -> int:
   if _KIND.value == "tpu":
     targets = [chips.tpu_target(name) for name in _TOPOLOGY.value]
   else:
-    targets = [chips.gpu_target(name, Path(_TARGET_CONFIG.value or "")) for name in _TOPOLOGY.value]
+    described = Path(_TARGET_CONFIG.value) if _TARGET_CONFIG.value else None
+    targets = [chips.gpu_target(name, described) for name in _TOPOLOGY.value]
   rows: list[dict[str, Any]] = []
 
   def save() -> None:
@@ -221,6 +237,8 @@ def main(argv: Sequence[str]) -> int:
       compiled.mark_best(rows)
       save()  # Saved after each row, because compiling all of them takes long.
   print(compiled.format_table(rows))
+  if listed := compiled.format_largest(rows):
+    print(f"\n{listed}")
   problems = [
     f"{one['topology']}, batch {one['per_device_batch_size']}, {name}: {program['error']}"
     for one in rows
@@ -228,8 +246,6 @@ def main(argv: Sequence[str]) -> int:
     if program["error"]
   ]
   print("".join(f"\n{line}" for line in problems), end="\n" if problems else "")
-  if _KIND.value == "gpu":
-    print("\nGPU compilers give no cost analysis: no FLOPs, bytes or times.")
   # A program that does not fit is a result; a failure of the compiler is an error.
   return int(any(one["fits"] is None for one in rows))
 

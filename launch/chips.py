@@ -11,9 +11,14 @@ import importlib.util
 import os
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from launch import gpus
+from udp_jax.benchmark.roofline import Reach
 from udp_jax.errors import ConfigError, MissingDataError
+
+if TYPE_CHECKING:
+  from udp_jax.ops.attention import Gpu
 
 
 class Chip(NamedTuple):
@@ -85,12 +90,15 @@ class Target(NamedTuple):
   """Devices to compile for.
 
   Attributes:
-    name: name on the command line, "v5e:4x4".
+    name: name on the command line, "v5e:4x4" or "h100:8".
     platform: "tpu" or "cuda".
     devices: abstract devices; they hold nothing and run nothing.
     num_chips: number of chips; each is one device, except for a v4 without megacore.
     peak_flops: bfloat16 FLOPs per second of one device; None for a device not in the table.
-    hbm_gib: memory of one device in GiB; None for a device not in the table.
+    hbm_gib: memory of one device in GiB, of a GPU the part that jax uses; None for a device not in
+      the table.
+    gpu: compute capability and cuDNN of a GPU, which decide about its attention.
+    reach: rates that large kernels of a GPU are taken to reach.
   """
 
   name: str
@@ -99,6 +107,8 @@ class Target(NamedTuple):
   num_chips: int
   peak_flops: float | None
   hbm_gib: float | None
+  gpu: Gpu | None = None
+  reach: Reach | None = None
 
 
 def prepare_environment() -> None:
@@ -153,27 +163,37 @@ def tpu_target(name: str) -> Target:
   return Target(name, "tpu", devices, chips, chip.peak_flops * share, chip.hbm_gib * share)
 
 
-def gpu_target(topology: str, target_config: Path) -> Target:
-  """Returns "PARTITIONSxHOSTSxGPUS" GPUs of the kind that a target config describes.
+def gpu_target(name: str, target_config: Path | None = None) -> Target:
+  """Returns GPUs by name, or of the kind that a target config describes.
 
   Args:
-    topology: e.g. "1x1x8".
+    name: "h100", "h100:8" or "h100:2x8" (hosts, GPUs of each), a card of `gpus.CARDS`; with a
+      target config "PARTITIONSxHOSTSxGPUS", e.g. "1x1x8".
     target_config: file with XLA's `GpuTargetConfigProto` as text, e.g. from `gpu_specs` in XLA.
 
   Raises:
     MissingDataError: the plugin or the file is missing.
     ConfigError: the plugin, the file and the topology do not fit.
   """
-  if re.fullmatch(r"\d+x\d+x\d+", topology) is None:
-    raise ConfigError(f"a GPU topology is AxBxC, e.g. 1x1x8, got {topology!r}")
+  named = gpus.parse(name)
+  if named is None and re.fullmatch(r"\d+x\d+x\d+", name) is None:
+    raise ConfigError(
+      f"unknown GPU topology {name!r}: give KIND, KIND:GPUS or KIND:HOSTSxGPUS, KIND of "
+      f"{', '.join(gpus.CARDS)}; or AxBxC, e.g. 1x1x8, with --target_config=FILE"
+    )
+  if named is None and target_config is None:
+    raise ConfigError(
+      f"--topology={name} needs --target_config=FILE, XLA's description of the GPU; built in are "
+      f"{', '.join(gpus.CARDS)}"
+    )
+  if named is not None and target_config is not None:
+    raise ConfigError(f"--target_config describes another GPU than --topology={name}: give AxBxC")
   if not any(importlib.util.find_spec(plugin.module) for plugin in PLUGINS.values()):
     raise MissingDataError(
       f"compiling for GPUs needs one of jax's CUDA plugins, none is installed: {install_gpu()}"
     )
-  try:
-    text = target_config.read_text("utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise MissingDataError(f"cannot read --target_config={target_config}: {error}") from error
+  card, topology = named or (None, name)
+  text = gpus.target_text(card) if card else _read(Path(target_config or ""))
   from jax.experimental import topologies
 
   try:
@@ -181,6 +201,22 @@ def gpu_target(topology: str, target_config: Path) -> Target:
   except (RuntimeError, NotImplementedError) as error:
     raise ConfigError(f"no GPU topology {topology}: {str(error).splitlines()[0]}") from error
   devices = list(found.devices)
-  memory = re.search(r"device_memory_size:\s*(\d+)", text)
-  hbm_gib = int(memory[1]) / 2**30 if memory else None
-  return Target(f"gpu:{topology}", "cuda", devices, len(devices), None, hbm_gib)
+  seen = gpus.described(text)
+  hbm_gib = seen.memory * gpus.memory_fraction() / 2**30 if seen.memory else None
+  return Target(
+    name if card else f"gpu:{topology}",
+    "cuda",
+    devices,
+    len(devices),
+    card.peak_flops if card else None,
+    hbm_gib,
+    seen.gpu,
+    card.reach if card else seen.reach,
+  )
+
+
+def _read(target_config: Path) -> str:
+  try:
+    return target_config.read_text("utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise MissingDataError(f"cannot read --target_config={target_config}: {error}") from error

@@ -13,12 +13,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from launch import cudnn
+from launch.chips import Target
 from udp_jax import registry
 from udp_jax.data import batches as batches_lib
 from udp_jax.data.batches import Batch
 from udp_jax.errors import ConfigError
 from udp_jax.models import factory, sharded
 from udp_jax.models.context import Model
+from udp_jax.ops.attention import Gpu
 from udp_jax.protections.base import PERTURB, TRAIN, Protection
 from udp_jax.runtime import mesh, sharding
 from udp_jax.stages import protect
@@ -40,11 +43,14 @@ class Part(NamedTuple):
     name: "min", "max"; "joint" for both at once; "step" if nothing is trained.
     phase: phase in which `Protection.update` runs only this kind; None if it has no parts.
     steps: number of steps of this kind in one round.
+    repeats: number of steps in the program of `lower_part`, which takes one for each batch of the
+      data, or a single one.
   """
 
   name: str
   phase: int | None
   steps: int
+  repeats: int
 
 
 class Setting(NamedTuple):
@@ -59,6 +65,7 @@ class Setting(NamedTuple):
     num_images: number of pictures to protect.
     global_batch_size: pictures in one batch.
     num_batches: batches in the data set.
+    gpu: the GPU that decides about attention; None for other targets.
   """
 
   config: Any
@@ -69,6 +76,7 @@ class Setting(NamedTuple):
   num_images: int
   global_batch_size: int
   num_batches: int
+  gpu: Gpu | None = None
 
 
 def num_images(config: Any) -> int:
@@ -91,7 +99,7 @@ def decide(config: Any, platform: str) -> Any:
 
 
 def setting(
-  config: Any, row: str, mesh: Mesh, platform: str, images: int, global_batch_size: int
+  config: Any, row: str, mesh: Mesh, target: Target, images: int, global_batch_size: int
 ) -> Setting:
   """Builds the model and checks that everything fits together.
 
@@ -114,12 +122,12 @@ def setting(
       "data that are streamed: set --config.performance.shard_batches=0, and --num_images to the "
       "pictures of one shard"
     )
-  config = decide(config, platform)
+  config = decide(config, target.platform)
   # Only shapes matter, so a method that attacks a trained model needs no trained weights here.
   model, params = factory.abstract_model(config.model, config.performance)
   model = sharded.split_weights(model, mesh)
   asked = rows.settings(config, row)
-  found = Setting(config, asked, model, params, mesh, images, global_batch_size, 0)
+  found = Setting(config, asked, model, params, mesh, images, global_batch_size, 0, target.gpu)
   has_frozen_parts = model.shape != model.image_shape
   # Checked as in a run: a row that imitates another row needs that one too.
   built = build.build_protection(config, row, Model(model, params))
@@ -137,12 +145,15 @@ def parts(found: Setting) -> list[Part]:
   perturb_steps = found.num_batches * protection.perturb_steps
   if protection.phases:
     steps = {TRAIN: protection.trains, PERTURB: perturb_steps}
-    return [Part(_PARTS[phase], phase, steps[phase]) for phase in protection.phases]
+    repeats = {TRAIN: 1, PERTURB: found.num_batches}
+    return [Part(_PARTS[phase], phase, steps[phase], repeats[phase]) for phase in protection.phases]
   if protection.needs_reference:
     return []
   if hasattr(_arguments(found, protection)[0].abstract, "surrogate"):
-    return [Part("joint", None, protection.trains)]
-  return [Part("step", None, perturb_steps)] if protection.needs_params else []
+    return [Part("joint", None, protection.trains, 1)]
+  if not protection.needs_params:
+    return []
+  return [Part("step", None, perturb_steps, found.num_batches)]
 
 
 def lower_round(found: Setting) -> Any:
@@ -151,7 +162,8 @@ def lower_round(found: Setting) -> Any:
   compiled, arguments = _arguments(found, protection)
   whole = NamedSharding(found.mesh, PartitionSpec())
   phase = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
-  return compiled.lower(*arguments, phase)
+  with cudnn.pretend(found.gpu):
+    return compiled.lower(*arguments, phase)
 
 
 def lower_part(found: Setting, part: Part) -> Any:
@@ -170,7 +182,8 @@ def lower_part(found: Setting, part: Part) -> Any:
     return protection.update(key, state, data, params, phase)
 
   compiled, arguments = _arguments(found, protection, update=update)
-  return compiled.jitted.lower(*arguments)
+  with cudnn.pretend(found.gpu):
+    return compiled.jitted.lower(*arguments)
 
 
 def _protection(found: Setting, row: Row) -> Protection:
