@@ -69,3 +69,81 @@ def test_a_part_that_may_be_left_out_counts_once_and_is_listed() -> None:
 def test_what_is_no_program_is_an_error() -> None:
   with pytest.raises(ValueError, match="no entry"):
     flops.count("nothing")
+
+
+# Calls of libraries, as XLA writes them for an H100, cut to what is read.
+CONV = """
+%x = bf16[8,16,16,64]{{3,2,1,0}} parameter(0)
+%k = bf16[128,3,3,64]{{3,2,1,0}} parameter(1)
+%dy = bf16[8,{size},{size},128]{{3,2,1,0}} parameter(2)
+%b = bf16[128]{{0}} parameter(3)
+%call = ({result}{{3,2,1,0}}, u8[0]{{0}}) custom-call({operands}), window={{size=3x3 pad=1_1x1_1 \
+stride={stride}x{stride}}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{form}"
+"""
+GEMM = """
+%a = bf16[6,32,64]{2,1,0} parameter(0)
+%b = bf16[6,48,64]{2,1,0} parameter(1)
+%call = (bf16[6,32,48]{2,1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["2"],"lhs_batch_dimensions":["0"],"rhs_batch_dimensions":["0"]}}}
+"""  # noqa: E501
+ATTENTION = """
+%q = bf16[8,256,4,64]{3,2,1,0} parameter(0)
+%k = bf16[8,78,4,64]{3,2,1,0} parameter(1)
+%call = (bf16[8,4,256,64]{3,1,2,0}, f32[8,4,256]{2,1,0}, u8[0]{0}) custom-call(%q, %k, %k), custom_call_target="TARGET", backend_config={"operation_queue_id": "0", "cudnn_fmha_backend_config": {"fmha_scale": 0.125, "intermediate_tensor_shape": {"element_type": "BF16", "dimensions": ["8", "4", "256", "78"], "tuple_shapes": []}, "bmm1_dot_dimension_numbers": {"lhs_contracting_dimensions": ["3"]}}}
+"""  # noqa: E501
+
+
+def _called(lines: str) -> float:
+  body = "\n".join(f"  {line}" for line in lines.replace("\\\n", "").strip().splitlines())
+  return flops.count(f"ENTRY %main (x: f32[]) -> f32[] {{\n{body}\n}}\n").total
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+  ("form", "operands", "result"),
+  [
+    ("Forward", "%x, %k", "bf16[8,{size},{size},128]"),
+    ("BiasActivationForward", "%x, %k, %b", "bf16[8,{size},{size},128]"),
+    ("BackwardInput", "%dy, %k", "bf16[8,16,16,64]"),
+    ("BackwardFilter", "%x, %dy", "bf16[128,3,3,64]"),
+  ],
+)
+def test_convolutions_of_cudnn(form, operands, result, stride):
+  """Each form multiplies as often as the forward convolution."""
+  size = 16 // stride
+  result = result.format(size=size)
+  text = CONV.format(form=form, operands=operands, result=result, size=size, stride=stride)
+  assert _called(text) == 2 * (8 * size * size * 128) * 9 * 64
+
+
+def test_products_of_cublas():
+  assert _called(GEMM) == 2 * 6 * 32 * 48 * 64
+
+
+def test_attention_of_cudnn():
+  """Logits and outputs; for the gradient the logits again, and four products."""
+  product = 2 * 8 * 4 * 256 * 78 * 64
+  assert _called(ATTENTION.replace("TARGET", "__cudnn$fmhaSoftmax")) == 2 * product
+  assert _called(ATTENTION.replace("TARGET", "__cudnn$fmhaSoftmaxBackward")) == 5 * product
+
+
+def test_other_calls_count_nothing():
+  assert _called(ATTENTION.replace("TARGET", "__gpu$xla.gpu.triton")) == 0
+
+
+def test_calls_of_computations_are_entered():
+  text = """\
+%inner (a: f32[8,16], b: f32[16,32]) -> f32[8,32] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %b = f32[16,32]{1,0} parameter(1)
+  ROOT %d = f32[8,32]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (a.1: f32[8,16], b.1: f32[16,32]) -> f32[8,32] {
+  %a.1 = f32[8,16]{1,0} parameter(0)
+  %b.1 = f32[16,32]{1,0} parameter(1)
+  %start = ((f32[8,16]{1,0}, f32[16,32]{1,0}), f32[8,32]{1,0}) async-start(%a.1, %b.1), calls=%inner
+  %done = f32[8,32]{1,0} async-done(%start), calls=%inner
+  ROOT %c = f32[8,32]{1,0} call(%a.1, %b.1), to_apply=%inner
+}
+"""
+  assert flops.count(text).total == 2 * (2 * 8 * 16 * 32)

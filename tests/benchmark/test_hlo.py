@@ -118,3 +118,38 @@ def test_cycles_of_a_program():
 def test_text_without_a_program():
   with pytest.raises(ValueError, match="no program"):
     hlo.parse("HloModule nothing\n")
+
+
+@pytest.mark.parametrize(
+  ("line", "operands", "arrays"),
+  [
+    ("%a = f32[2,3]{1,0:T(8,128)} add(%b, f32[2,3]{1,0:T(8,128)} %c.1)", ["b", "c.1"], [[2, 3]]),
+    ('%a = f32[] constant(3), metadata={op_name="jit(f)/%x"}', [], [[]]),
+    (
+      "ROOT %t = (bf16[4]{0}, /*index=1*/u8[0]{0}) custom-call((f32[4]{0}) %x, %y), calls=%z",
+      ["x", "y"],
+      [[4], [0]],
+    ),
+    ("%k = token[] after-all()", [], []),
+  ],
+)
+def test_operands_and_arrays_of_an_instruction(line, operands, arrays):
+  (one,) = hlo.parse(f"ENTRY %main (b: f32[]) -> f32[] {{\n  {line}\n}}").computations["main"]
+  assert one.operands == operands
+  assert [shape for _, shape in one.arrays] == arrays
+
+
+def test_collectives_in_a_called_computation():
+  """On GPUs kernels are recorded together, and called as one."""
+  text = """\
+%command_buffer (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %all-reduce = f32[8]{0} all-reduce(%p), to_apply=%add
+}
+
+ENTRY %main (p.1: f32[8]) -> f32[8] {
+  %p.1 = f32[8]{0} parameter(0)
+  ROOT %call = f32[8]{0} call(%p.1), to_apply=%command_buffer
+}
+"""
+  assert hlo.collectives(hlo.parse(text)) == [hlo.Collective("all-reduce", ("f32",), 1, 32, 1)]

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from launch import chips
 from tests.launch.conftest import ROOT
 
 
@@ -32,6 +33,8 @@ def _aot(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (["--config=cifar10", "--topology=v5e:4x4", "--batches=64,x"], "--batches takes numbers"),
     (["--config=cifar10", "--topology=v5e:4x4", "--experiment=x"], "unknown --experiment=x"),
     (["--config=cifar10", "--topology=1x1x8", "--kind=gpu"], "needs --target_config"),
+    (["--config=cifar10", "--topology=h200", "--kind=gpu"], "KIND of h100"),
+    (["--config=cifar10", "--topology=v5e:4x4", "--top=-1"], "--top"),
   ],
 )
 def test_wrong_arguments(words, message, run_module):
@@ -73,3 +76,32 @@ def test_a_small_model_for_a_tpu_slice(tmp_path):
   total = sum(program["seconds"] for program in row["programs"].values())
   assert row["one_to_one"]["seconds"] == pytest.approx(total)
   assert "v5e:2x2" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not any(importlib.util.find_spec(plugin.module) for plugin in chips.PLUGINS.values()),
+  reason=f"no compiler for GPUs is installed ({chips.install_gpu()})",
+)
+def test_a_small_model_for_gpus(tmp_path):
+  out = tmp_path / "aot.json"
+  words = ["--config=demo:smoke", "--kind=gpu", "--topology=h100:2", "--per_device_batch_size=8"]
+  words += ["--config.performance.dtype=bfloat16", "--top=3"]
+  done = _aot(*words, "--num_images=40", f"--out={out}")
+  assert done.returncode == 0, done.stderr
+  (row,) = json.loads(out.read_text())["rows"]
+  assert row["fits"] and row["devices"] == 2 and 0 < row["peak_gib"] < row["hbm_gib"] < 60
+  low, high, whole = (row["programs"][name] for name in ("min", "max", "round"))
+  assert high["collectives"] == {} and set(low["collectives"]) == {"all-reduce"}
+  for program in (low, high, whole):
+    assert program["tflop"] > 0 and program["kernels"] > 0 and program["seconds"] is None
+    assert 0 < program["bound_mfu"] < 1 and len(program["largest"]) == 3
+    parts = [program[f"bound_{part}"] for part in ("products", "bytes", "launches")]
+    assert program["bound_seconds"] == pytest.approx(sum(parts))
+  # The round is its parts, as often as it takes them, and little else.
+  steps = sum(part["tflop"] * part["steps"] for part in (low, high))
+  assert whole["tflop"] == pytest.approx(steps, rel=0.02)
+  assert row["one_to_one"]["bound_seconds"] == pytest.approx(
+    low["bound_seconds"] + high["bound_seconds"]
+  )
+  assert "h100:2" in done.stdout

@@ -10,9 +10,10 @@ import jax
 import pytest
 
 from experiments import _cli
-from launch import programs
+from launch import chips, programs
 from tests.launch.conftest import ROOT
 from udp_jax.errors import ConfigError
+from udp_jax.ops import attention
 
 # The production programs of a small config on eight CPU devices.
 PROGRAM = """
@@ -26,7 +27,7 @@ from udp_jax.errors import ConfigError
 config = _cli.get_config("eudp", "demo:smoke")
 mesh = programs.make_mesh(jax.devices(), config)
 target = chips.Target("cpu", "cpu", jax.devices(), len(jax.devices()), None, None)
-setting = programs.setting(config, "eudp", mesh, "cpu", 40, 16)
+setting = programs.setting(config, "eudp", mesh, target, 40, 16)
 parts = programs.parts(setting)
 found = {"parts": parts, "num_batches": setting.num_batches}
 lowered = {part.name: programs.lower_part(setting, part) for part in parts}
@@ -44,14 +45,14 @@ for row, images, size in [
   ("eudp", 40, 12), ("eudp", 8, 16), ("random_noise", 40, 16), ("eudp_shuffled", 40, 16)
 ]:
   try:
-    programs.setting(config, row, mesh, "cpu", images, size)
+    programs.setting(config, row, mesh, target, images, size)
   except ConfigError as error:
     found["errors"].append(str(error))
-steps = programs.setting(config, "advdm", mesh, "cpu", 40, 16)
+steps = programs.setting(config, "advdm", mesh, target, 40, 16)
 found["advdm"] = programs.parts(steps)
 with config.unlocked():
   config.protections.eudp.joint_gradients = True
-found["joint"] = programs.parts(programs.setting(config, "eudp", mesh, "cpu", 40, 16))
+found["joint"] = programs.parts(programs.setting(config, "eudp", mesh, target, 40, 16))
 cifar = _cli.get_config("eudp", "cifar10")
 found["num_images"] = programs.num_images(cifar)
 found["method"] = programs.decide(cifar, "cuda").performance.backend
@@ -65,9 +66,10 @@ def one():
   """A config, and the setting of a row of it on this process's device."""
   config = _cli.get_config("eudp", "demo:smoke")
   mesh = programs.make_mesh(jax.devices()[:1], config)
+  target = chips.Target("cpu", "cpu", jax.devices()[:1], 1, None, None)
 
   def setting(row="eudp", images=40, size=16):
-    return programs.setting(config, row, mesh, "cpu", images, size)
+    return programs.setting(config, row, mesh, target, images, size)
 
   return config, setting
 
@@ -77,11 +79,11 @@ def test_parts_of_a_round_on_one_device(one):
   config, setting = one
   found = setting()
   assert found.num_batches == 3
-  assert programs.parts(found) == [("min", 1, 3), ("max", 2, 3)]
-  assert programs.parts(setting("advdm")) == [("step", None, 3)]
+  assert programs.parts(found) == [("min", 1, 3, 1), ("max", 2, 3, 3)]
+  assert programs.parts(setting("advdm")) == [("step", None, 3, 3)]
   with config.unlocked():
     config.protections.eudp.joint_gradients = True
-  assert programs.parts(setting()) == [("joint", None, 3)]
+  assert programs.parts(setting()) == [("joint", None, 3, 1)]
   with config.unlocked():
     config.protections.eudp.joint_gradients = False
 
@@ -106,6 +108,35 @@ def test_a_target_decides_and_the_config_stays():
   assert cifar.performance.backend == ""
 
 
+@pytest.mark.parametrize(
+  ("gpu", "dtype", "fused"),
+  [
+    (((9, 0), 91500), "bfloat16", True),
+    (((9, 0), 91500), "float32", False),
+    (((9, 0), None), "bfloat16", False),
+    (((7, 0), 91500), "bfloat16", False),
+  ],
+  ids=str,
+)
+def test_the_target_s_attention_is_compiled(gpu, dtype, fused, monkeypatch):
+  """demo:smoke has one head; this process has no GPU, and is not asked."""
+  config = _cli.get_config("eudp", "demo:smoke")
+  with config.unlocked():
+    config.performance.dtype = dtype
+  mesh = programs.make_mesh(jax.devices()[:1], config)
+  target = chips.Target("gpu", "cuda", jax.devices()[:1], 1, None, None, attention.Gpu(*gpu))
+  setting = programs.setting(config, "eudp", mesh, target, 40, 16)
+  lower = jax.stages.Traced.lower
+  monkeypatch.setattr(
+    jax.stages.Traced,
+    "lower",
+    lambda traced, **options: lower(traced, lowering_platforms=("cuda",), **options),
+  )
+  (part,) = [part for part in programs.parts(setting) if part.name == "max"]
+  text = programs.lower_part(setting, part).as_text()
+  assert ("__cudnn$fmhaSoftmaxBackward" in text) == fused
+
+
 @pytest.fixture(scope="module")
 def eight(eight_devices):
   """What `PROGRAM` found on eight CPU devices."""
@@ -121,9 +152,9 @@ def eight(eight_devices):
 def test_parts_of_a_round(eight):
   """demo:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
   assert eight["num_batches"] == 3
-  assert eight["parts"] == [["min", 1, 3], ["max", 2, 3]]
-  assert eight["joint"] == [["joint", None, 3]]
-  assert eight["advdm"] == [["step", None, 3]]
+  assert eight["parts"] == [["min", 1, 3, 1], ["max", 2, 3, 3]]
+  assert eight["joint"] == [["joint", None, 3, 1]]
+  assert eight["advdm"] == [["step", None, 3, 3]]
 
 
 @pytest.mark.slow

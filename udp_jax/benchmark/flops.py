@@ -97,7 +97,7 @@ class Counter:
     return instruction.called("to_apply") if instruction.operation == "call" else []
 
   def _all(self, names: list[str]) -> float:
-    return sum(self.computation(name) for name in names)
+    return sum((self.computation(name) for name in names), 0.0)
 
 
 def first_shapes(instructions: list[hlo.Instruction]) -> dict[str, list[int]]:
