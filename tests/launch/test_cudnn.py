@@ -27,7 +27,6 @@ def _lowered(*, head_size: int = 64, length: int = 64, dtype=jnp.bfloat16) -> st
 @pytest.mark.parametrize("gpu", [H100, A100, Gpu((7, 0), 91500), Gpu((9, 0), None)], ids=str)
 @pytest.mark.parametrize("head_size", [12, 64, 160])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-@pytest.mark.usefixtures("standard_dtypes")
 def test_the_target_decides(gpu, head_size, dtype):
   """Also JAX's own checks run, for the target: they raise for what the GPU would not take."""
   refused = attention.cudnn_refusal(gpu, dtype=dtype, head_size=head_size, key_length=64)
@@ -45,7 +44,6 @@ def test_jax_refuses_as_on_the_target():
     assert jax.eval_shape(attend, given).shape == given.shape
 
 
-@pytest.mark.usefixtures("standard_dtypes")
 def test_what_was_traced_for_another_gpu_is_not_used():
   """The same jitted function, without a GPU, for a target, and without one again."""
   attend = jax.jit(attention.library_attention)
