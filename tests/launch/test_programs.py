@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from experiments import _cli
 from launch import chips, programs
 from tests.launch.conftest import ROOT
+from udp_jax.benchmark import flops
 from udp_jax.errors import ConfigError
 from udp_jax.ops import attention
 
@@ -135,6 +137,26 @@ def test_the_target_s_attention_is_compiled(gpu, dtype, fused, monkeypatch):
   (part,) = [part for part in programs.parts(setting) if part.name == "max"]
   text = programs.lower_part(setting, part).as_text()
   assert ("__cudnn$fmhaSoftmaxBackward" in text) == fused
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not any(importlib.util.find_spec(plugin.module) for plugin in chips.PLUGINS.values()),
+  reason=f"no compiler for GPUs is installed ({chips.install_gpu()})",
+)
+def test_a_gpu_s_program_has_the_products_of_a_cpu_s():
+  """With the same forms of convolution and attention, though one calls libraries for them."""
+  config = _cli.get_config("eudp", "demo:smoke")
+  with config.unlocked():
+    config.performance.update({"conv_method": "xla", "attention": "chunked"})
+  here = chips.Target("cpu", "cpu", jax.devices()[:1], 1, None, None)
+  found = []
+  for target in (here, chips.gpu_target("h100")):
+    mesh = programs.make_mesh(target.devices, config)
+    setting = programs.setting(config, "eudp", mesh, target, 40, 16)
+    lowered = [programs.lower_part(setting, part) for part in programs.parts(setting)]
+    found.append([flops.count(one.compile().as_text()).total for one in lowered])
+  assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 @pytest.fixture(scope="module")
