@@ -98,17 +98,25 @@ def _backward(num_groups, epsilon, activation, saved, g):
   if x.dtype == mean.dtype:
     # Centre x again: otherwise XLA keeps the forward pass's centred copy beside x.
     x, mean = jax.lax.optimization_barrier((x, mean))
-  dy = g.astype(mean.dtype)
-  if activation == "silu":
-    y = _affine(x, scale, bias, mean, rstd)
-    gate = jax.nn.sigmoid(y)
-    dy = dy * gate * (1 + y * (1 - gate))
-  centred = x.astype(mean.dtype) - mean[:, None]
+
+  def wide(x, g):
+    dy = g.astype(mean.dtype)
+    if activation == "silu":
+      y = _affine(x, scale, bias, mean, rstd)
+      gate = jax.nn.sigmoid(y)
+      dy = dy * gate * (1 + y * (1 - gate))
+    return dy, x.astype(mean.dtype) - mean[:, None]
+
+  dy, centred = wide(x, g)
   factor = scale.astype(mean.dtype)[None]
   sum_dy = dy.sum(1)
   sum_dy_xhat = rstd * (dy * centred).sum(1)
   mean_d = _group_mean(sum_dy * factor, num_groups, x.shape[1])
   mean_d_xhat = _group_mean(sum_dy_xhat * factor, num_groups, x.shape[1])
+  if x.dtype != mean.dtype:
+    # Compute both again: XLA would keep them for this pass, at twice the bytes of x and g.
+    sum_dy, x, g = jax.lax.optimization_barrier((sum_dy, x, g))
+    dy, centred = wide(x, g)
   # dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) with d = dy * scale.
   slope, offset = rstd * factor, rstd * mean_d
   curve = jnp.square(rstd) * mean_d_xhat
