@@ -363,12 +363,51 @@ def test_the_fallback_keeps_no_weights_of_a_long_sequence():
   assert compiled.memory_analysis().temp_size_in_bytes < 2048 * 2048 * 4
 
 
+FORMS = {
+  "library": attention.library_attention,
+  "wide": partial(dot_product_attention, wide=True),
+  "narrow": partial(dot_product_attention, wide=False),
+  "chunked": partial(chunked_attention, chunk_size=1),
+  "by_head": partial(by_head_attention, max_weights=2),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.usefixtures("standard_dtypes")
-def test_the_fallback_s_logits_are_not_rounded():
-  """Logits of 512 and 513 are one number in bfloat16."""
-  rows = jnp.zeros((1, 3, 1, 64), jnp.bfloat16)
-  query = rows[:, :1].at[..., :2].set(jnp.array([8 * 512, 8]))
+def test_logits_are_not_rounded(name, dtype):
+  """One by one, as a compiler for CPUs may leave roundings out of a whole program.
+
+  Logits of 1000 and 1000.25 are one number in bfloat16 and in float16.
+  """
+  rows = jnp.zeros((1, 3, 1, 64), dtype)
+  query = rows[:, :2].at[..., :2].set(jnp.array([8 * 1000, 2], dtype))
   key = rows[:, 1:].at[..., 0].set(1).at[0, 1, 0, 1].set(1)
   value = rows[:, 1:].at[0, 1].set(1)
-  got = attention.library_attention(query, key, value)
-  np.testing.assert_allclose(got.astype(jnp.float32), 1 / (1 + np.exp(-1)), rtol=0.01)
+  out, pull = jax.vjp(FORMS[name], query, key, value)
+  weight = 1 / (1 + np.exp(-0.25))
+  np.testing.assert_allclose(out.astype(jnp.float32), weight, rtol=0.01)
+  dquery, dkey, dvalue = (x.astype(jnp.float32) for x in pull(jnp.ones_like(out)))
+  np.testing.assert_allclose(dvalue[0, 1], 2 * weight, rtol=0.01)
+  # Of the 64 numbers of both values, the second one's alone are 1.
+  change = 64 * weight * (1 - weight)
+  np.testing.assert_allclose(dquery[0, :, 0, 1], change / 8, rtol=0.03)
+  np.testing.assert_allclose(dkey[0, :, 0, 1], 2 * change * 2 / 8 * np.array([-1, 1]), rtol=0.03)
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("precision", ["highest", "tensorfloat32"])
+def test_gradients_have_the_precision_of_the_forward_pass(name, precision):
+  """Traced when the context of the forward pass has ended."""
+
+  def loss(*values):
+    with jax.default_matmul_precision(precision):
+      return FORMS[name](*values).sum()
+
+  shape = jax.ShapeDtypeStruct((1, 4, 1, 8), jnp.float32)
+  text = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).as_text()
+  lines = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+  word = {"highest": "HIGHEST", "tensorfloat32": "HIGH"}[precision]
+  # One product forward, of logits, unless they are computed twice; four of the gradient.
+  assert len(lines) >= 5
+  assert all(f"precision = [{word}, {word}]" in line for line in lines)

@@ -28,6 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from udp_jax.ops.linear import asked_precision
+
 # Queries and keys per tile of the flash kernel; its default, 128, reads all keys 32 times at 64x64.
 _FLASH_BLOCK = 512
 
@@ -42,10 +44,11 @@ AttentionFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 def dot_product_attention(
   query: jax.Array, key: jax.Array, value: jax.Array, *, wide: bool | None = None
 ) -> jax.Array:
-  """Softmax attention (Vaswani et al., arXiv:1706.03762) with the softmax in at least float32.
+  """Softmax attention (Vaswani et al., arXiv:1706.03762), its softmax in at least float32.
 
-  `wide` selects whether products, also in the gradient, return float32 and are rounded afterwards;
-  None decides by backend, as in `ops.linear`.
+  Logits are float32 whatever the dtype. `wide` selects whether the other products, also in the
+  gradient, return float32 too and are rounded afterwards; None decides by backend, as in
+  `ops.linear`.
 
   >>> one, two = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
   >>> dot_product_attention(one, two, two.at[:, 1].set(4.0)).tolist()  # Equal weights: the mean.
@@ -53,36 +56,42 @@ def dot_product_attention(
   """
   if wide is None:
     wide = jax.default_backend() == "cpu"
-  if wide:
-    return _whole(query, key, value)
-  logits = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
-  weights = jax.nn.softmax(logits.astype(np.promote_types(logits.dtype, np.float32)))
-  return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(query.dtype), value)
+  return _whole(wide, asked_precision(), query, key, value)
 
 
-@jax.custom_vjp
-def _whole(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  return _whole_forward(query, key, value)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _whole(
+  wide: bool, precision: str | None, query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+  return _whole_forward(wide, precision, query, key, value)[0]
 
 
-def _whole_forward(query: jax.Array, key: jax.Array, value: jax.Array):
+def _whole_forward(
+  wide: bool, precision: str | None, query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   scaled = query * query.shape[-1] ** -0.5
-  weights = jax.nn.softmax(_wide_einsum("bqhd,bkhd->bhqk", scaled, key)).astype(query.dtype)
-  out = _wide_einsum("bhqk,bkhd->bqhd", weights, value).astype(query.dtype)
-  return out, (query, key, value, weights)
+  logits = _einsum("bqhd,bkhd->bhqk", scaled, key, precision=precision)
+  # Keep only narrow weights for the gradient; autodiff would keep those of the softmax too.
+  weights = jax.nn.softmax(logits).astype(query.dtype)
+  out = _einsum("bhqk,bkhd->bqhd", weights, value, precision=precision, wide=wide)
+  return out.astype(query.dtype), (query, key, value, weights)
 
 
-def _whole_backward(residuals: tuple[jax.Array, ...], gradient: jax.Array):
+def _whole_backward(
+  wide: bool, precision: str | None, residuals: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, ...]:
   query, key, value, weights = residuals
+  product = partial(_einsum, precision=precision, wide=wide)
   scale = query.shape[-1] ** -0.5
-  change = _wide_einsum("bqhd,bkhd->bhqk", gradient, value)
-  wide = weights.astype(change.dtype)
-  change = wide * (change - jnp.sum(wide * change, axis=-1, keepdims=True))
+  change = _widened(product("bqhd,bkhd->bhqk", gradient, value))
+  wide_weights = _widened(weights)
+  change = wide_weights * (change - jnp.sum(wide_weights * change, axis=-1, keepdims=True))
+  # Products of float32 with bfloat16 would widen the keys and queries first.
   change = change.astype(query.dtype)
   found = (
-    _wide_einsum("bhqk,bkhd->bqhd", change, key) * scale,
-    _wide_einsum("bhqk,bqhd->bkhd", change, query * scale),
-    _wide_einsum("bhqk,bqhd->bkhd", weights, gradient),
+    product("bhqk,bkhd->bqhd", change, key) * scale,
+    product("bhqk,bqhd->bkhd", change, query * scale),
+    product("bhqk,bqhd->bkhd", weights, gradient),
   )
   return tuple(each.astype(query.dtype) for each in found)
 
@@ -103,28 +112,24 @@ def chunked_attention(
   [[[[2.0, 2.0]]]]
   """
   attend = partial(dot_product_attention, wide=False)
-  return _in_chunks(attend, chunk_size, query, key, value)
-
-
-def _in_chunks(
-  attend: AttentionFn,
-  chunk_size: int | None,
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-) -> jax.Array:
-  b, length, heads, d = query.shape
+  length = query.shape[1]
   if chunk_size is None:
     chunk_size = length if length < LONG_SEQUENCE else 256
   if length <= chunk_size:
     return attend(query, key, value)
-  chunks = _cut(query, chunk_size, axis=1).swapaxes(0, 1)
+  return _in_parts(attend, chunk_size, query, key, value)
 
-  @jax.checkpoint
-  def one(chunk: jax.Array) -> jax.Array:
-    return attend(chunk, key, value)
 
-  out = jax.lax.map(one, chunks).swapaxes(0, 1)
+def _in_parts(
+  attend: AttentionFn, size: int, query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+  """Attends with `size` queries at a time; the gradient computes their weights again."""
+  b, length, heads, d = query.shape
+  again = jax.checkpoint(attend)
+  if length <= size:
+    return again(query, key, value)
+  parts = _cut(query, size, axis=1).swapaxes(0, 1)
+  out = jax.lax.map(lambda part: again(part, key, value), parts).swapaxes(0, 1)
   return out.reshape(b, -1, heads, d)[:, :length]
 
 
@@ -147,26 +152,31 @@ def by_head_attention(
       return dot_product_attention(query, key, value)
     max_weights = 2**20
   chunk_size = min(query.shape[1], max(1, max_weights // key.shape[1]))
-  return _per_device(partial(_by_head, chunk_size), query, key, value)
+  attend = partial(_by_head, chunk_size, asked_precision())
+  return _per_device(attend, query, key, value)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_head(chunk_size: int, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  return _by_head_forward(chunk_size, query, key, value)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _by_head(
+  chunk_size: int, precision: str | None, query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+  return _by_head_forward(chunk_size, precision, query, key, value)[0]
 
 
 def _by_head_forward(
-  chunk_size: int, query: jax.Array, key: jax.Array, value: jax.Array
+  chunk_size: int, precision: str | None, query: jax.Array, key: jax.Array, value: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  product = partial(_einsum, "ij,jk->ik", precision=precision)
+
   def head(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
     keys, values = arrays[1:]
 
     def part(queries: jax.Array) -> tuple[jax.Array, jax.Array]:
-      logits = _wide_product(queries, keys.T)
+      logits = product(queries, keys.T)
       largest = logits.max(axis=1, keepdims=True)
       weights = jnp.exp(logits - largest)
       total = weights.sum(axis=1, keepdims=True)
-      out = _wide_product(weights.astype(values.dtype), values) / total
+      out = product(weights.astype(values.dtype), values) / total
       return out.astype(query.dtype), (largest + jnp.log(total))[:, 0]
 
     return jax.lax.map(part, _cut(arrays[0], chunk_size))
@@ -178,8 +188,12 @@ def _by_head_forward(
 
 
 def _by_head_backward(
-  chunk_size: int, residuals: tuple[jax.Array, ...], gradient: jax.Array
+  chunk_size: int,
+  precision: str | None,
+  residuals: tuple[jax.Array, ...],
+  gradient: jax.Array,
 ) -> tuple[jax.Array, ...]:
+  product = partial(_einsum, "ij,jk->ik", precision=precision)
   query, key, value, out, log_total = residuals
   scale = query.shape[-1] ** -0.5
   # The term of the softmax's gradient that all weights of a query have in common.
@@ -192,15 +206,15 @@ def _by_head_backward(
       sums: tuple[jax.Array, jax.Array], chunk: tuple[jax.Array, ...]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
       queries, gradients, log_totals, commons = chunk
-      weights = jnp.exp(_wide_product(queries, keys.T) - log_totals[:, None])
-      change = weights * (_wide_product(gradients, values.T) - commons[:, None])
+      weights = jnp.exp(product(queries, keys.T) - log_totals[:, None])
+      change = weights * (product(gradients, values.T) - commons[:, None])
       change, weights = change.astype(queries.dtype), weights.astype(queries.dtype)
       # Put positions last: products with few channels last leave most of a register empty.
       sums = (
-        sums[0] + _wide_product(queries.T, change),
-        sums[1] + _wide_product(gradients.T, weights),
+        sums[0] + product(queries.T, change),
+        sums[1] + product(gradients.T, weights),
       )
-      return sums, (_wide_product(change, keys) * scale).astype(query.dtype)
+      return sums, (product(change, keys) * scale).astype(query.dtype)
 
     queries, gradients, commons = (_cut(arrays[i], chunk_size) for i in (0, 3, 5))
     empty = jnp.zeros(keys.T.shape, log_total.dtype)
@@ -219,14 +233,16 @@ def _by_head_backward(
 _by_head.defvjp(_by_head_forward, _by_head_backward)
 
 
-def _wide_einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """`jnp.einsum` that accumulates in at least float32."""
-  wide = np.promote_types(a.dtype, np.float32)
-  return jnp.einsum(subscripts, a, b, preferred_element_type=wide)
+def _einsum(
+  subscripts: str, a: jax.Array, b: jax.Array, *, precision: str | None, wide: bool = True
+) -> jax.Array:
+  """`jnp.einsum` that returns at least float32 if `wide`, else the dtype of its inputs."""
+  dtype = np.promote_types(a.dtype, np.float32) if wide else a.dtype
+  return jnp.einsum(subscripts, a, b, precision=precision, preferred_element_type=dtype)
 
 
-def _wide_product(a: jax.Array, b: jax.Array) -> jax.Array:
-  return _wide_einsum("ij,jk->ik", a, b)
+def _widened(x: jax.Array) -> jax.Array:
+  return x.astype(np.promote_types(x.dtype, np.float32))
 
 
 def _cut(x: jax.Array, size: int, axis: int = 0) -> jax.Array:
@@ -362,7 +378,9 @@ def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax
   if not refusal and _cudnn_works(jnp.dtype(query.dtype), head_size):
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
   by_xla = partial(jax.nn.dot_product_attention, implementation="xla")
-  return _in_chunks(by_xla, None, query, key, value)
+  if query.shape[1] < LONG_SEQUENCE:
+    return by_xla(query, key, value)
+  return _in_parts(by_xla, 256, query, key, value)
 
 
 @cache
