@@ -14,12 +14,12 @@ from udp_jax.ops.attention import Gpu
 H100, A100 = Gpu((9, 0), 91500), Gpu((8, 0), 91500)
 
 
-def _lowered(*, head_size: int = 64, length: int = 64, dtype=jnp.bfloat16) -> str:
+def _lowered(*, head_size: int = 64, length: int = 64, dtype=jnp.bfloat16, gpu=None) -> str:
   """The gradient of `library_attention` as text, lowered for NVIDIA's GPUs."""
   given = jax.ShapeDtypeStruct((2, length, 3, head_size), dtype)
 
   def loss(query: jax.Array) -> jax.Array:
-    return attention.library_attention(query, query, query).astype(jnp.float32).sum()
+    return attention.library_attention(query, query, query, gpu=gpu).astype(jnp.float32).sum()
 
   return jax.jit(jax.grad(loss)).trace(given).lower(lowering_platforms=("cuda",)).as_text()
 
@@ -33,6 +33,12 @@ def test_the_target_decides(gpu, head_size, dtype):
   with cudnn.pretend(gpu):
     text = _lowered(head_size=head_size, dtype=dtype)
   assert ("__cudnn$fmhaSoftmaxBackward" in text) == (not refused)
+
+
+def test_a_gpu_that_is_named_decides_alone():
+  with cudnn.pretend(H100):
+    texts = [_lowered(head_size=160, gpu=gpu) for gpu in (H100, A100)]
+  assert ["__cudnn$fmhaSoftmaxBackward" in text for text in texts] == [True, False]
 
 
 def test_jax_refuses_as_on_the_target():

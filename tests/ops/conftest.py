@@ -20,10 +20,3 @@ def strict_dtypes() -> Iterator[None]:
   """Operands of different dtypes are an error; Python's numbers take the other's dtype."""
   with jax.numpy_dtype_promotion("strict"):
     yield
-
-
-@pytest.fixture
-def standard_dtypes(strict_dtypes: None) -> Iterator[None]:
-  """For code of jax's own that leans on promotion."""
-  with jax.numpy_dtype_promotion("standard"):
-    yield

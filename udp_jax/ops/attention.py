@@ -5,8 +5,8 @@
                linearly with the sequence, on any backend.
   by_head      takes one head of one picture at a time, in parts that fit a cache, with its own
                gradient; for CPUs.
-  library      `jax.nn.dot_product_attention`: cuDNN's fused kernel if `cudnn_refusal` has no
-               objection and the kernel works, else XLA's own form, in parts if long.
+  library      cuDNN's fused kernel by `jax.nn.dot_product_attention` where it takes the sizes and
+               works, else `dot_product`, in parts if long; for GPUs (`choose`).
   flash        Pallas' kernel for TPUs (Dao et al., arXiv:2205.14135); TPUs only.
 
 All take query (B, Q, heads, D), key and value (B, K, heads, D) (positions, not a random key) and
@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,9 @@ _FLASH_BLOCK = 512
 
 # From this many positions on, the matrix of attention weights dominates memory.
 LONG_SEQUENCE = 1024
+
+# Norm of cuDNN's error, relative to the norm of the result: bfloat16 rounds by up to 0.004.
+_LARGEST_ERROR = 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -359,55 +362,131 @@ def cudnn_refusal(
   return ""
 
 
-def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """`jax.nn.dot_product_attention` by cuDNN's fused kernel where it runs, else by XLA.
+def choose(
+  gpu: Gpu | None,
+  *,
+  dtype: jnp.dtype | type,
+  query_length: int,
+  key_length: int,
+  head_size: int,
+) -> Literal["cudnn", "whole", "parts"]:
+  """Returns the form that `library_attention` has on a GPU; nothing is asked of this machine.
 
-  `cudnn_refusal` decides by shape, dtype and GPU. What it accepts is tried once per process, head
-  size and dtype (cuDNN's attention has failed under CUDA 13: jax-ml/jax#32430); a failure logs a
-  warning. XLA's form computes logits and softmax in float32, and takes 256 queries of a long
-  sequence at a time, recomputed for the gradient. To avoid cuDNN altogether, choose another
-  function: `--config.performance.attention=chunked`.
+  form     what runs                                   where
+  "cudnn"  cuDNN's fused kernel                        `cudnn_refusal` has no objection
+  "whole"  `dot_product_attention`                     else, with fewer than 1,024 x 1,024 weights
+  "parts"  the same for 1,024 queries at a time; the   else
+           gradient computes the weights again
+
+  cuDNN refuses float32, the VAE's heads of 512 channels everywhere, and heads of more than 128
+  channels on compute capabilities below 9.0; from 10.0 on, their gradient (but that of 256
+  channels exists on 10.x from cuDNN 9.23 on).
+
+  Args:
+    gpu: the GPU, from `local_gpu`; None for another backend.
+    dtype: the dtype of query, key and value.
+    query_length: number of positions of the query.
+    key_length: number of positions of key and value.
+    head_size: channels of one head.
+
+  >>> sizes = {"query_length": 4096, "key_length": 4096}
+  >>> choose(Gpu((9, 0), 91002), dtype=jnp.bfloat16, head_size=40, **sizes)
+  'cudnn'
+  >>> choose(Gpu((9, 0), 91002), dtype=jnp.float32, head_size=40, **sizes)
+  'parts'
+  """
+  if not cudnn_refusal(gpu, dtype=dtype, head_size=head_size, key_length=key_length):
+    return "cudnn"
+  return "whole" if query_length * key_length < LONG_SEQUENCE**2 else "parts"
+
+
+def library_attention(
+  query: jax.Array, key: jax.Array, value: jax.Array, *, gpu: Gpu | None = None
+) -> jax.Array:
+  """`jax.nn.dot_product_attention` by cuDNN's fused kernel where it runs, else a form of our own.
+
+  `choose` decides by GPU, dtype and sizes. On this machine, what it leaves to cuDNN is tried and
+  compared with our own form, once per process, dtype, head size and kind (to itself or to another
+  sequence): cuDNN's attention has failed under CUDA 13 (jax-ml/jax#32430). A failure logs a
+  warning. To avoid cuDNN altogether, choose another function:
+  `--config.performance.attention=chunked`.
+
+  Args:
+    query: (B, Q, heads, D).
+    key: (B, K, heads, D).
+    value: (B, K, heads, D).
+    gpu: the GPU that the program is compiled for, on which nothing can be tried; None for this
+      process's own.
 
   >>> one, two = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
   >>> library_attention(one, two, two.at[:, 1].set(4.0)).tolist()
   [[[[2.0, 2.0]]]]
   """
-  gpu = local_gpu()
-  head_size, key_length = query.shape[-1], key.shape[1]
-  refusal = cudnn_refusal(gpu, dtype=query.dtype, head_size=head_size, key_length=key_length)
-  if not refusal and _cudnn_works(jnp.dtype(query.dtype), head_size):
+  query_length, key_length, head_size = query.shape[1], key.shape[1], query.shape[-1]
+  form_on = partial(
+    choose,
+    dtype=query.dtype,
+    query_length=query_length,
+    key_length=key_length,
+    head_size=head_size,
+  )
+  form = form_on(gpu or local_gpu())
+  tried = form == "cudnn" and gpu is None
+  if tried and not _cudnn_works(jnp.dtype(query.dtype), head_size, query_length != key_length):
+    form = form_on(None)
+  if form == "cudnn":
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-  by_xla = partial(jax.nn.dot_product_attention, implementation="xla")
-  if query.shape[1] < LONG_SEQUENCE:
-    return by_xla(query, key, value)
-  return _in_parts(by_xla, 256, query, key, value)
+  attend = partial(dot_product_attention, wide=False)
+  if form == "whole":
+    return attend(query, key, value)
+  return _in_parts(attend, LONG_SEQUENCE, query, key, value)
 
 
 @cache
-def _cudnn_works(dtype: jnp.dtype, head_size: int) -> bool:
-  """Returns whether cuDNN's attention and gradient compile and run here, for 64 positions."""
+def _cudnn_works(dtype: jnp.dtype, head_size: int, cross: bool) -> bool:
+  """Returns whether cuDNN's attention and its gradient run here and have the right values.
 
-  def run() -> None:
-    given = (jnp.ones((1, 64, 1, head_size), dtype),) * 3
-    loss = lambda *arrays: jnp.sum(
-      jax.nn.dot_product_attention(*arrays, implementation="cudnn").astype(jnp.float32)
-    )
-    jax.block_until_ready(jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*given))
+  Args:
+    dtype: the dtype of query, key and value.
+    head_size: channels of one head.
+    cross: whether 64 queries attend to 77 keys, the length of CLIP's prompts, instead of 64.
+  """
+
+  def largest_error() -> float:
+    lengths = (64, *(77 if cross else 64,) * 2, 64)
+    draw = np.random.default_rng(0).normal
+    given = [jnp.asarray(draw(size=(2, length, 2, head_size)), dtype) for length in lengths]
+
+    def results(attend: AttentionFn, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+      out, pull = jax.vjp(attend, *arrays[:3])
+      return out, *pull(arrays[3])
+
+    by_cudnn = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    found = jax.jit(partial(results, by_cudnn))(*given)
+    with jax.default_matmul_precision("highest"):
+      exact = jax.jit(partial(results, dot_product_attention))(*(_widened(x) for x in given))
+    errors = []
+    for got, expected in zip(found, (np.asarray(x) for x in exact), strict=True):
+      difference = np.asarray(got, np.float32) - expected
+      errors.append(np.linalg.norm(difference) / np.linalg.norm(expected))
+    return float(np.max(errors))  # NaN if one of them is.
 
   # Use a separate thread: in this one JAX may be in the middle of tracing.
   with ThreadPoolExecutor(1) as pool:
     try:
-      pool.submit(run).result()
-    except (RuntimeError, ValueError) as error:
-      reason = (str(error).splitlines() or [type(error).__name__])[0]
-      _log.warning(
-        "cuDNN's attention fails for %s heads of %d channels (%s): XLA's is used instead",
-        dtype.name,
-        head_size,
-        reason,
-      )
-      return False
-  return True
+      error = pool.submit(largest_error).result()
+      reason = "" if error <= _LARGEST_ERROR else f"a relative error of {error:.2g}"
+    except (RuntimeError, ValueError) as failure:
+      reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+  if reason:
+    _log.warning(
+      "cuDNN's attention fails for %s heads of %d channels%s (%s): our own is used instead",
+      dtype.name,
+      head_size,
+      " and another sequence" if cross else "",
+      reason,
+    )
+  return not reason
 
 
 def flash_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
