@@ -58,6 +58,44 @@ def test_a_block_of_attention_by_numpy() -> None:
   np.testing.assert_allclose(found, x + out.reshape(x.shape), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_one_product_or_three(wide: bool) -> None:
+  """Of query, key and value: the same parameters, values and gradients."""
+  with jax.enable_x64(True):
+    x = _features(2, 3, 3, 4).astype(np.float64)
+    method = "direct" if wide else "xla"
+    fused = layers.AttentionBlock(num_groups=2, epsilon=1e-5, head_dim=2, method=method)
+    apart = fused.clone(fused=False)
+    shapes = jax.eval_shape(fused.init, jax.random.key(0), x)
+    assert jax.eval_shape(apart.init, jax.random.key(0), x) == shapes
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float64), random_params(shapes))
+
+    def results(layer):
+      loss = lambda *given: jnp.sum(jnp.square(layer.apply(*given)))
+      return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+    found = [jax.tree.leaves(results(layer)) for layer in (fused, apart)]
+    for one, other in zip(*found, strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_method_decides_about_every_product() -> None:
+  """Not the machine that compiles: narrow products return bfloat16, wide ones float32."""
+  x, temb = jnp.ones((1, 4, 4, 8), jnp.bfloat16), jnp.ones((1, 16), jnp.bfloat16)
+  block = layers.ResnetBlock(8, num_groups=2, epsilon=1e-5)
+  embed = layers.TimeEmbedding(16, jnp.bfloat16)
+  for method, dtype in (("direct", "f32"), ("xla", "bf16")):
+    wide = layers.wide_products(method)
+    for layer, given in (
+      (block.clone(method=method), (x, temb)),
+      (embed.clone(wide=wide), (temb,)),
+    ):
+      variables = jax.eval_shape(layer.init, jax.random.key(0), *given)
+      text = jax.jit(layer.apply).lower(variables, *given).as_text()
+      products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+      assert products and all(line.endswith(f"x{dtype}>") for line in products)
+
+
 def test_resampling_pads_as_diffusers_does() -> None:
   x = _features(1, 6, 6, 3)
   params, found = _made(layers.Resample(4, up=False), x)

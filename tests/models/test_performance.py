@@ -12,8 +12,20 @@ from ml_collections import ConfigDict
 
 from udp_jax.errors import ConfigError
 from udp_jax.models import factory, performance, pipeline, toy
+from udp_jax.models.ddpm_unet import UNet2D, UNet2DConfig
+from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
 from udp_jax.objectives.denoising import denoising
 from udp_jax.ops import attention, timesteps
+
+UNET = {
+  "sample_size": 8,
+  "block_out_channels": (8, 8),
+  "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+  "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+  "layers_per_block": 1,
+  "norm_num_groups": 4,
+}
+VAE = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
 
 
 def test_defaults():
@@ -23,6 +35,7 @@ def test_defaults():
     "dtype": jnp.float32,
     "conv_method": None,
     "remat": False,
+    "fused": True,
   }
   assert performance.vae_slices() == 1 and performance.frozen_dtype() == jnp.float32
 
@@ -96,6 +109,39 @@ def test_the_defaults_of_another_backend():
   assert performance.module_options({"backend": "cpu"})["conv_method"] == "winograd"
 
 
+@pytest.mark.parametrize("backend", ["", "cpu", "tpu", "gpu"])
+@pytest.mark.parametrize("name", ["", "library", "chunked", "dot_product"])
+def test_what_cudnn_may_take_is_given_to_it_apart(backend, name):
+  """Also the text, and sequences that are short, where a transformer attends to them."""
+  given = {"backend": backend, "attention": name}
+  apart = backend == "gpu" and name in ("", "library")
+  options = performance.transformer_options(given)
+  assert options.pop("text_attention") is (attention.library_attention if apart else None)
+  found = (options, performance.module_options(given), performance.vae_options(given))
+  assert [each["fused"] for each in found] == [not apart] * 3
+  kept = performance.vae_options(given | {"vae_attention": "chunked"})
+  assert kept["fused"] and kept["attention"] is attention.chunked_attention
+
+
+@pytest.mark.parametrize(
+  ("network", "blocks"),
+  [(UNet2D(UNet2DConfig(**UNET)), 4), (AutoencoderKL(AutoencoderKLConfig(**VAE)), 2)],
+  ids=["pixels", "autoencoder"],
+)
+def test_every_block_of_attention_obeys(network, blocks):
+  """Three products in place of one."""
+  given = [jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)]
+  if blocks == 4:
+    given.append(jax.ShapeDtypeStruct((1,), jnp.int32))
+
+  def count(fused):
+    tried = network.clone(fused=fused, conv_method="xla")
+    variables = jax.eval_shape(tried.init, jax.random.key(0), *given)
+    return sum(products(jax.jit(tried.apply).lower(variables, *given).as_text()).values())
+
+  assert count(False) - count(True) == 2 * blocks
+
+
 def test_a_model_stays_as_it_is_where_there_is_one_precision():
   model = toy.on_pixels()
   for given in ({}, {"precision": "", "backend": "gpu"}, {"precision": "bf16", "backend": "cpu"}):
@@ -125,16 +171,6 @@ def products(text: str) -> Counter:
           names = {"BF16"}
         found[kind, *sorted(names)] += 1
   return found
-
-
-UNET = {
-  "sample_size": 8,
-  "block_out_channels": (8, 8),
-  "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-  "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-  "layers_per_block": 1,
-  "norm_num_groups": 4,
-}
 
 
 def of_pixels(settings):

@@ -96,19 +96,27 @@ def test_dropout_and_text_act(outputs):
 
 
 def test_exchanged_attention_is_for_long_self_attention_alone():
-  seen = []
+  """And text_attention for all else."""
+  seen: dict[str, list] = {"long": [], "text": []}
 
-  def recorded(query, key, value):
-    seen.append((query.shape, key.shape))
-    return transformer.dot_product_attention(query, key, value)
+  def recorded(name):
+    def attend(query, key, value):
+      seen[name].append((query.shape, key.shape))
+      return transformer.dot_product_attention(query, key, value)
 
-  model = UNet2DCondition(TINY, attention=recorded)
-  for side in (8, 32):
-    given = inputs(side=side)
-    variables = jax.eval_shape(model.init, jax.random.key(0), *given)
-    jax.eval_shape(model.apply, variables, *given)
-  # One transformer down, one in the middle, two up; 32 * 32 positions, 2 heads of 4 channels.
-  assert seen == [((2, 1024, 2, 8), (2, 1024, 2, 8))] * 4
+    return attend
+
+  model = UNet2DCondition(TINY, attention=recorded("long"))
+  for tried in (model, model.clone(text_attention=recorded("text"), fused=False)):
+    for side in (8, 32):
+      given = inputs(side=side)
+      variables = jax.eval_shape(tried.init, jax.random.key(0), *given)
+      jax.eval_shape(tried.apply, variables, *given)
+  # One transformer down, one in the middle, two up; 32 * 32 positions, 2 heads of 8 channels.
+  assert seen["long"] == [((2, 1024, 2, 8), (2, 1024, 2, 8))] * 8
+  text = (2, 5, 2, 8)
+  short = [((2, 64, 2, 8), (2, 64, 2, 8)), ((2, 64, 2, 8), text)] * 4
+  assert seen["text"] == short + [((2, 1024, 2, 8), text)] * 4
 
 
 def test_fresh_model_predicts_zero():

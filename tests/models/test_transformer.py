@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -52,6 +53,27 @@ def test_attention_by_numpy(with_text: bool) -> None:
   mixed = np.einsum("bhqk,bkhd->bqhd", weights, value).reshape(2, 5, 6)
   expected = mixed @ kernels["to_out_0"] + params["params"]["to_out_0"]["bias"]
   np.testing.assert_allclose(layer.apply(params, x, cond), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_text", [False, True])
+def test_one_product_or_three(with_text: bool) -> None:
+  """Of query, key and value: the same parameters, values and gradients."""
+  with jax.enable_x64(True):
+    x = _features(2, 5, 6).astype(np.float64)
+    given = (x, _features(2, 3, 4).astype(np.float64)) if with_text else (x,)
+    fused = transformer.Attention(heads=2)
+    apart = fused.clone(fused=False)
+    shapes = jax.eval_shape(fused.init, jax.random.key(0), *given)
+    assert jax.eval_shape(apart.init, jax.random.key(0), *given) == shapes
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float64), random_params(shapes))
+
+    def results(layer):
+      loss = lambda *given: jnp.sum(jnp.square(layer.apply(*given)))
+      return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, *given)
+
+    found = [jax.tree.leaves(results(layer)) for layer in (fused, apart)]
+    for one, other in zip(*found, strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_a_fresh_transformer_changes_nothing() -> None:

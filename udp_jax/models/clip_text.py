@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
-from udp_jax.models.layers import Dense
+from udp_jax.models.layers import Dense, wide_products
 from udp_jax.models.transformer import LayerNorm, gelu
 
 _normal = nn.initializers.normal(0.02)
@@ -230,6 +230,6 @@ class CLIPText(nn.Module):
         f"{given.shape[1]} tokens, but this model has {self.config.max_position_embeddings}"
         " positions"
       )
-    wide = None if self.conv_method is None else self.conv_method != "xla"
+    wide = wide_products(self.conv_method)
     model = _TextTransformer(self.config, self.dtype, wide, self.remat, name="text_model")
     return model(token_ids, inputs_embeds).astype(jnp.float32)

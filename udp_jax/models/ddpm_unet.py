@@ -121,6 +121,7 @@ class Block(nn.Module):
   resample: str | None = None
   method: str | None = None
   remat: bool = False
+  fused: bool = True
 
   @nn.compact
   def __call__(self, x, temb, skips, seeds):
@@ -136,7 +137,7 @@ class Block(nn.Module):
       layer = resnet(self.features, *norm, c.dropout, self.method, name=f"resnets_{i}")
       x = layer(x, temb, seeds)
       if self.attention is not None and not (middle and i == self.layers - 1):
-        options = (*norm, c.attention_head_dim, self.attention, self.method)
+        options = (*norm, c.attention_head_dim, self.attention, self.method, self.fused)
         x = AttentionBlock(*options, name=f"attentions_{i}")(x)
       outputs.append(x)
     if self.resample:
@@ -161,6 +162,7 @@ class UNet2D(nn.Module):
     conv_method: one of `ops.conv.METHODS`; None picks by backend.
     attention: exchangeable attention function.
     remat: whether to recompute each residual block in the backward pass.
+    fused: whether query, key and value of an attention are one product.
   """
 
   config: UNet2DConfig
@@ -168,6 +170,7 @@ class UNet2D(nn.Module):
   conv_method: str | None = None
   attention: AttentionFn = dot_product_attention
   remat: bool = False
+  fused: bool = True
 
   @nn.compact
   def __call__(
@@ -175,11 +178,11 @@ class UNet2D(nn.Module):
   ) -> jax.Array:
     """Predicts the schedule's target (noise, ...) from x_t; `seeds` (B,) uint32 enable dropout."""
     c = self.config
-    temb = embedded_time(c, timesteps, self.dtype)
+    temb = embedded_time(c, timesteps, self.dtype, method=self.conv_method)
 
     def level(name, i, layers, kind, resample, x, skips):
       attention = self.attention if "Attn" in kind else None
-      options = (attention, resample, self.conv_method, self.remat)
+      options = (attention, resample, self.conv_method, self.remat, self.fused)
       block = Block(c, c.block_out_channels[i], layers, *options, name=name)
       return block(x, temb, () if name == MIDDLE else skips, seeds)
 

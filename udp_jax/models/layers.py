@@ -36,6 +36,15 @@ def timestep_embedding(
 
 _uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 
+
+def wide_products(method: str | None) -> bool | None:
+  """Returns `wide` of `ops.linear.dense` for networks of this convolution method; None if None.
+
+  The method is known for the machine that runs the program, which may not be the one that compiles.
+  """
+  return None if method is None else method != "xla"
+
+
 # Parameters do not depend on feature values: during initialisation (which also finds the shapes for
 # a folder), the layers below return zeros of the right shape, which halves the time.
 
@@ -146,7 +155,8 @@ class ResnetBlock(nn.Module):
     h = Norm(self.num_groups, self.epsilon, name="norm1")(x)
     h = Conv(self.features, method=self.method, name="conv1")(h)
     if temb is not None:
-      h = add_bias(h, Dense(self.features, name="time_emb_proj")(temb)[:, None, None])
+      project = Dense(self.features, wide=wide_products(self.method), name="time_emb_proj")
+      h = add_bias(h, project(temb)[:, None, None])
     h = Norm(self.num_groups, self.epsilon, name="norm2")(h)
     if seeds is not None and self.dropout:
       # Each block draws its own masks.
@@ -159,18 +169,23 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-  """Self-attention over the positions of a feature map, with a residual connection."""
+  """Self-attention over the positions of a feature map, with a residual connection.
+
+  `fused` computes query, key and value as one product. Kernels that take them as arrays of their
+  own, such as cuDNN's, would have to copy the three slices.
+  """
 
   num_groups: int
   epsilon: float
   head_dim: int | None = None
   attention: AttentionFn = dot_product_attention
   method: str | None = None
+  fused: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Features (B, H, W, C) -> the same shape."""
-    wide = None if self.method is None else self.method != "xla"
+    wide = wide_products(self.method)
     b, h, w, c = x.shape
     heads = 1 if self.head_dim is None else c // self.head_dim
     normed = Norm(self.num_groups, self.epsilon, "none", name="group_norm")(x)
@@ -178,8 +193,14 @@ class AttentionBlock(nn.Module):
     parts = [_DenseParams(c, name=name)(c) for name in ("to_q", "to_k", "to_v")]
     if self.is_initializing():
       return Dense(c, zero=True, wide=wide, name="to_out_0")(normed).reshape(x.shape)
-    kernel, bias = (jnp.concatenate(part, -1).astype(x.dtype) for part in zip(*parts))
-    query, key, value = jnp.split(dense(normed, kernel, bias, wide=wide), 3, axis=-1)
+    if self.fused:
+      kernel, bias = (jnp.concatenate(part, -1).astype(x.dtype) for part in zip(*parts))
+      query, key, value = jnp.split(dense(normed, kernel, bias, wide=wide), 3, axis=-1)
+    else:
+      query, key, value = (
+        dense(normed, kernel.astype(x.dtype), bias.astype(x.dtype), wide=wide)
+        for kernel, bias in parts
+      )
     split = (b, h * w, heads, c // heads)
     out = self.attention(query.reshape(split), key.reshape(split), value.reshape(split))
     out = Dense(c, zero=True, wide=wide, name="to_out_0")(out.reshape(b, h * w, c))
@@ -209,21 +230,35 @@ class TimeEmbedding(nn.Module):
 
   features: int
   dtype: Any
+  wide: bool | None = None
 
   @nn.compact
   def __call__(self, temb: jax.Array) -> jax.Array:
     """Sinusoids (B, C) -> the activated embedding (B, features)."""
-    temb = Dense(self.features, name="linear_1")(temb.astype(self.dtype))
-    return nn.silu(Dense(self.features, name="linear_2")(nn.silu(temb)))
+    temb = Dense(self.features, wide=self.wide, name="linear_1")(temb.astype(self.dtype))
+    return nn.silu(Dense(self.features, wide=self.wide, name="linear_2")(nn.silu(temb)))
 
 
-def embedded_time(config: Any, timesteps: jax.Array, dtype: Any) -> jax.Array:
-  """Embeds timesteps (B,) as activated vectors (B, D), as a submodule of the calling U-Net."""
+def embedded_time(
+  config: Any, timesteps: jax.Array, dtype: Any, *, method: str | None
+) -> jax.Array:
+  """Embeds timesteps as a submodule of the calling U-Net.
+
+  Args:
+    config: the U-Net's fields.
+    timesteps: (B,) integers.
+    dtype: dtype of the computation.
+    method: the U-Net's convolution method; None picks products by backend.
+
+  Returns:
+    (B, D), activated.
+  """
   width = config.block_out_channels[0]
   temb = timestep_embedding(
     timesteps, width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
   )
-  return TimeEmbedding(4 * width, dtype, name="time_embedding")(temb.astype(dtype))
+  embed = TimeEmbedding(4 * width, dtype, wide_products(method), name="time_embedding")
+  return embed(temb.astype(dtype))
 
 
 MIDDLE = "mid_block"

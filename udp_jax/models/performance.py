@@ -61,7 +61,10 @@ _Made = TypeVar("_Made")
 def module_options(
   performance: Mapping[str, Any] | None = None, *, long: bool = False
 ) -> dict[str, Any]:
-  """Returns the options `dtype`, `conv_method`, `attention` and `remat` of our networks.
+  """Returns the options of our networks: dtype, conv_method, attention, remat, and fused.
+
+  Query, key and value are products of their own (not `fused`) where `library` is the attention of
+  a GPU: cuDNN's kernel would have to copy slices of one product.
 
   Args:
     performance: the fields above; missing fields have their defaults.
@@ -75,12 +78,28 @@ def module_options(
   method = given["conv_method"]
   if method and method not in conv.METHODS:
     raise ConfigError(f"unknown conv_method {method!r}; known: {', '.join(conv.METHODS)}")
+  name = given["attention"] or attention.default(backend, long=long)
   return {
-    "attention": _attention(given["attention"] or attention.default(backend, long=long), backend),
+    "attention": _attention(name, backend),
     "dtype": _dtype(given["dtype"]),
     "conv_method": method or (conv.default_method(backend) if given["backend"] else None),
     "remat": bool(given["remat"]),
+    "fused": not _takes_apart(name, backend),
   }
+
+
+def transformer_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """Returns `module_options` for a U-Net of transformers, and its text_attention.
+
+  On GPUs `library` also attends to short sequences and to the text, where cuDNN's kernel keeps no
+  matrix of weights for the gradient.
+  """
+  given = _fields(performance)
+  backend = given["backend"] or jax.default_backend()
+  name = given["attention"] or attention.default(backend, long=True)
+  options = module_options(given, long=True)
+  short = options["attention"] if _takes_apart(name, backend) else None
+  return options | {"text_attention": short}
 
 
 def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -89,7 +108,8 @@ def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
   backend = given["backend"] or jax.default_backend()
   name = given["attention"] or attention.default(backend, long=True)
   name = given["vae_attention"] or ("chunked" if name == "flash" else name)
-  return module_options(given) | {"attention": _attention(name, backend)}
+  fused = not _takes_apart(name, backend)
+  return module_options(given) | {"attention": _attention(name, backend), "fused": fused}
 
 
 def vae_slices(performance: Mapping[str, Any] | None = None) -> int:
@@ -168,6 +188,11 @@ def _dtype(name: str) -> Any:
   if name not in DTYPES:
     raise ConfigError(f"unknown dtype {name!r}; known: {', '.join(DTYPES)}")
   return DTYPES[name]
+
+
+def _takes_apart(name: str, backend: str) -> bool:
+  """Returns whether the attention of this name may run as cuDNN's kernel."""
+  return name == "library" and backend == "gpu"
 
 
 def _attention(name: str, backend: str) -> attention.AttentionFn:

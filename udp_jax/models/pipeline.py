@@ -147,7 +147,7 @@ def build_model(
     BadDataError: this library does not have the noise schedule.
     ConfigError: the parts do not fit together, or a performance setting does not exist.
   """
-  options = performance_lib.module_options(performance, long=True)
+  options = performance_lib.transformer_options(performance)
   vae = AutoencoderKL(configs[VAE], **performance_lib.vae_options(performance))
   text_options = {name: options[name] for name in ("dtype", "conv_method", "remat")}
   text = CLIPText(configs[TEXT], **text_options) if TEXT in configs else None

@@ -164,6 +164,8 @@ class _Level(nn.Module):
   method: str | None = None
   attention: AttentionFn = dot_product_attention
   remat: bool = False
+  text_attention: AttentionFn | None = None
+  fused: bool = True
 
   @nn.compact
   def __call__(self, x, temb, cond, skips, seeds):
@@ -185,6 +187,8 @@ class _Level(nn.Module):
           linear_projection=c.use_linear_projection,
           attention=self.attention,
           method=self.method,
+          text_attention=self.text_attention,
+          fused=self.fused,
           name=f"attentions_{i}",
         )(x, cond)
       outputs.append(x)
@@ -204,8 +208,10 @@ class UNet2DCondition(nn.Module):
     dtype: dtype of the computation; parameters stay float32.
     conv_method: one of `ops.conv.METHODS`; None picks by backend.
     attention: exchangeable attention function for self-attention over long sequences
-      (`ops.attention.LONG_SEQUENCE`); short sequences and the text always use the plain product.
+      (`ops.attention.LONG_SEQUENCE`).
     remat: whether to recompute each residual block and transformer in the backward pass.
+    text_attention: the function for short sequences and the text; None for the plain product.
+    fused: whether query, key and value of an attention are one product, or two for the text.
   """
 
   config: UNet2DConditionConfig
@@ -213,6 +219,8 @@ class UNet2DCondition(nn.Module):
   conv_method: str | None = None
   attention: AttentionFn = dot_product_attention
   remat: bool = False
+  text_attention: AttentionFn | None = None
+  fused: bool = True
 
   @nn.compact
   def __call__(
@@ -241,7 +249,7 @@ class UNet2DCondition(nn.Module):
     """
     c = self.config
     _check(c, x_t, cond)
-    temb = embedded_time(c, timesteps, self.dtype)
+    temb = embedded_time(c, timesteps, self.dtype, method=self.conv_method)
     cond = cond.astype(self.dtype)
 
     def level(name, i, layers, kind, resample, x, skips):
@@ -250,6 +258,8 @@ class UNet2DCondition(nn.Module):
         "method": self.conv_method,
         "attention": self.attention,
         "remat": self.remat,
+        "text_attention": self.text_attention,
+        "fused": self.fused,
       }
       options = (c.block_out_channels[i], layers, heads, resample, name == MIDDLE)
       return _Level(c, *options, **speed, name=name)(x, temb, cond, skips, seeds)

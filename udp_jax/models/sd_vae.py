@@ -105,6 +105,7 @@ class _Part(nn.Module):
   method: str | None
   attention: AttentionFn
   remat: bool
+  fused: bool
 
 
 class _Level(_Part):
@@ -123,6 +124,7 @@ class _Level(_Part):
       x = resnet(self.features, groups, _EPSILON, method=self.method, name=f"resnets_{i}")(x)
       if self.attend and i == 0:
         options: dict[str, Any] = {"attention": self.attention, "method": self.method}
+        options["fused"] = self.fused
         x = AttentionBlock(groups, _EPSILON, **options, name="attentions_0")(x)
     if self.resample:
       up = self.resample == "up"
@@ -133,7 +135,7 @@ class _Level(_Part):
   @classmethod
   def of(cls, part: _Part, name: str, features: int, layers: int, **options: Any) -> _Level:
     """Makes a level with the attributes of the part that contains it."""
-    shared = (part.config, part.dtype, part.method, part.attention, part.remat)
+    shared = (part.config, part.dtype, part.method, part.attention, part.remat, part.fused)
     return cls(*shared, features=features, layers=layers, **options, name=name)
 
 
@@ -181,6 +183,7 @@ class AutoencoderKL(nn.Module):
     conv_method: one of `ops.conv.METHODS`; None picks by backend.
     attention: exchangeable attention function.
     remat: whether to recompute each residual block in the backward pass.
+    fused: whether query, key and value of the attention are one product.
   """
 
   config: AutoencoderKLConfig
@@ -188,11 +191,12 @@ class AutoencoderKL(nn.Module):
   conv_method: str | None = None
   attention: AttentionFn = dot_product_attention
   remat: bool = False
+  fused: bool = True
 
   def setup(self) -> None:
     """Names the parts as diffusers does."""
     c = self.config
-    options = (c, self.dtype, self.conv_method, self.attention, self.remat)
+    options = (c, self.dtype, self.conv_method, self.attention, self.remat, self.fused)
     self.encoder = Encoder(*options)
     self.decoder = Decoder(*options)
     if c.use_quant_conv:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from udp_jax.models.layers import Conv, Dense, Norm
+from udp_jax.models.layers import Conv, Dense, Norm, wide_products
 from udp_jax.ops.attention import LONG_SEQUENCE, AttentionFn, dot_product_attention
 from udp_jax.ops.linear import dense
 
@@ -53,11 +53,17 @@ class _Kernel(nn.Module):
 
 
 class Attention(nn.Module):
-  """Attention of a sequence to itself or to the text (Vaswani et al., arXiv:1706.03762)."""
+  """Attention of a sequence to itself or to the text (Vaswani et al., arXiv:1706.03762).
+
+  `attention` is for long sequences to themselves, `text_attention` for others (None for the plain
+  product), `fused` as in `layers.AttentionBlock`.
+  """
 
   heads: int
   attention: AttentionFn = dot_product_attention
   wide: bool | None = None
+  text_attention: AttentionFn | None = None
+  fused: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, cond: jax.Array | None = None) -> jax.Array:
@@ -67,15 +73,18 @@ class Attention(nn.Module):
     kernels = [_Kernel(c, name=name)(size).astype(x.dtype) for name, size in inputs.items()]
     if self.is_initializing():
       return Dense(c, wide=self.wide, name="to_out_0")(x)
-    if cond is None:
+    if not self.fused:
+      sources = (x, *(x if cond is None else cond,) * 2)
+      parts = [dense(source, kernel, wide=self.wide) for source, kernel in zip(sources, kernels)]
+    elif cond is None:
       parts = jnp.split(dense(x, jnp.concatenate(kernels, -1), wide=self.wide), 3, axis=-1)
     else:
       both = dense(cond, jnp.concatenate(kernels[1:], -1), wide=self.wide)
       parts = [dense(x, kernels[0], wide=self.wide), *jnp.split(both, 2, axis=-1)]
     query, key, value = (part.reshape(b, -1, self.heads, c // self.heads) for part in parts)
     long = cond is None and length >= LONG_SEQUENCE
-    attention = self.attention if long else partial(dot_product_attention, wide=self.wide)
-    out = attention(query, key, value)
+    short = self.text_attention or partial(dot_product_attention, wide=self.wide)
+    out = (self.attention if long else short)(query, key, value)
     return Dense(c, wide=self.wide, name="to_out_0")(out.reshape(b, length, c))
 
 
@@ -114,11 +123,13 @@ class BasicTransformerBlock(nn.Module):
   heads: int
   attention: AttentionFn = dot_product_attention
   wide: bool | None = None
+  text_attention: AttentionFn | None = None
+  fused: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, cond: jax.Array) -> jax.Array:
     """Features (B, N, C) and text (B, L, D) -> (B, N, C)."""
-    options = (self.heads, self.attention, self.wide)
+    options = (self.heads, self.attention, self.wide, self.text_attention, self.fused)
     x = x + Attention(*options, name="attn1")(LayerNorm(name="norm1")(x))
     x = x + Attention(*options, name="attn2")(LayerNorm(name="norm2")(x), cond)
     return x + _FeedForward(self.wide, name="ff")(LayerNorm(name="norm3")(x))
@@ -132,11 +143,13 @@ class Transformer2D(nn.Module):
   linear_projection: bool = False
   attention: AttentionFn = dot_product_attention
   method: str | None = None
+  text_attention: AttentionFn | None = None
+  fused: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, cond: jax.Array) -> jax.Array:
     """Features (B, H, W, C) and text (B, L, D) -> (B, H, W, C)."""
-    wide = None if self.method is None else self.method != "xla"
+    wide = wide_products(self.method)
     b, h, w, c = x.shape
 
     def project(features: jax.Array, name: str, zero: bool) -> jax.Array:
@@ -147,6 +160,7 @@ class Transformer2D(nn.Module):
 
     hidden = Norm(self.num_groups, _GROUP_NORM_EPSILON, "none", name="norm")(x)
     hidden = project(hidden, "proj_in", False).reshape(b, h * w, c)
-    block = BasicTransformerBlock(self.heads, self.attention, wide, name="transformer_blocks_0")
+    options = (self.heads, self.attention, wide, self.text_attention, self.fused)
+    block = BasicTransformerBlock(*options, name="transformer_blocks_0")
     hidden = block(hidden, cond).reshape(b, h, w, c)
     return x + project(hidden, "proj_out", True)
