@@ -50,6 +50,15 @@ def test_shorter_prompts_and_types(params, encode):
   assert 1e-4 < error < 0.1
 
 
+def test_logits_of_bfloat16_are_float32(params):
+  """2 texts of 6 tokens, 2 heads."""
+  model = CLIPText(TINY, dtype=jnp.bfloat16)
+  text = jax.jit(model.apply).lower({"params": params}, TOKEN_IDS).as_text()
+  products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+  made = [line.rpartition("tensor<")[2].partition(">")[0] for line in products]
+  assert {each for each in made if each.startswith("2x2x6x6")} == {"2x2x6x6xf32"}
+
+
 def test_gradient_for_embeddings_is_finite_and_causal(params):
   table = params["text_model"]["embeddings"]["token_embedding"]["embedding"]
   model = CLIPText(TINY, remat=True)

@@ -514,6 +514,28 @@ def test_logits_are_not_rounded(name, dtype):
   np.testing.assert_allclose(dkey[0, :, 0, 1], 2 * change * 2 / 8 * np.array([-1, 1]), rtol=0.03)
 
 
+def test_logits_alone_and_their_gradient():
+  """float32 forward; products of bfloat16 in the gradient, for which keys are not widened."""
+  draw = np.random.default_rng(6).normal
+  query, key = (jnp.asarray(draw(size=(2, n, 3, 8)), jnp.bfloat16) for n in (5, 7))
+  logits, pull = jax.vjp(attention.attention_logits, query, key)
+  wide = [np.asarray(x, np.float64) for x in (query, key)]
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits, np.einsum("bqhd,bkhd->bhqk", *wide), rtol=1e-5, atol=1e-5)
+  cotangent = jnp.asarray(draw(size=logits.shape), jnp.float32)
+  exact = np.asarray(cotangent, np.float64)
+  expected = (
+    np.einsum("bhqk,bkhd->bqhd", exact, wide[1]),
+    np.einsum("bhqk,bqhd->bkhd", exact, wide[0]),
+  )
+  for ours, theirs in zip(pull(cotangent), expected, strict=True):
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=0.02, atol=0.05)
+  text = jax.jit(pull).lower(cotangent).as_text()
+  products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+  assert products and not any("f32" in line.partition("->")[0] for line in products)
+
+
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("precision", ["highest", "tensorfloat32"])
 def test_gradients_have_the_precision_of_the_forward_pass(name, precision):

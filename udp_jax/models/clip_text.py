@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from udp_jax.errors import ConfigError
 from udp_jax.models.layers import Dense, wide_products
 from udp_jax.models.transformer import LayerNorm, gelu
+from udp_jax.ops.attention import attention_logits
 
 _normal = nn.initializers.normal(0.02)
 
@@ -124,8 +125,7 @@ class _SelfAttention(nn.Module):
     )
     if self.is_initializing():  # See the comment in `layers`.
       return Dense(c, wide=self.wide, name="out_proj")(x)
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query * shape[-1] ** -0.5, key)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = attention_logits(query * shape[-1] ** -0.5, key)
     if self.causal:
       logits = jnp.where(jnp.tri(length, dtype=bool), logits, -jnp.inf)
     weights = jax.nn.softmax(logits).astype(x.dtype)

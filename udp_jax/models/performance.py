@@ -6,7 +6,8 @@ frozen_dtype     dtype of parts that are not trained (VAE, text encoder); "" for
                  "bfloat16" halves their memory, and changes nothing if dtype is the same
 frozen_parts     names of those parts; add the U-Net for methods that train LoRA factors beside it
 conv_method      one of `ops.conv`; "" for the backend's default
-attention        one of `ops.attention`; "" for the backend's default
+attention        one of `ops.attention`; "" for the backend's default. In U-Nets with text it is for
+                 long sequences to themselves, and "library" on GPUs for the others and the text too
 backend          "cpu", "gpu" or "tpu", whose defaults apply; "" for this process's backend
 vae_attention    attention of the VAE's one attention layer; "" for "chunked" if `attention` is
                  "flash", whose kernel does not take heads of 512 channels, else for `attention`

@@ -72,8 +72,7 @@ def _whole(
 def _whole_forward(
   wide: bool, precision: str | None, query: jax.Array, key: jax.Array, value: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  scaled = query * query.shape[-1] ** -0.5
-  logits = _einsum("bqhd,bkhd->bhqk", scaled, key, precision=precision)
+  logits = _logits(precision, query * query.shape[-1] ** -0.5, key)
   # Keep only narrow weights for the gradient; autodiff would keep those of the softmax too.
   weights = jax.nn.softmax(logits).astype(query.dtype)
   out = _einsum("bhqk,bkhd->bqhd", weights, value, precision=precision, wide=wide)
@@ -100,6 +99,43 @@ def _whole_backward(
 
 
 _whole.defvjp(_whole_forward, _whole_backward)
+
+
+def attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:
+  """Returns the products of queries and keys in at least float32, for a softmax of the caller's.
+
+  The gradient's products have the dtype of the query: autodiff would widen the keys first.
+
+  Args:
+    query: (B, Q, heads, D), already scaled.
+    key: (B, K, heads, D).
+
+  Returns:
+    (B, heads, Q, K).
+
+  >>> one = jnp.ones((1, 1, 1, 2), jnp.bfloat16)
+  >>> attention_logits(one, one)
+  Array([[[[2.]]]], dtype=float32)
+  """
+  return _logits(asked_precision(), query, key)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _logits(precision: str | None, query: jax.Array, key: jax.Array) -> jax.Array:
+  return _einsum("bqhd,bkhd->bhqk", query, key, precision=precision)
+
+
+def _logits_forward(precision: str | None, query: jax.Array, key: jax.Array):
+  return _logits(precision, query, key), (query, key)
+
+
+def _logits_backward(precision: str | None, saved: tuple[jax.Array, ...], gradient: jax.Array):
+  product = partial(_einsum, "bqhd,bkhd->bhqk", precision=precision, wide=False)
+  _, pull = jax.vjp(product, *saved)
+  return pull(gradient.astype(saved[0].dtype))
+
+
+_logits.defvjp(_logits_forward, _logits_backward)
 
 
 def chunked_attention(
