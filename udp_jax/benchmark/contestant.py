@@ -6,7 +6,9 @@ points dispatch it. Its phases are the min step, the max step and the round.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +17,9 @@ import numpy as np
 
 from udp_jax.benchmark import flops, problem, serve
 from udp_jax.benchmark.problem import PHASES
+
+# The event that jax reports when it loads a program instead of compiling it.
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Contestant:
@@ -26,8 +31,10 @@ class Contestant:
     self._state = self._problem.state
     self._problem = self._problem._replace(state=None)
     self._steps = spec.get("train_steps", 1)
+    self._phase = spec.get("phase", "")
     started = time.perf_counter()
-    self._update = problem.compile_round(self._problem._replace(state=self._state))
+    with _events() as events:
+      self._update = problem.compile_round(self._problem._replace(state=self._state))
     compiled = time.perf_counter()
     for work in works:
       self._step(work)
@@ -37,6 +44,7 @@ class Contestant:
       "warmup_s": warm - compiled,
       "compile_peak_rss_mib": serve.peak_rss_mib(),
       "tflop": self._tflop(),
+      "cached": _CACHE_HIT in events,
     }
 
   def run(self, work: str) -> dict[str, Any]:
@@ -47,7 +55,8 @@ class Contestant:
 
   def memory(self, work: str) -> dict[str, Any]:
     """Runs `work` once, untimed, and returns its peak memory."""
-    return serve.measured(lambda: self._step(work))
+    found = serve.measured(lambda: self._step(work))
+    return found | device_memory(self._update, jax.devices()[0])
 
   def scratch_mib(self) -> float:
     """Scratch memory of the compiled program, besides its arguments and results, in MiB."""
@@ -66,8 +75,41 @@ class Contestant:
   def _tflop(self) -> dict[str, float | None]:
     """TFLOP of one step for each kind of work, from the compiled program."""
     cost = flops.count(self._update.as_text())
+    if self._phase:
+      return {self._phase: cost.total / (1e12 * self._steps)}
     # The two phases of the round; train comes first, because perturb needs its weights.
     parts = cost.parts if len(cost.parts) == 2 else (None, None)
     found = {"round": cost.total, "joint": cost.total, "min": parts[0], "max": parts[1]}
     scale = 1e12 * self._steps
     return {work: value / scale if value is not None else None for work, value in found.items()}
+
+
+def device_memory(program: Any, device: Any) -> dict[str, float]:
+  """Device memory in MiB; nothing for a device without an account of its own, such as a CPU.
+
+  `device_mib` is a program's: arguments, results and scratch, by the compiler. The largest amount
+  in use since the process started, `process_mib`, cannot be reset, so it is no step's.
+  """
+  account = device.memory_stats()
+  if not account:
+    return {}
+  sizes = program.memory_analysis()
+  held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+  # Results that take the place of donated arguments are counted once.
+  held -= sizes.alias_size_in_bytes
+  return {"device_mib": held / 2**20, "process_mib": account["peak_bytes_in_use"] / 2**20}
+
+
+@contextlib.contextmanager
+def _events() -> Iterator[set[str]]:
+  """Collects the names of the events that jax reports inside the block."""
+  found: set[str] = set()
+
+  def listen(event: str, **_: Any) -> None:
+    found.add(event)
+
+  jax.monitoring.register_event_listener(listen)
+  try:
+    yield found
+  finally:
+    jax.monitoring.unregister_event_listener(listen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from udp_jax.models.ddpm_unet import UNet2DConfig
 from udp_jax.models.sd_unet import UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKLConfig
 
+# Models of more parameters repeat some of this many numbers.
+_MANY, _DRAWN = 2**26, 2**22
 # The schedule of Stable Diffusion 1.x.
 _SCHEDULER = {
   "num_train_timesteps": 1000,
@@ -66,14 +69,33 @@ def diffusers_configs(
 
 
 def random_params(model: DiffusionModel, generator: np.random.Generator) -> Any:
-  """Draws parameters without zeros; zero last layers would make every gradient of delta zero."""
+  """Draws parameters without zeros; zero last layers would make every gradient of delta zero.
 
-  def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    fan_in = max(1, int(np.prod(leaf.shape[:-1])))
-    values = generator.standard_normal(leaf.shape, np.float32) / np.sqrt(fan_in)
+  A model of over 2^26 parameters gets windows of one draw of 2^22 numbers, which takes seconds
+  less.
+  """
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  large = sum(leaf.size for leaf in jax.tree.leaves(shapes)) > _MANY
+  drawn = generator.standard_normal(_DRAWN if large else 0, np.float32)
+
+  def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    scale = np.sqrt(max(1, int(np.prod(leaf.shape[:-1]))))
+    if large:
+      values = _window(drawn, jax.tree_util.keystr(path), leaf.shape) / np.float32(scale)
+    else:
+      values = generator.standard_normal(leaf.shape, np.float32) / scale
     return (values if len(leaf.shape) > 1 else np.ones(leaf.shape)).astype(leaf.dtype)
 
-  return jax.tree.map(draw, jax.eval_shape(model.init, jax.random.key(0)))
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def _window(drawn: np.ndarray, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns numbers of `drawn` from a place that the name decides on, repeated if they are few."""
+  size, place = int(np.prod(shape)), zlib.crc32(name.encode())
+  if size <= len(drawn):
+    place %= len(drawn) - size + 1
+    return drawn[place : place + size].reshape(shape)
+  return np.resize(np.roll(drawn, -(place % len(drawn))), shape)
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

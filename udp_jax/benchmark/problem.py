@@ -11,6 +11,7 @@ import numpy as np
 from udp_jax import protections
 from udp_jax.benchmark import models
 from udp_jax.data import batches
+from udp_jax.models import latent, performance
 from udp_jax.models.base import DiffusionModel
 from udp_jax.protections.base import PERTURB, TRAIN, WHOLE, Protection
 from udp_jax.runtime import mesh as mesh_lib
@@ -50,6 +51,8 @@ class Spec:
     perturb_steps: perturb steps in a round.
     joint: whether one backward pass serves weights and delta.
     spread: whether the round runs on all devices, not only on the first.
+    trains: part of the model that the surrogate trains, as the option of UDP.
+    phase: the only phase that the program can run, "min" or "max"; "" for the round with both.
   """
 
   unet: dict[str, Any]
@@ -63,6 +66,8 @@ class Spec:
   perturb_steps: int = 1
   joint: bool = False
   spread: bool = False
+  trains: str = "denoiser"
+  phase: str = ""
 
 
 def build(spec: Spec) -> Problem:
@@ -71,7 +76,11 @@ def build(spec: Spec) -> Problem:
   options = {**_GAME, "train_steps": spec.train_steps, "perturb_steps": spec.perturb_steps}
   if spec.joint:
     options["joint_gradients"] = True
+  if spec.trains != "denoiser":
+    options["trains"] = spec.trains
   protection = protections.build("udp", model, options)
+  if spec.phase:
+    protection = _of_phase(protection, PHASES[spec.phase])
   generator = np.random.default_rng(0)
   count = spec.num_batches * spec.batch
   images = generator.integers(0, 256, (count, *model.image_shape), np.uint8)
@@ -83,12 +92,25 @@ def build(spec: Spec) -> Problem:
   data = mesh_lib.place_batches(batches.make_batches(images, spec.batch, cond=cond), mesh)
   key = jax.random.key(0)
   params = models.random_params(model, generator)
+  if spec.performance.get("frozen_dtype"):
+    dtype, parts = performance.frozen(spec.performance)
+    params = latent.cast_parts(params, dtype, parts=parts)
   params = mesh_lib.place(params, sharding.param_shardings(params, mesh))
   compiled = CompiledRound.of(protection, key, data, params, mesh)
   state = compiled.init(key, data, params)
   # A pixel model is trained as a whole and is in the state; a latent one has frozen parameters.
   frozen = None if spec.vae is None else params
   return Problem(protection, model, key, data, frozen, state, compiled)
+
+
+def _of_phase(protection: Protection, only: int) -> Protection:
+  """Returns a protection whose rounds are one phase, so that nothing else is compiled."""
+
+  def update(key, state, data, params, phase=None, arguments=None):
+    del phase
+    return protection.update(key, state, data, params, np.int32(only), arguments)
+
+  return protection._replace(update=update)
 
 
 def compile_round(problem: Problem) -> Program:

@@ -114,15 +114,26 @@ def timed_cpu(run: Callable[[], Any]) -> float:
   return time.process_time() - started
 
 
-def matmul_gflops(multiply: Callable[[], None], size: int, repeats: int = 8) -> float:
-  """Best rate of `multiply`, a blocking product of two (size, size) matrices, in GFLOP/s."""
-  multiply()
+def matmul_gflops(
+  multiply: Callable[[], Any], size: int, repeats: int = 8, products: int = 1
+) -> float:
+  """Best rate of `multiply`, a blocking call of `products` products (size, size), in GFLOP/s."""
+  return 2 * size**3 * products / _best_seconds(multiply, repeats) / 1e9
+
+
+def copy_gbs(copy: Callable[[], Any], moved: int, repeats: int = 8) -> float:
+  """Best rate of `copy`, a blocking call that reads and writes `moved` bytes in all, in GB/s."""
+  return moved / _best_seconds(copy, repeats) / 1e9
+
+
+def _best_seconds(run: Callable[[], Any], repeats: int) -> float:
+  run()
   best = float("inf")
   for _ in range(repeats):
     started = time.perf_counter()
-    multiply()
+    run()
     best = min(best, time.perf_counter() - started)
-  return 2 * size**3 / best / 1e9
+  return best
 
 
 def _die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -19,6 +20,10 @@ class WorkerError(Exception):
   """A worker answered with an error, took too long, or died. The message says which and why."""
 
 
+class OutOfTime(Exception):
+  """The time of the whole benchmark ended before a worker answered; no fault of the worker's."""
+
+
 class Worker:
   """A process that holds one contestant's model and answers requests.
 
@@ -26,7 +31,11 @@ class Worker:
   """
 
   def __init__(
-    self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    self,
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    deadline: float = math.inf,
   ):
     """Starts `command`, which must speak the protocol of `serve`.
 
@@ -34,12 +43,13 @@ class Worker:
       command: program and arguments.
       log: file to which the output of the process is appended.
       environment: variables added to this process's own.
+      deadline: time on `time.monotonic`'s clock after which no answer is waited for.
 
     Raises:
       OutputError: the log cannot be written.
       WorkerError: the program does not exist.
     """
-    self._log = log
+    self._log, self._deadline = log, deadline
     with output_errors(log):
       log.parent.mkdir(parents=True, exist_ok=True)
       stderr = log.open("ab")
@@ -66,6 +76,7 @@ class Worker:
       **arguments: arguments of the handler, as JSON values.
 
     Raises:
+      OutOfTime: the deadline came first; this stops the process.
       WorkerError: the handler or process failed, or timed out; a timeout also stops the process.
     """
     line = json.dumps({"do": do, **arguments}) + "\n"
@@ -95,11 +106,13 @@ class Worker:
   def _read_line(self, do: str, timeout: float) -> bytes:
     assert self._process.stdout is not None
     handle = self._process.stdout.fileno()
-    deadline = time.monotonic() + timeout
+    deadline = min(time.monotonic() + timeout, self._deadline)
     while b"\n" not in self._pending:
       left = deadline - time.monotonic()
       if left <= 0 or not select.select([handle], [], [], left)[0]:
         self._process.kill()
+        if deadline == self._deadline:
+          raise OutOfTime(f"no time left for {do!r}")
         raise WorkerError(f"no answer to {do!r} within {timeout:g} s")
       chunk = os.read(handle, 65536)
       if not chunk:

@@ -9,10 +9,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "udp-jax")
+_COMMIT = "UDP_JAX_COMMIT"
 
 
 def command() -> str:
@@ -24,7 +26,11 @@ def command() -> str:
 
 
 def commit() -> str:
-  """Returns the source checkout's commit, marked if files were changed; "" outside a checkout."""
+  """Returns the source checkout's commit, marked if files were changed.
+
+  Outside a checkout, as on a machine that got the files alone, it is what the environment variable
+  UDP_JAX_COMMIT says; without that "".
+  """
   here = Path(__file__).parent
 
   def git(*words: str) -> str | None:
@@ -36,12 +42,12 @@ def commit() -> str:
 
   found = git("rev-parse", "--short=12", "HEAD")
   if not found:
-    return ""
+    return os.environ.get(_COMMIT, "")
   return f"{found} (with uncommitted changes)" if git("status", "--porcelain", "-uno") else found
 
 
 def hardware() -> dict[str, str]:
-  """Returns the processor, number of cores, devices, backend and system."""
+  """Returns the processor, number of cores, devices, backend and system; on GPUs also the card."""
   cpu = platform.processor() or platform.machine()
   try:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -49,13 +55,29 @@ def hardware() -> dict[str, str]:
   except (OSError, StopIteration):
     pass  # On other systems than Linux, keep the platform module's answer.
   devices = jax.devices()
-  return {
+  found = {
     "processor": cpu,
     "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "?"),
     "devices": f"{len(devices)} x {devices[0].device_kind}",
     "backend": jax.default_backend(),
     "system": f"{platform.system()} {platform.machine()}",
   }
+  return found | {"gpu": _card(devices[0])} if found["backend"] == "gpu" else found
+
+
+def _card(device: Any) -> str:
+  """The GPU's name, driver and memory as `nvidia-smi` says; without that tool jax's name of it."""
+  fields = "--query-gpu=name,driver_version,memory.total"
+  command = ["nvidia-smi", fields, "--format=csv,noheader", f"--id={device.local_hardware_id or 0}"]
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+  except (OSError, subprocess.TimeoutExpired):
+    return device.device_kind
+  # One line with three fields; a message otherwise.
+  name, *rest = done.stdout.strip().split(", ")
+  if done.returncode or len(rest) != 2:
+    return device.device_kind
+  return f"{name}, driver {rest[0]}, {rest[1]}"
 
 
 def versions() -> dict[str, str]:
