@@ -5,11 +5,15 @@
 `make bench` installs PyTorch and diffusers in a separate environment and runs this command. It
 prints tables; workdir/bench.json has all numbers, workdir/bench.md the tables. Each contestant is a
 process of its own, and they take turns. After a kill, the same command continues with the next
-race. Exit code 1: one of our own contestants failed; its row says why.
+race. Exit code 1: one of our own contestants failed; its row says why. On an NVIDIA GPU:
+
+  python -m experiments.benchmark --config=gpu --workdir=runs/gpu --peer_python=PATH
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +22,19 @@ from absl import flags
 from experiments import _cli
 from udp_jax.errors import ConfigError
 
+_STARTED = time.monotonic()
 _ONLY = flags.DEFINE_string(
-  "only", "", "Regular expression: only tasks whose key contains it, e.g. round/demo or primitives."
+  "only",
+  "",
+  "Regular expressions, with commas between them: only tasks whose key contains one, e.g. "
+  "round/demo or primitives.",
+)
+_SECONDS = flags.DEFINE_float(
+  "seconds",
+  0.0,
+  "Seconds in which to end, 0 for no limit. Races that would take longer are left out and listed; "
+  "the same command goes on with them.",
+  lower_bound=0.0,
 )
 _PEER_PYTHON = flags.DEFINE_string(
   "peer_python", ".venv-peers/bin/python", "Interpreter that has torch and diffusers."
@@ -51,6 +66,7 @@ def _measure(workdir: Path) -> int:
     workdir,
     peer_python=_PEER_PYTHON.value,
     only=_ONLY.value,
+    deadline=_STARTED + _SECONDS.value if _SECONDS.value else math.inf,
     progress=_PROGRESS.value,
   )
   print(tables.text(report))

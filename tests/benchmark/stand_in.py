@@ -10,6 +10,7 @@ import time
 from udp_jax.benchmark import serve
 
 SECONDS = json.loads(sys.argv[1]) if len(sys.argv) > 1 else [1.0]
+RATES = {"float32": 100.0, "bfloat16": 200.0, "float32/tf32": 100.0, "float32/highest": 50.0}
 asked = 0
 
 
@@ -48,11 +49,12 @@ if __name__ == "__main__":
       "prepare": prepare,
       "run": run,
       "memory": lambda work: serve.measured(lambda: None),
+      "copy": lambda mib, device: {"gbs": 20.0},
       "fail": fail,
       "die": die,
       "spin": spin,
       "sleep": lambda seconds: time.sleep(seconds) or {},
-      "info": lambda: {"version": "1.2", "diffusers": "3.4", "threads": 2},
-      "matmul": lambda size: {"gflops": {"float32": 100.0, "bfloat16": 200.0}},
+      "info": lambda device: {"version": "1.2", "diffusers": "3.4", "threads": 2},
+      "matmul": lambda size, rates, device: {"gflops": {name: RATES[name] for name in rates}},
     }
   )

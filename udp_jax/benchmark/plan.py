@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from udp_jax.errors import ConfigError
-from udp_jax.models.performance import DTYPES
+from udp_jax.models.performance import DTYPES, PRECISIONS
 from udp_jax.ops import conv
 
 SECTIONS = ("races", "primitives", "cost", "scaling", "host", "compile")
@@ -17,6 +18,25 @@ PHASES = ("min", "max", "round", "joint")
 IMPRESS = "impress"
 WORKS = (*PHASES, IMPRESS)
 TORCH_VARIANTS = ("as_written", "channels_last", "compile")
+# What a group of races may set besides its works, models, batches and dtypes:
+#   precision        `performance.precision`, the same for both sides
+#   remat            `performance.remat`
+#   xla_flags        added to XLA_FLAGS of our process
+#   phase            our program holds only this phase, "min" or "max"; "" for all
+#   trains           part of the model that the surrogate trains, as the option of UDP
+#   scan_steps       in place of `races.scan_steps`
+#   peers            those of `peers.torch` that take part
+#   prepare_s        seconds that it is likely to take to build and compile all contestants
+#   race_s           the same for each of its races
+OPTIONS = (
+  *("precision", "remat", "xla_flags", "phase", "trains", "scan_steps", "peers"),
+  *("prepare_s", "race_s"),
+)
+# Fields of a race that decide what its workers hold.
+_SEAT = (
+  *("model", "batch", "dtype", "precision", "remat", "xla_flags", "phase", "trains"),
+  "scan_steps",
+)
 
 # (name, fields of `primitives.measure`): the shapes of the CIFAR-10 model's and the demo's layers,
 # and of Stable Diffusion's long sequences.
@@ -74,7 +94,12 @@ class Contestant(NamedTuple):
 
 
 def tasks(config: Any, only: str = "") -> list[Task]:
-  """Returns all tasks of a config whose key matches the regular expression `only`, in order.
+  """Returns all tasks of a config whose key matches `only`, in order.
+
+  Args:
+    config: settings, as in `experiments.configs.benchmark`.
+    only: regular expression, or several with commas between them; the name of a group in
+      `races.order` selects that group alone.
 
   Raises:
     ConfigError: a name or number in the config cannot be used, or `only` selects nothing.
@@ -91,8 +116,11 @@ def tasks(config: Any, only: str = "") -> list[Task]:
   for model in config.compile_time.models:
     spec = {"model": model, "batch": config.compile_time.batch}
     found.append(Task(f"compile/{model}", "compile", spec))
+  # The comma of a repetition such as {1,2} separates nothing.
+  words = re.split(r",(?![^{]*\})", only)
+  patterns = [f"^{word}/" if word in config.races.order else word for word in words]
   try:
-    chosen = [task for task in found if re.search(only, task.key)]
+    chosen = [t for t in found if any(re.search(pattern, t.key) for pattern in patterns)]
   except re.error as error:
     raise ConfigError(f"--only={only} is no regular expression: {error}") from error
   if not chosen:
@@ -103,11 +131,14 @@ def tasks(config: Any, only: str = "") -> list[Task]:
 
 def contestants(config: Any, task: Task) -> list[Contestant]:
   """Returns the contestants of a race, ours first."""
-  work, batch = task.spec["work"], task.spec["batch"]
-  networks = _networks(config, task.spec["model"])
-  performance = {**config.performance.to_dict(), "dtype": task.spec["dtype"]}
+  given = task.spec
+  work, batch, dtype = given["work"], given["batch"], given["dtype"]
+  networks = _networks(config, given["model"])
+  performance = {**config.performance.to_dict(), "dtype": dtype}
+  performance |= {name: given[name] for name in ("precision", "remat") if name in given}
   ours = {**networks, "performance": performance, "batch": batch}
-  theirs = {**networks, "batch": batch, "dtype": task.spec["dtype"]}
+  ours |= {name: given[name] for name in ("phase", "trains") if given.get(name)}
+  theirs = {**networks, "batch": batch, "dtype": dtype}
   if work == IMPRESS:
     size = {"image_size": config.impress.image_size, "num_steps": config.impress.num_steps}
     ours, theirs = ({k: v for k, v in s.items() if k != "prompt_length"} for s in (ours, theirs))
@@ -115,7 +146,14 @@ def contestants(config: Any, task: Task) -> list[Contestant]:
     variants = [v for v in config.peers.torch if v != "compile"]
     specs = [{**theirs, **size, "variant": variant} for variant in variants]
     return found + [Contestant("torch", spec["variant"], work, spec) for spec in specs]
-  scan_steps = config.races.scan_steps
+  scan_steps = given.get("scan_steps") or config.races.scan_steps
+  if config.peers.several_steps:
+    theirs["steps"] = max(scan_steps)
+  if given.get("precision"):
+    theirs["precision"] = given["precision"]
+  # Narrower than the computation would be another computation.
+  if "vae" in networks and performance.get("frozen_dtype") == dtype:
+    theirs["frozen_dtype"] = dtype
   if work == "joint":
     steps = _steps(max(scan_steps))
     found = [Contestant("jax", "joint", "joint", {**ours, **steps, "joint": True})]
@@ -129,6 +167,8 @@ def contestants(config: Any, task: Task) -> list[Contestant]:
       for count in scan_steps
     ]
   for variant in config.peers.torch:
+    if variant not in given.get("peers", TORCH_VARIANTS):
+      continue
     if variant == "compile" and not re.search(config.peers.compile_only, task.key):
       continue
     if variant == "as_written" and work == "joint":
@@ -148,22 +188,37 @@ def _networks(config: Any, model: str) -> dict[str, Any]:
   return {"unet": config.models[model].to_dict()}
 
 
+def seat(task: Task) -> tuple[Any, ...]:
+  """Returns what the workers of a race hold; races with the same seat share them."""
+  fields = ((name, task.spec.get(name)) for name in _SEAT)
+  return tuple(name if value is True else value for name, value in fields if value)
+
+
 def _races(config: Any) -> list[Task]:
-  found = {}
+  if config.races.order:
+    return [
+      Task(f"{name}/{key}", "races", {**spec, "race": name})
+      for name in config.races.order
+      for key, spec in _of_group(config.races.groups[name])
+    ]
   latent = set(config.latent_models)
   # Pixel models first; a ConfigDict has no order of its own.
-  for group in sorted(config.races.groups.values(), key=lambda g: not latent.isdisjoint(g.models)):
-    for model, dtype, batch, work in itertools.product(
-      group.models, group.dtypes, group.batches, group.works
-    ):
-      spec = {"work": work, "model": model, "batch": batch, "dtype": dtype}
-      found[f"{work}/{model}/b{batch}/{dtype}"] = spec
-  # Tasks of one model, batch and dtype are adjacent, so that they share workers.
-  seats = list(dict.fromkeys((s["model"], s["dtype"], s["batch"]) for s in found.values()))
+  groups = sorted(config.races.groups.values(), key=lambda g: not latent.isdisjoint(g.models))
+  found = dict(itertools.chain.from_iterable(map(_of_group, groups)))
   tasks = [Task(key, "races", spec) for key, spec in found.items()]
-  return sorted(
-    tasks, key=lambda t: seats.index((t.spec["model"], t.spec["dtype"], t.spec["batch"]))
-  )
+  # Tasks of one model, batch and dtype are adjacent, so that they share workers.
+  seats = list(dict.fromkeys(map(seat, tasks)))
+  return sorted(tasks, key=lambda task: seats.index(seat(task)))
+
+
+def _of_group(group: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields key and spec of each race of a group."""
+  options = {name: group[name] for name in OPTIONS if name in group}
+  for model, dtype, batch, work in itertools.product(
+    group.models, group.dtypes, group.batches, group.works
+  ):
+    spec = {"work": work, "model": model, "batch": batch, "dtype": dtype, **options}
+    yield f"{work}/{model}/b{batch}/{dtype}", spec
 
 
 def _primitives(config: Any) -> list[Task]:
@@ -201,6 +256,11 @@ def _costs(config: Any) -> list[Task]:
   ]
 
 
+def _rates() -> tuple[str, ...]:
+  """Kinds of matrix products whose rate can be measured."""
+  return (*DTYPES, *(f"float32/{precision}" for precision in PRECISIONS if precision))
+
+
 def _check(config: Any) -> None:
   latent = set(config.latent_models)
   known: dict[str, tuple[Any, Any]] = {
@@ -210,6 +270,8 @@ def _check(config: Any) -> None:
     "compile_time.models": (config.compile_time.models, config.models),
     "scaling.model": ((config.scaling.model,) if config.scaling.devices else (), config.models),
     "cost.model": ((config.cost.model,) if config.cost.model else (), config.models),
+    "races.order": (config.races.order, config.races.groups),
+    "matmul_rates": (config.matmul_rates, _rates()),
   }
   batches: list[int] = []
   for name, group in config.races.groups.items():
@@ -217,14 +279,23 @@ def _check(config: Any) -> None:
     known[f"{field}.works"] = group.works, WORKS
     known[f"{field}.dtypes"] = group.dtypes, DTYPES
     known[f"{field}.models"] = group.models, (*config.models, *config.latent_models)
+    known[f"{field}.peers"] = group.get("peers", ()), TORCH_VARIANTS
+    known[f"{field}.precision"] = (group.get("precision", ""),), tuple(PRECISIONS)
+    known[f"{field}.phase"] = (group.get("phase", ""),), ("", "min", "max")
     batches += group.batches
   for field, (values, allowed) in known.items():
     for value in (values,) if isinstance(values, str) else values:
       if value not in allowed:
         raise ConfigError(f"config.{field}: unknown {value!r}; known: {', '.join(allowed)}")
   for name, group in config.races.groups.items():
+    if group.get("phase") and tuple(group.works) != (group.phase,):
+      raise ConfigError(
+        f"config.races.groups.{name}: a program of phase {group.phase!r} can only be raced as that"
+      )
     if IMPRESS not in group.works:
       continue
+    if config.backend == "gpu":
+      raise ConfigError(f"config.races.groups.{name}: work {IMPRESS!r} is raced on CPUs only")
     if pixels := [model for model in group.models if model not in latent]:
       raise ConfigError(
         f"config.races.groups.{name}: {pixels[0]!r} has no autoencoder to purify by"

@@ -75,8 +75,8 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
 
   `ratio` is relative to the fastest peer of the race (`best_peer` names it), `ratio_as_written` to
   the peer as it is commonly written, `ratio_separate` to our separate steps (in a race of joint
-  steps); `ratio_memory` compares peak memory with the fastest peer's. Below 1 is faster, or
-  smaller, than the peer.
+  steps); `ratio_memory` compares peak memory with the fastest peer's, of the device where that has
+  its own. Below 1 is faster, or smaller, than the peer.
   """
   timed = [row for row in rows if row["median_s"] is not None]
   peers = [row for row in timed if row["framework"] != "jax"]
@@ -88,10 +88,34 @@ def add_ratios(rows: list[dict[str, Any]]) -> None:
     row["ratio"] = _over(row, best, "median_s")
     row["ratio_as_written"] = _over(row, written, "median_s")
     row["ratio_separate"] = _over(row, separate, "median_s")
-    row["ratio_memory"] = _over(row, best, "peak_rss_mib")
+    memory = "device_mib" if row.get("device_mib") else "peak_rss_mib"
+    row["ratio_memory"] = _over(row, best, memory)
+
+
+def add_mfu(rows: list[dict[str, Any]], peak: float) -> None:
+  """Adds `mfu`, the share of the peak rate in percent that the usual form's FLOPs would be.
+
+  One count serves all rows of a race: PyTorch's of the eager network without unused gradients,
+  whatever a contestant recomputes or saves. `mfu_of` says whose count it is: "jax" where no such
+  peer took part.
+
+  Args:
+    rows: rows of one race.
+    peak: best rate of a matrix product, GFLOP/s.
+  """
+  for row in rows:
+    usual = next((r for r in rows if r["framework"] == "torch" and _counts(r)), row)
+    if row["median_s"] and usual["tflop"]:
+      row["mfu"] = 100 * 1e3 * usual["tflop"] / row["median_s"] / peak
+      row["mfu_of"] = usual["framework"]
+
+
+def _counts(row: dict[str, Any]) -> bool:
+  # As it is commonly written, the max step computes gradients of weights that nobody uses.
+  return bool(row["tflop"]) and row["variant"] != "as_written"
 
 
 def _over(row: dict[str, Any], peer: dict[str, Any] | None, field: str) -> float | None:
-  if peer is None or not row[field] or not peer[field]:
+  if peer is None or not row.get(field) or not peer.get(field):
     return None
   return row[field] / peer[field]

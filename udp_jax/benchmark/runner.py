@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from tqdm import tqdm
 from udp_jax.benchmark import plan, race, tables
 from udp_jax.benchmark.models import diffusers_configs
 from udp_jax.benchmark.plan import Contestant, Task
-from udp_jax.benchmark.worker import Worker, WorkerError
+from udp_jax.benchmark.worker import OutOfTime, Worker, WorkerError
 from udp_jax.errors import ConfigError, MissingDataError
 from udp_jax.runtime import files, provenance, workdir
 
@@ -26,8 +29,18 @@ _TORCH_WORKER = Path(__file__).with_name("torch_worker.py")
 NO_FLAX = "diffusers-Flax (last release 0.39.0) has no UNet2DModel, only Stable Diffusion's U-Net"
 
 
+# Seconds before the deadline that are kept for ending the workers.
+_CLOSING = 8.0
+
+
 def run(
-  config: Any, workdir: Path, *, peer_python: str, only: str = "", progress: bool = True
+  config: Any,
+  workdir: Path,
+  *,
+  peer_python: str,
+  only: str = "",
+  deadline: float = math.inf,
+  progress: bool = True,
 ) -> dict[str, Any]:
   """Measures the tasks that are missing in workdir/bench.json; returns its content.
 
@@ -35,7 +48,9 @@ def run(
     config: settings, as in `experiments.configs.benchmark`.
     workdir: folder for bench.json, bench.md and logs/.
     peer_python: interpreter of the environment with torch and diffusers.
-    only: regular expression; tasks whose key does not contain it are skipped.
+    only: regular expressions, with commas between them; tasks whose key contains none are skipped.
+    deadline: time on `time.monotonic`'s clock by which to return. A task that is likely to take
+      longer is left out, and one that does is given up; `left_out` of the result lists both.
     progress: whether to show a progress bar.
 
   Raises:
@@ -47,12 +62,18 @@ def run(
   bench = _Bench(config, workdir, peer_python)
   report = bench.report
   left = [task for task in chosen if task.key not in report["done"]]
+  report.pop("left_out", None)
+  bench.save()
+  bench.pool.deadline = deadline - _CLOSING
   bar = tqdm(left, desc="benchmark", unit="task", disable=not progress or not left)
   try:
     for task in bar:
       bar.set_postfix_str(task.key)
-      bench.do(task, left)
-      report["done"].append(task.key)
+      if reason := bench.attempt(task, left):
+        # Only where something is left out: other reports have no such field.
+        report.setdefault("left_out", []).append({"task": task.key, "reason": reason})
+      else:
+        report["done"].append(task.key)
       bench.save()
   finally:
     bench.pool.stop()
@@ -64,6 +85,7 @@ class _Pool:
   """Workers by name, kept during one group of tasks."""
 
   def __init__(self, logs: Path):
+    self.deadline = math.inf
     self._logs = logs
     self._group: Any = None
     self._workers: dict[str, Worker] = {}
@@ -79,8 +101,8 @@ class _Pool:
   def start(self, name: str, command: list[str], environment: dict[str, str]) -> Worker:
     """Returns the worker of that name, and starts it if it does not run yet."""
     if name not in self._workers:
-      log = self._logs / f"{name.replace('/', '-')}.log"
-      self._workers[name] = Worker(command, log, environment)
+      log = self._logs / f"{re.sub(r'[^-.,=+_a-zA-Z0-9]+', '-', name)}.log"
+      self._workers[name] = Worker(command, log, environment, self.deadline)
     return self._workers[name]
 
   def prepared(self, name: str, worker: Worker, **spec: Any) -> dict[str, Any]:
@@ -111,7 +133,28 @@ class _Bench:
     self.pool = _Pool(workdir / "logs")
     self._peer_command = [peer_python, str(_TORCH_WORKER)]
     self._peer_python = peer_python
+    self._device = "cpu"
+    self._begun: set[tuple[Any, ...]] = set()
     self.report = self._open()
+
+  def attempt(self, task: Task, left: list[Task]) -> str:
+    """Measures one task, unless there is no time for it; returns why not, or ""."""
+    needed, limit = self._expected(task), self.pool.deadline - time.monotonic()
+    if needed >= limit:
+      return f"no time left: it takes about {needed:.0f} s of {max(limit, 0):.0f}"
+    try:
+      self.do(task, left)
+    except OutOfTime as end:
+      return str(end)
+    return ""
+
+  def _expected(self, task: Task) -> float:
+    """Seconds that a task is likely to take. The first race of a group prepares for all."""
+    prepare = 0.0 if self._round(task) in self._begun else task.spec.get("prepare_s", 0.0)
+    return prepare + task.spec.get("race_s", 0.0)
+
+  def _round(self, task: Task) -> tuple[Any, ...]:
+    return task.spec.get("race"), *plan.seat(task)
 
   def do(self, task: Task, left: list[Task]) -> None:
     """Measures one task and adds its rows to the report."""
@@ -142,7 +185,7 @@ class _Bench:
       header = {"title": self.config.title, "notice": self.config.notice, **facts}
       header |= {"command": provenance.command(), "config": config}
       header |= {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-      header["matmul_gflops"] = self._matmul()
+      header |= self._rates()
       rows: dict[str, Any] = {section: [] for section in plan.SECTIONS[1:]}
       return {"header": header, "rows": self._absent(), **rows, "done": []}
     report = files.read_json(path)
@@ -167,32 +210,61 @@ class _Bench:
   def _facts(self) -> dict[str, Any]:
     """Commit, hardware, versions, threads: they must be the same for a whole table."""
     self.pool.enter("header")
-    ours = self._jax("header").ask("info")
+    worker = self._jax("header")
+    if self.config.peers.torch and self.config.races.start_together:
+      self._torch("header-torch")
+    ours = worker.ask("info")
     versions, threads = ours["versions"], {"jax": ours["threads"]}
+    hardware = ours["hardware"]
+    if self.config.backend not in ("", hardware["backend"]):
+      raise ConfigError(
+        f"this config is for backend {self.config.backend!r}, but jax found only "
+        f"{hardware['devices']} ({hardware['backend']})"
+      )
     if self.config.peers.torch:
-      if ours["hardware"]["backend"] != "cpu":
-        raise ConfigError(
-          "the PyTorch contestants run on the CPU: set JAX_PLATFORMS=cpu, or race nobody: "
-          "--config.peers.torch='()'"
-        )
-      try:
-        theirs = self._torch("header-torch").ask("info")
-      except WorkerError as error:
-        raise MissingDataError(
-          f"{self._peer_python} cannot run the PyTorch contestant ({error}); `make bench` makes an "
-          "environment that can, --peer_python=PATH names another"
-        ) from error
+      theirs = self._peer_facts(hardware)
       versions |= {"torch": theirs["version"], "diffusers (torch)": theirs["diffusers"]}
+      versions |= theirs.get("libraries", {})
       threads["torch"] = theirs["threads"]
-    facts = {"commit": provenance.commit(), "hardware": ours["hardware"]}
+    facts = {"commit": provenance.commit(), "hardware": hardware}
     return facts | {"versions": versions, "threads": threads}
 
-  def _matmul(self) -> dict[str, Any]:
-    size = self.config.matmul_size
-    rates = {"jax": self._jax("header").ask("matmul", size=size)["gflops"]}
+  def _peer_facts(self, hardware: dict[str, str]) -> dict[str, Any]:
+    """What PyTorch says of itself, on the device that ours use."""
+    if hardware["backend"] not in ("cpu", "gpu"):
+      raise ConfigError(
+        "the PyTorch contestants run on a CPU or a GPU: set JAX_PLATFORMS=cpu, or race nobody: "
+        "--config.peers.torch='()'"
+      )
+    self._device = "cuda" if hardware["backend"] == "gpu" else "cpu"
+    try:
+      theirs = self._torch("header-torch").ask("info", device=self._device)
+    except WorkerError as error:
+      raise MissingDataError(
+        f"{self._peer_python} cannot run the PyTorch contestant ({error}); `make bench` makes an "
+        "environment that can, --peer_python=PATH names another"
+      ) from error
+    # Jax names all devices after their number, "1 x NVIDIA H100 80GB HBM3".
+    if theirs.get("gpu", "") not in hardware["devices"]:
+      raise ConfigError(
+        f"PyTorch would run on another device, {theirs['gpu']}, than jax: {hardware['devices']}"
+      )
+    return theirs
+
+  def _rates(self) -> dict[str, Any]:
+    """Best rates of this machine by framework: of matrix products, and if asked for of copies."""
+    workers = {"jax": self._jax("header")}
     if self.config.peers.torch:
-      rates["torch"] = self._torch("header-torch").ask("matmul", size=size)["gflops"]
-    return rates
+      workers["torch"] = self._torch("header-torch")
+    size, kinds, mib = self.config.matmul_size, self.config.matmul_rates, self.config.copy_mib
+    found: dict[str, Any] = {"matmul_gflops": {}} | ({"copy_gbs": {}} if mib else {})
+    for name, worker in workers.items():
+      device = {"device": self._device} if name == "torch" else {}
+      answer = worker.ask("matmul", size=size, rates=kinds, **device)
+      found["matmul_gflops"][name] = answer["gflops"]
+      if mib:
+        found["copy_gbs"][name] = worker.ask("copy", mib=mib, **device)["gbs"]
+    return found
 
   def _absent(self) -> list[dict[str, Any]]:
     row = {"work": "round", "batch": None, "dtype": None, "framework": "diffusers_flax"}
@@ -206,6 +278,11 @@ class _Bench:
   def _jax(self, name: str, **environment: str) -> Worker:
     # Compile times must not come from a cache; tasks that measure the cache turn it on.
     base = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    if self.config.cache:
+      folder = str((self.workdir / "xla").absolute())
+      base = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": folder}
+    # Else the first process on a GPU would leave a quarter of its memory to the others.
+    base["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     command = [sys.executable, "-m", "udp_jax.benchmark.jax_worker"]
     return self.pool.start(name, command, base | environment)
 
@@ -217,27 +294,38 @@ class _Bench:
 
   def _race(self, task: Task, left: list[Task]) -> list[dict[str, Any]]:
     spec, settings = task.spec, self.config.races
-    group = (spec["model"], spec["batch"], spec["dtype"])
+    group = plan.seat(task)
     self.pool.enter(group)
-    mates = [t for t in left if t.section == "races" and _group(t) == group]
+    self._begun.add(self._round(task))
+    mates = [t for t in left if t.section == "races" and plan.seat(t) == group]
+    contestants = plan.contestants(self.config, task)
+    if settings.start_together:
+      # A worker takes seconds to import its libraries, which needs no device.
+      for contestant in contestants:
+        self._started(contestant, task)
     runs: dict[str, race.Run] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for contestant in plan.contestants(self.config, task):
+    for contestant in contestants:
       name = contestant.variant if contestant.framework == "jax" else f"torch_{contestant.variant}"
       row = {**spec, "framework": contestant.framework, "variant": contestant.variant}
       rows[name] = tables.race_row(row)
       try:
-        worker, facts = self._contestant(contestant, group, mates)
+        worker, facts = self._contestant(contestant, task, mates)
         memory = worker.ask("memory", work=contestant.asked)
       except WorkerError as error:
         rows[name]["reason"] = str(error)
         continue
       rows[name] |= {k: facts[k] for k in ("compile_s", "warmup_s", "compile_peak_rss_mib")}
       rows[name] |= {k: memory[k] for k in ("peak_rss_mib", "peak_of")}
+      rows[name] |= {k: memory[k] for k in ("device_mib", "process_mib") if k in memory}
+      if facts.get("cached"):
+        rows[name]["cached"] = True
       rows[name]["tflop"] = facts["tflop"].get(contestant.asked)
       runs[name] = lambda w=worker, c=contestant: w.ask("run", work=c.asked)  # type: ignore[misc]
     limits = {"min_cycles": settings.min_cycles, "max_cycles": settings.max_cycles}
-    result = race.interleave(runs, **limits, seconds=settings.seconds, pause=settings.pause)
+    seconds = min(settings.seconds, self.pool.deadline - time.monotonic())
+    result = race.interleave(runs, **limits, seconds=seconds, pause=settings.pause)
+    peak = self._peak(spec)
     for name, answers in result.answers.items():
       row = rows[name]
       if name in result.errors:
@@ -248,38 +336,53 @@ class _Bench:
       row["images_per_s"] = spec["batch"] / row["median_s"]
       row["cpu_s"] = float(np.median([answer["cpu_seconds"] for answer in answers]))
       row["idle_cpu_s"] = sum(answer["idle_cpu_seconds"] for answer in answers)
-      if row["tflop"] is not None:
-        peak = max(
-          rates[spec["dtype"]] for rates in self.report["header"]["matmul_gflops"].values()
-        )
+      if row["tflop"] is not None and peak:
         row["percent_of_peak"] = 100 * 1e3 * row["tflop"] / row["median_s"] / peak
     found = list(rows.values())
     race.add_ratios(found)
+    if settings.mfu and peak:
+      race.add_mfu(found, peak)
     return found
 
+  def _peak(self, spec: dict[str, Any]) -> float | None:
+    """Best GFLOP/s of a matrix product like those of a race, in any framework, if measured."""
+    kind = spec["dtype"]
+    if kind == "float32" and spec.get("precision"):
+      kind = f"{kind}/{spec['precision']}"
+    found = (rates.get(kind) for rates in self.report["header"]["matmul_gflops"].values())
+    return max((rate for rate in found if rate is not None), default=None)
+
+  def _started(self, contestant: Contestant, task: Task) -> tuple[str, Worker]:
+    """Returns a contestant's worker, started if need be, and its name."""
+    label = "_".join(str(part) for part in plan.seat(task))
+    if contestant.framework == "jax":
+      steps = contestant.prepare.get("train_steps", 1)
+      kind = "joint" if contestant.prepare.get("joint") else f"round_{steps}"
+      name = f"jax_{'impress' if contestant.asked == plan.IMPRESS else kind}_{label}"
+      flags = task.spec.get("xla_flags")
+      added = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()} if flags else {}
+      return name, self._jax(name, **added)
+    kind = "impress_" if contestant.asked == plan.IMPRESS else ""
+    name = f"torch_{kind}{contestant.variant}_{label}"
+    return name, self._torch(name)
+
   def _contestant(
-    self, contestant: Contestant, group: Any, mates: list[Task]
+    self, contestant: Contestant, task: Task, mates: list[Task]
   ) -> tuple[Worker, dict[str, Any]]:
     """Returns the contestant's worker, prepared for all works of its races."""
     spec = dict(contestant.prepare)
     same = [
       other.asked
-      for task in mates
-      for other in plan.contestants(self.config, task)
+      for mate in mates
+      for other in plan.contestants(self.config, mate)
       if (other.framework, other.prepare) == (contestant.framework, contestant.prepare)
     ]
     works = list(dict.fromkeys(same))
-    label = "_".join(map(str, group))
-    if contestant.framework == "jax":
-      steps = spec.get("train_steps", 1)
-      kind = "joint" if spec.get("joint") else f"round_{steps}"
-      name = f"jax_{'impress' if contestant.asked == plan.IMPRESS else kind}_{label}"
-      worker = self._jax(name)
-    else:
-      kind = "impress_" if contestant.asked == plan.IMPRESS else ""
-      name = f"torch_{kind}{contestant.variant}_{label}"
-      worker = self._torch(name)
+    name, worker = self._started(contestant, task)
+    if contestant.framework == "torch":
       spec |= diffusers_configs(spec["unet"], spec.get("vae"))
+      if contestant.asked != plan.IMPRESS:
+        spec["device"] = self._device
     timeout = self.config.races.timeout
     return worker, self.pool.prepared(name, worker, works=works, timeout=timeout, **spec)
 
@@ -353,10 +456,6 @@ class _Bench:
         row["cache_mib"] = answer["cache_mib"]
       self.pool.stop()
     return [row]
-
-
-def _group(task: Task) -> tuple:
-  return task.spec["model"], task.spec["batch"], task.spec["dtype"]
 
 
 def _without_cpu(answer: dict[str, Any]) -> dict[str, Any]:

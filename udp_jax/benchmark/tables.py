@@ -23,15 +23,26 @@ ROW_FIELDS = (
   *("ratio_separate", "ratio_memory", "reason"),
 )
 
+# Fields that a race's row has only where they tell something.
+MORE_FIELDS = (
+  *("race", "precision", "remat", "xla_flags", "cached", "device_mib", "process_mib"),
+  *("mfu", "mfu_of"),
+)
+
 # Section -> (title, note for readers, columns: (head, field, decimals or None)).
 Columns = tuple[tuple[str, str, int | None], ...]
 _RACES: Columns = (
+  ("race", "race", None),
   *(("work", "work", None), ("model", "model", None), ("batch", "batch", None)),
-  *(("dtype", "dtype", None), ("framework", "framework", None), ("variant", "variant", None)),
+  *(("dtype", "dtype", None), ("precision", "precision", None), ("remat", "remat", None)),
+  ("XLA flags", "xla_flags", None),
+  *(("framework", "framework", None), ("variant", "variant", None)),
   *(("median s", "median_s", 4), ("p10", "p10_s", 4), ("p90", "p90_s", 4)),
   ("images/s", "images_per_s", 2),
-  *(("compile s", "compile_s", 1), ("peak MiB", "peak_rss_mib", 0), ("TFLOP", "tflop", 4)),
-  *(("% of peak", "percent_of_peak", 1), ("/ best peer", "ratio", 2)),
+  *(("compile s", "compile_s", 1), ("cached", "cached", None)),
+  *(("peak MiB", "peak_rss_mib", 0), ("device MiB", "device_mib", 0), ("TFLOP", "tflop", 4)),
+  *(("% of peak", "percent_of_peak", 1), ("MFU %", "mfu", 1), ("FLOPs by", "mfu_of", None)),
+  *(("/ best peer", "ratio", 2)),
   *(("/ as written", "ratio_as_written", 2), ("/ separate", "ratio_separate", 2)),
   *(("memory / peer's", "ratio_memory", 2), ("", "reason", None)),
 )
@@ -103,9 +114,13 @@ _SECTIONS: dict[str, tuple[str, str, Columns]] = {
 }
 
 
+_LEFT_OUT = "Left out: the same command without --seconds, or with more, goes on with them"
+
+
 def race_row(known: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a row of a race with every field, None if `known` does not have it."""
-  return {field: known.get(field) for field in ROW_FIELDS}
+  """Returns a row of a race with every field of `ROW_FIELDS`, None if `known` does not have it."""
+  more = {field: known[field] for field in MORE_FIELDS if _tells(known.get(field))}
+  return {field: known.get(field) for field in ROW_FIELDS} | more
 
 
 def text(report: Mapping[str, Any]) -> str:
@@ -122,6 +137,9 @@ def text(report: Mapping[str, Any]) -> str:
       for row in (heads, ["-" * width for width in widths], *cells)
     ]
     parts.append("\n".join([f"{title}. {note}", "", *lines]))
+  if left_out := report.get("left_out"):
+    lines = [f"  {row['task']}: {row['reason']}" for row in left_out]
+    parts.append("\n".join([_LEFT_OUT, *lines]))
   return "\n\n".join(parts)
 
 
@@ -133,6 +151,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     rows = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in r] for r in cells)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     parts += [f"## {title}", note, table]
+  if left_out := report.get("left_out"):
+    lines = [f"- `{row['task']}`: {row['reason']}" for row in left_out]
+    parts += ["## Left out", f"{_LEFT_OUT}.", "\n".join(lines)]
   return "\n\n".join(parts) + "\n"
 
 
@@ -151,6 +172,11 @@ def _header(header: Mapping[str, Any]) -> list[str]:
     "versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()),
     f"best matrix product, GFLOP/s: {'; '.join(peaks)}",
   ]
+  if header.get("copy_gbs"):
+    copies = "; ".join(f"{framework} {rate:.0f}" for framework, rate in header["copy_gbs"].items())
+    lines.append(f"best copy, GB/s read and written: {copies}")
+  if hardware.get("gpu"):
+    lines.insert(4, f"GPU: {hardware['gpu']}")
   return [*lines, header["notice"]] if header["notice"] else lines
 
 
@@ -186,14 +212,14 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   races: dict[tuple, list[Mapping[str, Any]]] = {}
   for row in rows:
     if row["median_s"] is not None:
-      key = (row["work"], row["model"], row["batch"], row["dtype"])
+      key = (row.get("race"), row["work"], row["model"], row["batch"], row["dtype"])
       races.setdefault(key, []).append(row)
-  for (work, model, batch, dtype), found in races.items():
+  for (name, work, model, batch, dtype), found in races.items():
     ours = [row for row in found if row["framework"] == "jax" and row["ratio"] is not None]
     if ours:
       best = min(ours, key=lambda row: row["ratio"])
       lines.append(
-        f"{work} {model} batch {batch} {dtype}: {best['ratio']:.2f} of {best['best_peer']} "
-        f"({best['variant']})"
+        f"{f'{name}: ' if name else ''}{work} {model} batch {batch} {dtype}: "
+        f"{best['ratio']:.2f} of {best['best_peer']} ({best['variant']})"
       )
   return lines

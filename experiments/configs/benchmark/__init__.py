@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.configs import common
@@ -50,9 +52,11 @@ def group(
   models: tuple[str, ...],
   batches: tuple[int, ...],
   dtypes: tuple[str, ...],
+  **options: Any,
 ) -> ConfigDict:
-  """Returns races: every work with every model, batch and dtype."""
-  return ConfigDict({"works": works, "models": models, "batches": batches, "dtypes": dtypes})
+  """Returns races: every work with every model, batch and dtype; options as in `plan.OPTIONS`."""
+  fields = {"works": works, "models": models, "batches": batches, "dtypes": dtypes}
+  return ConfigDict(fields | options)
 
 
 def base(title: str) -> ConfigDict:
@@ -60,6 +64,10 @@ def base(title: str) -> ConfigDict:
   config = ConfigDict()
   config.title = title
   config.notice = ""
+  # Backend that the config is for, such as "gpu"; "" for any.
+  config.backend = ""
+  # Whether a program that was compiled once is loaded from WORKDIR/xla after that.
+  config.cache = False
   config.models = ConfigDict()
   config.models.ddpm_cifar10 = ConfigDict(common.DDPM_CIFAR10)
   config.models.demo = demo.get_config().model.unet
@@ -69,6 +77,10 @@ def base(title: str) -> ConfigDict:
 
   # Side of the square matrices whose product measures the peak rate of the machine.
   config.matmul_size = 2048
+  # Kinds of products: a dtype, or float32 in a precision, such as "float32/tf32".
+  config.matmul_rates = DTYPES
+  # MiB that are read and written to measure the rate of a copy, half each; 0 for no copy.
+  config.copy_mib = 0
 
   config.races = ConfigDict()
   # Each group races every one of its works with every one of its models, batches and dtypes.
@@ -78,6 +90,13 @@ def base(title: str) -> ConfigDict:
   )
   config.races.groups.latents = group(("max",), ("sd_small",), (4,), DTYPES)
   config.races.groups.purification = group(("impress",), ("sd_small",), (8,), ("float32",))
+  # Names of the groups in the order in which they are measured; () for pixel models first, races of
+  # the same workers next to each other.
+  config.races.order = ()
+  # Whether all contestants of a race import their libraries at the same time.
+  config.races.start_together = False
+  # Whether to show the share of the peak rate that the usual form's FLOPs would be.
+  config.races.mfu = False
   # Train and perturb steps that one call of our program scans over; times are per step. The entry
   # points run hundreds; a call of a single step pays for its scratch memory each time.
   config.races.scan_steps = (1, 3)
@@ -89,6 +108,8 @@ def base(title: str) -> ConfigDict:
 
   config.peers = ConfigDict()
   config.peers.torch = ("as_written", "channels_last", "compile")
+  # Whether a timed call of a peer takes as many steps as ours, so that Python runs ahead of a GPU.
+  config.peers.several_steps = False
   # Regular expression of the races with `compile` as a peer, which compiles for minutes.
   config.peers.compile_only = "(ddpm_cifar10|demo)/b16/float32"
 
