@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,6 +61,43 @@ def test_a_round_of_several_steps_counts_as_many(prepared) -> None:
   found, said = prepared(Update(), (), ["round"], train_steps=10)
   assert said["tflop"] == {"round": 0.6, "joint": 0.6, "min": None, "max": None}
   assert 0.002 <= found.run("round")["seconds"] < 0.02
+
+
+def test_a_program_of_one_phase_has_its_costs(prepared) -> None:
+  _, said = prepared(Update(), (), ["max"], train_steps=2, phase="max")
+  assert said["tflop"] == {"max": 3.0}
+
+
+def test_a_program_from_the_cache_says_so(prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+  assert not prepared(Update(), (), ["max"])[1]["cached"]
+  compiled = problem.compile_round
+
+  def loaded(given: Any) -> Any:
+    jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
+    return compiled(given)
+
+  made, update = problem.Problem(None, None, "key", "data", "params", 0, None), Update()  # type: ignore[arg-type]
+  monkeypatch.setattr(problem, "build", lambda spec: made)
+  monkeypatch.setattr(problem, "compile_round", lambda given: loaded(given) and update)
+  monkeypatch.setattr(flops, "count", lambda text: flops.Cost(1, ()))
+  said = contestant.Contestant().prepare(["max"], unet={}, performance={}, batch=8)
+  assert said["cached"]
+  # Events after that are not listened to.
+  with contestant._events() as events:
+    pass
+  jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
+  assert events == set()
+
+
+def test_memory_of_a_device_is_the_programs_own() -> None:
+  sizes = {"argument": 30, "output": 20, "temp": 50, "alias": 10}
+  analysis = {f"{name}_size_in_bytes": mib * 2**20 for name, mib in sizes.items()}
+  program = SimpleNamespace(memory_analysis=lambda: SimpleNamespace(**analysis))
+  device = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 300 * 2**20})
+  found = contestant.device_memory(program, device)
+  assert found == {"device_mib": 90.0, "process_mib": 300.0}
+  # A CPU has no memory of its own.
+  assert contestant.device_memory(program, SimpleNamespace(memory_stats=lambda: None)) == {}
 
 
 @pytest.mark.parametrize(

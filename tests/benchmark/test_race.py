@@ -99,6 +99,32 @@ def test_ratios_are_over_the_fastest_peer() -> None:
   assert ours["ratio_separate"] is None
 
 
+def test_memory_is_compared_where_it_is_scarce() -> None:
+  rows = [_row("jax", "one_step", 3.0, 120.0), _row("torch", "channels_last", 4.0, 60.0)]
+  rows[0]["device_mib"], rows[1]["device_mib"] = 300.0, 400.0
+  race.add_ratios(rows)
+  assert [row["ratio_memory"] for row in rows] == [0.75, 1.0]
+  del rows[1]["device_mib"]
+  race.add_ratios(rows)
+  assert rows[0]["ratio_memory"] is None
+
+
+def test_mfu_is_by_one_count_for_all() -> None:
+  rows = [
+    _row("jax", "scan_12", 2.0) | {"tflop": 9.0},
+    _row("torch", "as_written", 4.0) | {"tflop": 12.0},
+    _row("torch", "channels_last", 3.0) | {"tflop": 6.0},
+    _row("torch", "compile", None) | {"tflop": None},
+  ]
+  race.add_mfu(rows, 30_000.0)
+  # 6 TFLOP in 2 s of 30 TFLOP/s.
+  assert [row.get("mfu") for row in rows] == pytest.approx([10.0, 5.0, 100 / 15, None])
+  assert [row.get("mfu_of") for row in rows] == ["torch"] * 3 + [None]
+  # Without a peer that computes no more than it needs, each by its own.
+  race.add_mfu(alone := rows[:2], 30_000.0)
+  assert [(row["mfu"], row["mfu_of"]) for row in alone] == [(15.0, "jax"), (10.0, "torch")]
+
+
 def test_joint_steps_are_compared_with_our_separate_ones() -> None:
   rows = [_row("jax", "joint", 1.5), _row("jax", "separate_steps", 3.0)]
   race.add_ratios(rows)

@@ -30,6 +30,16 @@ def test_matmul_rate_is_the_best_of_its_runs() -> None:
   assert 2 * 100**3 / 0.02 / 1e9 < rate <= 2 * 100**3 / 0.01 / 1e9
 
 
+def test_a_call_of_several_products_counts_as_many() -> None:
+  rate = serve.matmul_gflops(lambda: time.sleep(0.01), 100, repeats=2, products=5)
+  assert 5 * 2 * 100**3 / 0.02 / 1e9 < rate <= 5 * 2 * 100**3 / 0.01 / 1e9
+
+
+def test_a_copy_counts_what_it_moves() -> None:
+  rate = serve.copy_gbs(lambda: time.sleep(0.01), 4_000_000, repeats=2)
+  assert 4e6 / 0.02 / 1e9 < rate <= 4e6 / 0.01 / 1e9
+
+
 def test_the_seat_goes_to_who_does_the_work() -> None:
   class Player:
     def __init__(self, name: str):

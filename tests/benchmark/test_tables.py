@@ -65,6 +65,30 @@ def test_markdown_has_whole_tables() -> None:
   assert "## Devices, forced on one CPU" in shown and "## Cost" not in shown
 
 
+def test_a_gpu_is_shown_with_its_rates_and_columns() -> None:
+  report = _report()
+  report["header"]["hardware"]["gpu"] = "A Card, driver 1.2, 80 GB"
+  report["header"]["copy_gbs"] = {"jax": 2800.4, "torch": 2900.0}
+  known = {"race": "sd", "precision": "tf32", "device_mib": 900.0, "mfu": 41.26, "mfu_of": "torch"}
+  report["rows"] = [tables.race_row({**row, **known}) for row in report["rows"]]
+  for shown in (tables.text(report), tables.markdown(report)):
+    assert "GPU: A Card, driver 1.2, 80 GB" in shown
+    assert "best copy, GB/s read and written: jax 2800; torch 2900" in shown
+    for head in ("race", "precision", "device MiB", "MFU %", "FLOPs by"):
+      assert head in shown
+    assert "41.3" in shown and "remat" not in shown and "XLA flags" not in shown
+  assert tables.verdicts(report["rows"])[0].startswith("sd: round demo batch 8 float32: 0.62")
+
+
+def test_what_was_left_out_is_listed() -> None:
+  report = _report() | {"left_out": [{"task": "sd/max", "reason": "no time left"}]}
+  assert tables.text(report).endswith("\n  sd/max: no time left")
+  assert "## Left out" in tables.markdown(report) and "`sd/max`: no time left" in (
+    tables.markdown(report)
+  )
+  assert "Left out" not in tables.text(_report()) + tables.markdown(_report())
+
+
 def test_verdict_is_of_our_fastest_form() -> None:
   (line,) = tables.verdicts(_report()["rows"])
   assert line == "round demo batch 8 float32: 0.62 of torch channels_last (scan_3)"
@@ -75,3 +99,7 @@ def test_rows_have_every_field() -> None:
   row = tables.race_row({"work": "max"})
   assert set(row) == set(tables.ROW_FIELDS)
   assert row["work"] == "max" and row["median_s"] is None
+  # Of the other fields only those that tell something, so that other machines' rows are as before.
+  more = {"race": "sd", "remat": False, "precision": "", "device_mib": None}
+  assert set(tables.race_row(more)) - set(tables.ROW_FIELDS) == {"race"}
+  assert not set(tables.MORE_FIELDS) & set(tables.ROW_FIELDS)

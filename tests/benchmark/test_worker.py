@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from udp_jax.benchmark.worker import Worker, WorkerError
+from udp_jax.benchmark.worker import OutOfTime, Worker, WorkerError
 
 
 def test_answers_pass_and_printing_does_not_disturb_them(stand_in, tmp_path: Path) -> None:
@@ -53,6 +53,19 @@ def test_a_silent_worker_is_stopped(stand_in) -> None:
     worker.ask("sleep", seconds=60, timeout=0.2)
   with pytest.raises(WorkerError, match="killed by signal 9"):
     worker.ask("run", work="min")
+
+
+def test_the_end_of_the_benchmark_is_no_fault_of_the_worker(stand_in) -> None:
+  worker = stand_in()
+  worker.ask("run", work="min")
+  worker._deadline = time.monotonic() + 0.2
+  with pytest.raises(OutOfTime, match="no time left for 'sleep'"):
+    worker.ask("sleep", seconds=60)
+  # A shorter limit of its own still is one.
+  worker = stand_in()
+  worker._deadline = time.monotonic() + 60
+  with pytest.raises(WorkerError, match="no answer to 'sleep' within 0.2 s"):
+    worker.ask("sleep", seconds=60, timeout=0.2)
 
 
 def test_no_such_program(tmp_path: Path) -> None:

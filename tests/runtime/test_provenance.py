@@ -36,7 +36,10 @@ def _git(folder: Path, *words: str) -> str:
 def test_a_commit_with_changes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
   monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+  monkeypatch.delenv("UDP_JAX_COMMIT", raising=False)
   assert provenance.commit() == ""
+  monkeypatch.setenv("UDP_JAX_COMMIT", "abc")
+  assert provenance.commit() == "abc"
   (tmp_path / "provenance.py").write_text("1")
   _git(tmp_path, "init", "-q")
   _git(tmp_path, "add", ".")
@@ -63,3 +66,25 @@ def test_hardware_is_what_jax_and_the_system_say() -> None:
   if hasattr(os, "sched_getaffinity"):
     assert found["cores"] == str(len(os.sched_getaffinity(0)))
   assert found["processor"]
+  assert "gpu" not in found
+
+
+@pytest.mark.parametrize(
+  ("tool", "said"),
+  [
+    ("echo 'NVIDIA Card 80GB, 580.65, 81559 MiB'", "NVIDIA Card 80GB, driver 580.65, 81559 MiB"),
+    ("echo 'Failed to initialize NVML: Unknown'; exit 9", "Card"),
+    ("echo 'No devices were found'", "Card"),
+    (None, "Card"),
+  ],
+)
+def test_a_gpu_has_its_card(tool, said: str, tmp_path: Path, monkeypatch) -> None:
+  device = types.SimpleNamespace(device_kind="Card", local_hardware_id=0)
+  monkeypatch.setattr(jax, "devices", lambda: [device])
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  if tool is not None:
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{tool}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+  monkeypatch.setenv("PATH", str(tmp_path))
+  found = provenance.hardware()
+  assert (found["gpu"], found["devices"]) == (said, "1 x Card")

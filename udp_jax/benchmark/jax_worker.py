@@ -20,7 +20,7 @@ from udp_jax.ops import attention
 from udp_jax.runtime import provenance
 
 # Calls between two readings of the clock on a GPU, which would else wait for the host after each.
-_CALLS_ON_A_GPU = 16
+_CALLS_ON_A_GPU = 4
 
 
 def info() -> dict[str, Any]:
@@ -42,12 +42,16 @@ def _calls() -> int:
   return 1 if jax.default_backend() == "cpu" else _CALLS_ON_A_GPU
 
 
+def _square(a: jax.Array) -> jax.Array:
+  return a @ a
+
+
 def matmul(size: int, rates: Sequence[str] = tuple(DTYPES)) -> dict[str, Any]:
   """Returns the peak GFLOP/s of a matrix product for each of `rates`: DTYPE or DTYPE/PRECISION."""
   found, calls = {}, _calls()
   for name in rates:
     dtype, _, precision = name.partition("/")
-    product = jax.jit(performance.precisely(lambda a: a @ a, {"precision": precision}))
+    product = jax.jit(performance.precisely(_square, {"precision": precision}))
     a = jax.random.normal(jax.random.key(0), (size, size)).astype(DTYPES[dtype])
     multiply = partial(_block, product, a, calls=calls)
     found[name] = serve.matmul_gflops(multiply, size, products=calls)

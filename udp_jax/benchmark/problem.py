@@ -106,9 +106,11 @@ def build(spec: Spec) -> Problem:
 def _of_phase(protection: Protection, only: int) -> Protection:
   """Returns a protection whose rounds are one phase, so that nothing else is compiled."""
 
+  whole: Any = protection.update
+
   def update(key, state, data, params, phase=None, arguments=None):
     del phase
-    return protection.update(key, state, data, params, np.int32(only), arguments)
+    return whole(key, state, data, params, np.int32(only), arguments)
 
   return protection._replace(update=update)
 

@@ -259,7 +259,7 @@ class _Bench:
     size, kinds, mib = self.config.matmul_size, self.config.matmul_rates, self.config.copy_mib
     found: dict[str, Any] = {"matmul_gflops": {}} | ({"copy_gbs": {}} if mib else {})
     for name, worker in workers.items():
-      device = {"device": self._device} if name == "torch" else {}
+      device: dict[str, Any] = {"device": self._device} if name == "torch" else {}
       answer = worker.ask("matmul", size=size, rates=kinds, **device)
       found["matmul_gflops"][name] = answer["gflops"]
       if mib:
@@ -267,6 +267,8 @@ class _Bench:
     return found
 
   def _absent(self) -> list[dict[str, Any]]:
+    if self.config.races.order:
+      return []  # Only what was chosen.
     row = {"work": "round", "batch": None, "dtype": None, "framework": "diffusers_flax"}
     return [
       tables.race_row({**row, "model": model, "variant": "", "reason": NO_FLAX})

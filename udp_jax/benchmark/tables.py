@@ -42,8 +42,8 @@ _RACES: Columns = (
   *(("compile s", "compile_s", 1), ("cached", "cached", None)),
   *(("peak MiB", "peak_rss_mib", 0), ("device MiB", "device_mib", 0), ("TFLOP", "tflop", 4)),
   *(("% of peak", "percent_of_peak", 1), ("MFU %", "mfu", 1), ("FLOPs by", "mfu_of", None)),
-  *(("/ best peer", "ratio", 2)),
-  *(("/ as written", "ratio_as_written", 2), ("/ separate", "ratio_separate", 2)),
+  *(("/ best peer", "ratio", 2), ("/ as written", "ratio_as_written", 2)),
+  ("/ separate", "ratio_separate", 2),
   *(("memory / peer's", "ratio_memory", 2), ("", "reason", None)),
 )
 _SECTIONS: dict[str, tuple[str, str, Columns]] = {

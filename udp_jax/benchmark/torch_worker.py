@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ _GPU = "cuda"
 # "high" is TF32.
 _PRECISIONS = {"": "highest", "highest": "highest", "tf32": "high", "bf16": "medium"}
 # Products or copies between two readings of the clock on a GPU, which would else wait for the host.
-_CALLS_ON_A_GPU = 16
+_CALLS_ON_A_GPU = 4
 _RADIUS, _STEP_SIZE = 16 / 255, 2 / 255
 _LEARNING_RATE, _CLIP_NORM = 8e-4, 1.0
 
@@ -70,6 +71,9 @@ class _Settings(NamedTuple):
 
 class Contestant:
   """Handlers of a race."""
+
+  _model: Any
+  _forward: Any
 
   def prepare(
     self,
@@ -145,8 +149,8 @@ class Contestant:
       self._vae = diffusers.AutoencoderKL(**fields)
       self._vae = self._vae.eval().to(memory_format=layout).requires_grad_(False)
       self._text = (torch.randn(batch, chosen.prompt_length, model.config.cross_attention_dim),)
-    self._model: Any = model.to(memory_format=layout)
-    self._forward: Any = self._model
+    self._model = model.to(memory_format=layout)
+    self._forward = self._model
     self._optimizer = torch.optim.Adam(
       model.parameters(), lr=_LEARNING_RATE, fused=True if self._lean else None
     )
@@ -314,7 +318,7 @@ def matmul(size: int, rates: Sequence[str] = tuple(DTYPES), device: str = "cpu")
     dtype, _, precision = name.partition("/")
     _use_precision(precision, device)
     a = torch.randn(size, size, device=device).to(DTYPES[dtype])
-    multiply, products = _several(lambda a=a: a @ a, device)
+    multiply, products = _several(partial(torch.matmul, a, a), device)
     found[name] = serve.matmul_gflops(multiply, size, products=products)
   return {"gflops": found}
 

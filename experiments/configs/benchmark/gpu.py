@@ -26,13 +26,13 @@ _SMOKE = ("cifar_ours", "cifar", "sd", "compile")
 
 
 def get_config(variant=None):
-  """All races; `variant` "smoke" takes the first ones of tiny models, on any device."""
+  """All races; `variant` "smoke" takes the first ones, of tiny models in float32 on any device."""
   config = benchmark.base("udp_jax against PyTorch diffusers on a GPU")
   config.notice, config.backend, config.cache = _NOTICE, "gpu", True
   del config.models.demo
   config.latent_models = {"sd15": _SD15}
   config.matmul_size, config.copy_mib = 8192, 4096
-  config.matmul_rates = ("bfloat16", "float32/tf32", "float32/highest")
+  config.matmul_rates = (*benchmark.DTYPES, "float32/tf32", "float32/highest")
   config.performance.update({"frozen_dtype": "bfloat16", "vae_attention": "", "vae_slices": 1})
   # Only delta or LoRA factors are raced on latents.
   config.performance.frozen_parts = ("unet", "vae", "text_encoder")
@@ -45,6 +45,7 @@ def get_config(variant=None):
   config.races.order = _SMOKE if smoke else tuple(_groups())
   if smoke:
     config.backend, config.copy_mib = "", 16
+    config.performance.frozen_dtype = "float32"
   # The other sections are about CPUs.
   config.primitives.dtypes = ()
   config.cost.model = ""
@@ -89,5 +90,6 @@ def _tiny_groups():
   found = {name: _groups()[name] for name in _SMOKE}
   for group in found.values():
     group.update({"models": tuple(tiny[name] for name in group.models), "batches": (4,)})
-    group.update({"scan_steps": (2,), "prepare_s": 1.0, "race_s": 0.1})
+    # CPUs compile float32 faster.
+    group.update({"dtypes": ("float32",), "scan_steps": (2,), "prepare_s": 1.0, "race_s": 0.1})
   return found
