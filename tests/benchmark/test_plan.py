@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from experiments import _cli
@@ -82,6 +84,80 @@ def test_only_selects_by_key() -> None:
     plan.tasks(config, "(")
 
 
+def _gpu(**changes):
+  return _config("gpu", **changes)
+
+
+def test_a_gpu_measures_in_the_order_of_worth() -> None:
+  config = _gpu()
+  tasks = plan.tasks(config)
+  assert list(dict.fromkeys(task.spec["race"] for task in tasks)) == list(config.races.order)
+  # Everything in `races.groups` is measured.
+  assert set(config.races.order) == set(config.races.groups)
+  first = [task.key for task in tasks[:7]]
+  cifar = [f"{work}/ddpm_cifar10/b128/bfloat16" for work in ("round", "max", "min")]
+  alone, raced = ([f"{name}/{key}" for key in cifar] for name in ("cifar_ours", "cifar"))
+  assert first == [*alone, *raced, "sd/max/sd15/b8/bfloat16"]
+  assert {task.section for task in tasks} == {"races"}
+  # Ours alone and against peers, by the same worker.
+  assert len({plan.seat(task) for task in tasks[:6]}) == 1
+  assert plan.contestants(config, tasks[0])[0] == plan.contestants(config, tasks[3])[0]
+  assert len({(task.spec["race"], *plan.seat(task)) for task in tasks}) == len(config.races.order)
+
+
+def test_groups_may_set_more_and_both_sides_learn_of_it() -> None:
+  config = _gpu()
+  by_race = {task.spec["race"]: task for task in plan.tasks(config)}
+  ours, theirs = plan.contestants(config, by_race["tf32"])
+  assert ours.prepare["performance"]["precision"] == theirs.prepare["precision"] == "tf32"
+  assert ours.prepare["train_steps"] == theirs.prepare["steps"] == 12
+  ours, theirs = plan.contestants(config, by_race["sd"])
+  assert ours.prepare["phase"] == "max" and ours.prepare["trains"] == "lora"
+  assert not ours.prepare["performance"]["remat"]
+  assert ours.prepare["performance"]["frozen_dtype"] == theirs.prepare["frozen_dtype"] == "bfloat16"
+  assert ours.prepare["perturb_steps"] == theirs.prepare["steps"] == 6
+  assert plan.contestants(config, by_race["remat"])[0].prepare["performance"]["remat"]
+  # A network that is trained is stored in float32.
+  assert all(
+    "frozen_dtype" not in c.prepare for c in plan.contestants(config, by_race["cifar"])[1:]
+  )
+  variants = {
+    name: [c.variant for c in plan.contestants(config, task) if c.framework == "torch"]
+    for name, task in by_race.items()
+  }
+  assert variants["cifar_ours"] == variants["no_command_buffers"] == []
+  assert variants["cifar"] == ["as_written", "channels_last"]
+  assert variants["compile"] == ["compile"] and variants["sd"] == ["channels_last"]
+  # Nobody races where nobody was asked to.
+  config = _gpu(peers__torch=())
+  assert all(len(plan.contestants(config, task)) == 1 for task in plan.tasks(config))
+
+
+def test_races_of_other_programs_do_not_share_workers() -> None:
+  config = _config("full")
+  one = (("round",), ("demo",), (8,), ("float32",))
+  same: list[dict[str, Any]] = [{}, {"phase": ""}, {"peers": ()}, {"prepare_s": 5.0}]
+  other = [{"precision": "tf32"}, {"remat": True}, {"xla_flags": "--a=b"}, {"scan_steps": (5,)}]
+  changes = [*same, *other, {"trains": "lora"}]
+  config.races.groups = {str(i): benchmark.group(*one, **c) for i, c in enumerate(changes)}
+  config.races.order = tuple(map(str, range(len(changes))))
+  races = [task for task in plan.tasks(config) if task.section == "races"]
+  assert len(races) == len(changes)
+  assert len({plan.seat(task) for task in races[: len(same)]}) == 1
+  assert len({plan.seat(task) for task in races[len(same) - 1 :]}) == 1 + 5
+  assert plan.seat(races[len(same) + 1]) == ("demo", 8, "float32", "remat")
+
+
+def test_several_may_be_selected() -> None:
+  config = _gpu()
+  names = lambda only: [task.spec["race"] for task in plan.tasks(config, only)]
+  # The name of a group, though others contain it.
+  assert names("cifar") == ["cifar"] * 3 and names("sd,tf32") == ["sd", "tf32"]
+  assert names("^sd/,highest") == ["sd", "highest"]
+  assert len(names("cifar/")) == 3 and len(names("cifar1")) > 6
+  assert names("e{1,2}mat") == ["remat"]
+
+
 def _contestants(key: str, name: str = "full", **changes):
   config = _config(name, **changes)
   (task,) = [task for task in plan.tasks(config) if task.key == key]
@@ -130,6 +206,7 @@ def test_joint_steps_and_what_they_replace_are_called_alike() -> None:
     ({"cost__batches": (0,)}, "at least 1"),
     ({"scaling__batch": 12}, "does not divide over 8 devices"),
     ({"cost__model": "huge"}, "config.cost.model: unknown 'huge'"),
+    ({"races__order": ("huge",)}, "config.races.order: unknown 'huge'; known: .*latents"),
   ],
 )
 def test_mistakes(changes: dict, message: str) -> None:
@@ -152,6 +229,41 @@ def test_mistakes_in_a_group(works, models, batch, dtypes, message) -> None:
   config = _config()
   config.races.groups = {"one": benchmark.group((works,), (models,), (batch,), (dtypes,))}
   with pytest.raises(ConfigError, match=message):
+    plan.tasks(config)
+
+
+@pytest.mark.parametrize(
+  ("option", "value", "message"),
+  [
+    ("precision", "half", "groups.sd.precision: unknown 'half'; known: .*highest, tf32"),
+    ("peers", ("jit",), "groups.sd.peers: unknown 'jit'; known: as_written"),
+    ("phase", "both", "groups.sd.phase: unknown 'both'"),
+    ("phase", "min", "groups.sd: a program of phase 'min' can only be raced as that"),
+    ("works", ("impress",), "groups.sd"),
+  ],
+)
+def test_mistakes_in_options(option: str, value, message: str) -> None:
+  config = _gpu()
+  config.races.groups.sd[option] = value
+  with pytest.raises(ConfigError, match=message):
+    plan.tasks(config)
+
+
+def test_purifiers_are_raced_on_cpus() -> None:
+  config = _gpu()
+  config.races.groups.sd.update({"works": ("impress",), "phase": "", "dtypes": ("float32",)})
+  with pytest.raises(ConfigError, match="'impress' is raced on CPUs only"):
+    plan.tasks(config)
+
+
+def test_kinds_of_products() -> None:
+  config = _gpu()
+  # Every race knows the rate of a product like its own.
+  for task in plan.tasks(config):
+    precision = task.spec["precision"]
+    assert "/".join(filter(None, (task.spec["dtype"], precision))) in config.matmul_rates
+  config.matmul_rates = ("float32/half",)
+  with pytest.raises(ConfigError, match="config.matmul_rates: unknown 'float32/half'"):
     plan.tasks(config)
 
 

@@ -157,6 +157,96 @@ def test_only_and_a_race_with_peers(entry_point, peer_python: Path, tmp_path: Pa
   assert "Ours over the fastest peer" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def raced(entry_point, peer_python: Path, tmp_path_factory: pytest.TempPathFactory):
+  """The GPU's races at smoke size on a CPU, with stand-ins for peers: (workdir, process)."""
+  workdir = tmp_path_factory.mktemp("gpu") / "run"
+  done = entry_point(
+    "benchmark",
+    "--config=gpu:smoke",
+    "--config.peers.torch=('as_written', 'channels_last', 'compile')",
+    f"--peer_python={peer_python}",
+    f"--workdir={workdir}",
+    # More than it takes.
+    "--seconds=900",
+    "--noprogress",
+    *QUICKLY,
+  )
+  assert (done.returncode, done.stderr) == (0, ""), done.stderr
+  return workdir, done
+
+
+def test_a_gpus_races_are_in_the_order_of_worth(raced) -> None:
+  workdir, done = raced
+  report = _report(workdir)
+  assert "left_out" not in report and "Left out" not in done.stdout
+  assert [row["race"] for row in report["rows"]] == [
+    *["cifar_ours"] * 3, *["cifar"] * 9, *["sd"] * 2, *["compile"] * 2
+  ]  # fmt: skip
+  names = [f"{task.partition('/')[0]}" for task in report["done"]]
+  assert names == [*["cifar_ours"] * 3, *["cifar"] * 3, "sd", "compile"]
+  header = report["header"]
+  assert set(header["copy_gbs"]) == {"jax", "torch"} and header["copy_gbs"]["torch"] == 20.0
+  assert set(header["matmul_gflops"]["jax"]) >= {"float32/tf32", "float32/highest"}
+  assert "best copy, GB/s" in (workdir / "bench.md").read_text()
+
+
+def test_a_gpus_rows_follow_their_own_arithmetic(raced) -> None:
+  report = _report(raced[0])
+  ours = [row for row in report["rows"] if row["framework"] == "jax"]
+  assert {row["variant"] for row in ours} == {"scan_2"}
+  for row in report["rows"]:
+    assert row["reason"] is None and row["median_s"] > 0
+    # A CPU has no memory of a device, and float32 no other precision there.
+    assert not {"device_mib", "precision", "remat", "xla_flags"} & set(row)
+    # The stand-in counts half a TFLOP, which is then every contestant's; alone, ours counts.
+    usual = row["tflop"] if row["race"] == "cifar_ours" else 0.5
+    assert row["mfu_of"] == ("jax" if row["race"] == "cifar_ours" else "torch")
+    assert row["mfu"] == pytest.approx(1e5 * usual / row["median_s"] / _peak(report))
+  # The program is compiled once; another worker loads it.
+  assert [row.get("cached", False) for row in ours] == [False] * 7 + [True]
+  (sd,) = [row for row in ours if row["race"] == "sd"]
+  assert sd["tflop"] > 0 and sd["ratio"] > 0
+
+
+def test_races_without_time_are_left_out_and_go_on_later(
+  raced, entry_point, peer_python: Path, tmp_path: Path
+) -> None:
+  workdir = tmp_path / "run"
+  shutil.copytree(raced[0], workdir)
+  report = _report(workdir)
+  last = report["done"].pop()
+  rows = [row for row in report["rows"] if row["race"] != "compile"]
+  (workdir / "bench.json").write_text(json.dumps(report | {"rows": rows}))
+  command = (
+    "--config=gpu:smoke",
+    "--config.peers.torch=('as_written', 'channels_last', 'compile')",
+    f"--peer_python={peer_python}",
+    f"--workdir={workdir}",
+    "--noprogress",
+    *QUICKLY,
+  )
+  done = entry_point("benchmark", *command, "--seconds=0.001")
+  assert (done.returncode, done.stderr) == (0, ""), done.stderr
+  after = _report(workdir)
+  assert after["rows"] == rows and last not in after["done"]
+  assert [row["task"] for row in after["left_out"]] == [last]
+  assert f"{last}: no time left" in done.stdout
+  assert "## Left out" in (workdir / "bench.md").read_text()
+  done = entry_point("benchmark", *command, "--only=compile")
+  assert done.returncode == 0, done.stderr
+  after = _report(workdir)
+  assert after["done"][-1] == last and "left_out" not in after
+  assert after["rows"][-2]["cached"] is True
+
+
+def test_a_gpus_config_is_for_a_gpu(entry_point, tmp_path: Path) -> None:
+  peers = "--config.peers.torch=()"
+  done = entry_point("benchmark", "--config=gpu", f"--workdir={tmp_path}", peers)
+  assert done.returncode == 2
+  assert "this config is for backend 'gpu', but jax found only" in done.stderr
+
+
 def _peak(report: dict) -> float:
   return max(rates["float32"] for rates in report["header"]["matmul_gflops"].values())
 
