@@ -68,25 +68,29 @@ def test_a_program_of_one_phase_has_its_costs(prepared) -> None:
   assert said["tflop"] == {"max": 3.0}
 
 
-def test_a_program_from_the_cache_says_so(prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-  assert not prepared(Update(), (), ["max"])[1]["cached"]
-  compiled = problem.compile_round
+@pytest.mark.parametrize(("saved", "cached"), [((), False), ((0.001,), False), ((9.0, 1.0), True)])
+def test_a_program_from_the_cache_says_so(
+  prepared, monkeypatch: pytest.MonkeyPatch, saved: tuple[float, ...], cached: bool
+) -> None:
+  update = Update()
+  prepared(update, (), ["max"])
 
-  def loaded(given: Any) -> Any:
-    jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
-    return compiled(given)
+  def compile_round(given: Any) -> Any:
+    time.sleep(0.01)
+    for seconds in saved:
+      jax.monitoring.record_event_duration_secs(contestant._SAVED, seconds)
+    return update
 
-  made, update = problem.Problem(None, None, "key", "data", "params", 0, None), Update()  # type: ignore[arg-type]
-  monkeypatch.setattr(problem, "build", lambda spec: made)
-  monkeypatch.setattr(problem, "compile_round", lambda given: loaded(given) and update)
-  monkeypatch.setattr(flops, "count", lambda text: flops.Cost(1, ()))
+  monkeypatch.setattr(problem, "compile_round", compile_round)
   said = contestant.Contestant().prepare(["max"], unet={}, performance={}, batch=8)
-  assert said["cached"]
-  # Events after that are not listened to.
-  with contestant._events() as events:
-    pass
-  jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
-  assert events == set()
+  assert said["cached"] is cached
+
+
+def test_only_the_compilation_is_listened_to() -> None:
+  with contestant._durations() as found:
+    jax.monitoring.record_event_duration_secs("/one", 2.0)
+  jax.monitoring.record_event_duration_secs("/one", 3.0)
+  assert found["/one"] == [2.0]
 
 
 def test_memory_of_a_device_is_the_programs_own() -> None:
