@@ -106,8 +106,8 @@ def _durations() -> Iterator[dict[str, list[float]]]:
   """Collects the seconds that jax reports inside the block, by what they are of."""
   found: dict[str, list[float]] = {}
 
-  def listen(event: str, seconds: float, **_: Any) -> None:
-    found.setdefault(event, []).append(seconds)
+  def listen(event: str, duration_secs: float, **_: Any) -> None:
+    found.setdefault(event, []).append(duration_secs)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:

@@ -24,8 +24,8 @@ TORCH_VARIANTS = ("as_written", "channels_last", "compile")
 #   xla_flags        added to XLA_FLAGS of our process
 #   phase            our program holds only this phase, "min" or "max"; "" for all
 #   trains           part of the model that the surrogate trains, as the option of UDP
-#   scan_steps       in place of `races.scan_steps`
-#   peers            those of `peers.torch` that take part
+#   scan_steps       in place of `config.races.scan_steps`
+#   peers            those of `config.peers.torch` that take part
 #   prepare_s        seconds that it is likely to take to build and compile all contestants
 #   race_s           the same for each of its races
 OPTIONS = (
@@ -99,7 +99,7 @@ def tasks(config: Any, only: str = "") -> list[Task]:
   Args:
     config: settings, as in `experiments.configs.benchmark`.
     only: regular expression, or several with commas between them; the name of a group in
-      `races.order` selects that group alone.
+      `config.races.order` selects that group alone.
 
   Raises:
     ConfigError: a name or number in the config cannot be used, or `only` selects nothing.

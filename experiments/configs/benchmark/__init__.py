@@ -25,6 +25,13 @@ SD_SMALL = {
   },
   "vae": {"block_out_channels": (64, 128, 256), "layers_per_block": 2, "sample_size": 128},
 }
+# Stable Diffusion 1.5, whose sizes are the defaults of both networks.
+_SD15 = {
+  "image_size": 512,
+  "prompt_length": 77,
+  "unet": {"sample_size": 64, "cross_attention_dim": 768},
+  "vae": {"sample_size": 512},
+}
 _SD_TINY = {
   "image_size": 32,
   "prompt_length": 4,
@@ -45,6 +52,13 @@ _SD_TINY = {
     "sample_size": 32,
   },
 }
+_GPU_NOTICE = (
+  "A call of ours and of PyTorch takes the same number of steps, and the host waits for the device "
+  "after the last. MFU: FLOPs that PyTorch counts for the eager network, without gradients that "
+  "nobody uses, over the time and the best matrix product; `FLOPs by` jax where no such peer took "
+  "part. Device MiB: ours what the compiler says of the program, with all its works; PyTorch's the "
+  "largest allocation during a step. Programs that an earlier race compiled are loaded: `cached`."
+)
 
 
 def group(
@@ -57,6 +71,25 @@ def group(
   """Returns races: every work with every model, batch and dtype; options as in `plan.OPTIONS`."""
   fields = {"works": works, "models": models, "batches": batches, "dtypes": dtypes}
   return ConfigDict(fields | options)
+
+
+def race(
+  works: tuple[str, ...], model: str, batch: int, seconds: tuple[float, float], **options: Any
+) -> ConfigDict:
+  """Returns races of one model and batch, in bfloat16 unless the options have other `dtypes`.
+
+  Args:
+    works: what is raced.
+    model: name of the model.
+    batch: pictures in a batch.
+    seconds: likely duration of preparing all contestants, and of each race.
+    **options: as in `plan.OPTIONS`.
+  """
+  # Every group has every option, so that the command line can set it.
+  fields: dict[str, Any] = {"precision": "", "remat": False, "xla_flags": "", "phase": ""}
+  fields |= {"trains": "", "scan_steps": (), "peers": (), "dtypes": ("bfloat16",)}
+  fields |= {"prepare_s": float(seconds[0]), "race_s": float(seconds[1])} | options
+  return group(works, (model,), (batch,), **fields)
 
 
 def base(title: str) -> ConfigDict:
@@ -148,4 +181,40 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
     config.scaling.update({"model": "tiny", "batch": 4, "devices": (1, 2)})
     config.host.update({"models": ("tiny",), "in_one_dispatch": (), "batch": 4})
     config.compile_time.update({"models": ("tiny",), "batch": 4})
+  return config
+
+
+def on_gpu(title: str, groups: dict[str, ConfigDict], variant: str | None) -> ConfigDict:
+  """Returns a benchmark of these races alone, in this order, on a GPU; of the first four as smoke.
+
+  Both sides wait for the device after a call of several steps, not after each.
+  """
+  config = base(title)
+  config.notice, config.backend, config.cache = _GPU_NOTICE, "gpu", True
+  del config.models.demo
+  config.latent_models = {"sd15": _SD15}
+  config.matmul_size, config.copy_mib = 8192, 4096
+  config.matmul_rates = (*DTYPES, "float32/tf32", "float32/highest")
+  config.performance.update({"frozen_dtype": "bfloat16", "vae_attention": "", "vae_slices": 1})
+  # Of latent models only delta or LoRA factors are trained.
+  config.performance.frozen_parts = ("unet", "vae", "text_encoder")
+  config.races.update({"scan_steps": (12,), "seconds": 4.0, "start_together": True, "mfu": True})
+  config.peers.update({"several_steps": True, "compile_only": ""})
+  config = finish(config, variant)
+  if variant == "smoke":
+    config.backend, config.copy_mib = "", 16
+    config.performance.frozen_dtype = "float32"
+    groups = dict(list(groups.items())[:4])
+    names = {"ddpm_cifar10": "tiny", "sd15": "sd_tiny"}
+    for each in groups.values():
+      each.update({"models": tuple(names[name] for name in each.models), "batches": (4,)})
+      # CPUs compile float32 faster.
+      each.update({"dtypes": ("float32",), "scan_steps": (2,), "prepare_s": 1.0, "race_s": 0.1})
+  config.races.groups = groups
+  # A ConfigDict has no order of its own.
+  config.races.order = tuple(groups)
+  # The other sections are about CPUs.
+  config.primitives.dtypes = ()
+  config.cost.model = ""
+  config.scaling.devices = config.host.models = config.compile_time.models = ()
   return config
