@@ -167,3 +167,30 @@ here_document() {
   while [[ $'\n'$1$'\n' == *$'\n'$mark$'\n'* ]]; do mark+=_; done
   printf "%s <<'%s'\n%s\n%s\n" "$(quote "${@:2}")" "$mark" "$1" "$mark"
 }
+
+# first_of PROGRAMS...: prints the first that is a file which runs, or the last.
+first_of() {
+  local candidate
+  for candidate in "$@"; do
+    [[ ! -x $candidate ]] || break
+  done
+  printf '%s' "$candidate"
+}
+
+# ask_gpu: prints what nvidia-smi says about the GPUs; changes nothing there.
+ask_gpu() {
+  local asked=name,driver_version,compute_cap,memory.total,memory.free report
+  command -v nvidia-smi >/dev/null ||
+    fail "no nvidia-smi, so no NVIDIA GPU here; --smoke shows every part on a CPU"
+  report=$(timeout 5 nvidia-smi --query-gpu="$asked" --format=csv 2>&1) ||
+    fail "nvidia-smi finds no GPU (${report%%$'\n'*}); --smoke shows every part on a CPU"
+  printf '%s' "$report"
+}
+
+# install_wheels PYTHON DIR TARGET: installs the wheels of a folder into another, without network.
+install_wheels() {
+  local files=("$2"/*.whl)
+  [[ -e ${files[0]} ]] || fail "--wheels=$2: no wheels in it (see launch/README.md)"
+  timeout 12 "$1" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
+    --upgrade --target "$3" "${files[@]}" || fail "the wheels of $2 cannot be installed"
+}

@@ -110,24 +110,11 @@ if [[ -n $dry_run ]]; then
 else
   budget >&2
 fi
-first_of() {
-  local candidate
-  for candidate in "$@"; do
-    [[ ! -x $candidate ]] || break
-  done
-  printf '%s' "$candidate"
-}
 [[ -n $python ]] || python=$(first_of "$repository/.venv/bin/python" python3)
 [[ -n $peer_python ]] || peer_python=$(first_of "$repository/.venv-peers/bin/python" python3)
 
 card='no GPU: a smoke run'
-asked=name,driver_version,compute_cap,memory.total,memory.free
-if [[ -z $dry_run && -z $smoke ]]; then
-  command -v nvidia-smi >/dev/null ||
-    fail "no nvidia-smi, so no NVIDIA GPU here; --smoke shows every part on a CPU"
-  card=$(timeout 5 nvidia-smi --query-gpu="$asked" --format=csv 2>&1) ||
-    fail "nvidia-smi finds no GPU (${card%%$'\n'*}); --smoke shows every part on a CPU"
-fi
+[[ -n $dry_run || -n $smoke ]] || card=$(ask_gpu)
 
 # Shared by all parts. The machine that the results come from may have no git.
 settings=(PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false)
@@ -177,13 +164,7 @@ prepare() {
   mkdir -p -- "$out" "$work/logs" "$work/site" || fail "cannot make the folders $out and $work"
   : >"$work/summary.txt"
   rm -f -- "$out"/{environment.txt,checks.json,bench.json,bench.md,logs.tar.gz,summary.txt}
-  if [[ -n $wheels ]]; then
-    local files=("$wheels"/*.whl)
-    [[ -e ${files[0]} ]] || fail "--wheels=$wheels: no wheels in it (see launch/README.md)"
-    # No `fail` after this: it is the first thing that takes time.
-    timeout 12 "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
-      --upgrade --target "$work/site" "${files[@]}" || fail "the wheels cannot be installed"
-  fi
+  [[ -z $wheels ]] || install_wheels "$python" "$wheels" "$work/site"
   {
     date --utc +'%Y-%m-%d %H:%M:%S UTC'
     git -C "$repository" rev-parse HEAD 2>/dev/null || echo "commit ${UDP_JAX_COMMIT:-unknown}"

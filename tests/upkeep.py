@@ -39,6 +39,7 @@ PROGRAMS = 300
 LONG = (
   "tests/experiments/test_protect.py",
   "tests/experiments/test_eudp.py",
+  "tests/launch/test_gpu_goldens.py",
   "tests/runtime/test_mesh.py",
   "tests/stages/test_protect_pictures.py",
   "tests/launch/test_tpu_pod.py",

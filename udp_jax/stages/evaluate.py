@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,21 @@ class Judge:
 
     `radius_255` is the budget of the row in 8-bit levels.
     """
+    losses = {
+      "loss_training_set": self._loss(params, images[: self._limit]),
+      "loss_clean_holdout": self._loss(params, self._holdout[: self._limit]),
+    }
+    return self.without_model(images, samples, losses, name, radius_255)
+
+  def without_model(
+    self,
+    images: np.ndarray,
+    samples: np.ndarray,
+    losses: Mapping[str, float],
+    name: str,
+    radius_255: float,
+  ) -> dict[str, float | None]:
+    """Returns the same for a model whose losses were measured elsewhere."""
     if self._real is None:
       self._real = self._features(self._holdout, "held-out")
     generated = sets.distribution_metrics(self._real, self._features(samples, f"samples {name}"))
@@ -51,8 +66,7 @@ class Judge:
       "recall": generated["recall"],
       "mmd": generated["mmd"],
       "mmd_se": generated["mmd_se"],
-      "loss_training_set": self._loss(params, images[: self._limit]),
-      "loss_clean_holdout": self._loss(params, self._holdout[: self._limit]),
+      **losses,
     }
     metrics |= visibility.picture_metrics(self._clean, images, radius_255)
     return {name: float(v) if np.isfinite(v) else None for name, v in metrics.items()}
