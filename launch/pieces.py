@@ -156,7 +156,7 @@ def pack(config: Any, path: Path) -> dict[str, Any]:
 
 
 def opened(config: Any, pictures: Path, workdir: Path) -> Opened:
-  """Opens a study over packed pictures in workdir/study.
+  """Opens a study over packed pictures in workdir/study; writes none of them there.
 
   Raises:
     ConfigError: the folder belongs to another study.
@@ -184,41 +184,69 @@ def opened(config: Any, pictures: Path, workdir: Path) -> Opened:
   clean, holdout = build.load_data(study.config)
   build.check_sizes(study.config, clean, study.model.model)
   settings.check(study.config, study.workdir, clean)
-  build.write_pictures(clean, study.workdir / "clean")
-  build.write_pictures(holdout, study.workdir / "holdout")
   return Opened(study, clean, holdout, identity)
 
 
-def lay_protected(opened: Opened, path: str | Path) -> str:
-  """Writes the protected pictures of a piece into the study; returns the row.
+class Target(NamedTuple):
+  """Where a piece goes, and by when.
+
+  Attributes:
+    folder: for its zip and its record.
+    until: time of `time.monotonic` by which it has to be written.
+  """
+
+  folder: Path
+  until: float
+
+
+class Protected(NamedTuple):
+  """The pictures of a `protect` piece.
+
+  Attributes:
+    row: name of the row.
+    images: uint8 (N, H, W, 3).
+    record: the record of its zip.
+  """
+
+  row: str
+  images: np.ndarray
+  record: dict[str, Any]
+
+
+def read_protected(opened: Opened, path: str | Path) -> Protected:
+  """Returns the protected pictures of a piece.
 
   Raises:
     BadDataError: the piece is of another study, or breaks its budget.
   """
-  from udp_jax.data import image_set, manifest
+  from udp_jax.data import image_set
   from udp_jax.studies import rows
 
   levels, record = read_pictures(path)
   _check_identity(opened, record, path)
-  row, study = record["row"], opened.study
-  protected = opened.clean.images.astype(np.int16) + levels.astype(np.int16) - _ZERO
-  worst = int(np.abs(levels.astype(np.int16) - _ZERO).max())
-  if worst > rows.row_radius_255(study.config, row) or not 0 <= protected.min() <= 255:
-    raise BadDataError(f"{path}: {worst} levels of change, more than the budget of {row}")
-  images = protected.astype(np.uint8)
+  row, change = record["row"], levels.astype(np.int16) - _ZERO
+  if np.abs(change).max() > rows.row_radius_255(opened.study.config, row):
+    raise BadDataError(f"{path}: {np.abs(change).max()} levels, more than the budget of {row}")
+  images = (opened.clean.images + change).astype(np.uint8)
   if image_set.pixels_sha256(images) != record["protected"]:
     raise BadDataError(f"{path}: the pictures of {row} are not those that the piece made")
-  folder = study.workdir / "protected" / row
+  return Protected(row, images, record)
+
+
+def lay_protected(opened: Opened, protected: Protected) -> None:
+  """Writes the protected pictures of a piece into the study, as its own run does."""
+  from udp_jax.data import manifest
+
+  folder = opened.study.workdir / "protected" / protected.row
   if not manifest.is_complete(folder):
-    more = {"origin": opened.clean.origin, "piece": {**record, "file": Path(path).name}}
+    more = {"origin": opened.clean.origin, "piece": protected.record}
     manifest.write_folder(
       folder,
-      images,
+      protected.images,
       opened.clean.names,
       clean=opened.clean.images,
-      record=study.row(row).record | more,
+      record=opened.study.row(protected.row).record | more,
     )
-  return row
 
 
 def _check_identity(opened: Opened, record: Mapping[str, Any], path: str | Path) -> None:
@@ -227,36 +255,57 @@ def _check_identity(opened: Opened, record: Mapping[str, Any], path: str | Path)
       raise BadDataError(f"{path}: a piece with other {what}; all pieces need the same")
 
 
-def protect(opened: Opened, row: str, out: Path) -> dict[str, Any]:
+def protect(
+  opened: Opened, row: str, target: Target, given: Mapping[str, Protected]
+) -> dict[str, Any]:
   """Makes the perturbations of one row and writes the piece.
+
+  Args:
+    opened: the study.
+    row: name of the row.
+    target: where the piece goes.
+    given: pictures of other rows, by row, of which this one may imitate one.
 
   Raises:
     MissingDataError: the row imitates another one that is not there yet.
   """
-  from udp_jax.data import image_set, manifest
+  from udp_jax.data import image_set
   from udp_jax.studies import build, rows
 
   study = opened.study
   settings = rows.settings(study.config, row)
   if settings.radius_255 >= _ZERO:
     raise ConfigError(f"{row}: at most {_ZERO - 1} levels fit into a piece")
-  if settings.imitates and not manifest.is_complete(
-    study.workdir / "protected" / settings.imitates
-  ):
-    raise MissingDataError(f"{row} imitates {settings.imitates}: give its piece by --protected")
+  if settings.imitates is not None:
+    if settings.imitates not in given:
+      raise MissingDataError(f"{row} imitates {settings.imitates}: give its piece by --protected")
+    lay_protected(opened, given[settings.imitates])
   log = study.workdir / "stages" / f"protect_{row}" / "metrics.jsonl"
-  with in_time(log, settings.num_rounds, "protect"):
+  with in_time(log, settings.num_rounds, target.until - _AFTER_S["protect"]):
     images = build.protect_row(study, row, opened.clean)
   levels = (images.astype(np.int16) - opened.clean.images + _ZERO).astype(np.uint8)
   described = {"row": row, "protected": image_set.pixels_sha256(images), **opened.identity}
-  path = out / f"protect-{row}.zip"
+  path = target.folder / f"protect-{row}.zip"
   write_pictures(path, levels, described)
   return _finish(path, {"piece": "protect", **described, "rounds": settings.num_rounds}, log)
 
 
-def victim(opened: Opened, row: str, seed: int, out: Path) -> dict[str, Any]:
-  """Trains on one row, samples, measures the losses, and writes the piece."""
-  from udp_jax.data import image_set, manifest
+def victim(
+  opened: Opened, row: str, seed: int, target: Target, given: Mapping[str, Protected]
+) -> dict[str, Any]:
+  """Trains on one row, samples, measures the losses, and writes the piece.
+
+  Args:
+    opened: the study.
+    row: name of the row, "clean" for unprotected pictures.
+    seed: one of config.threat.seeds.
+    target: where the piece goes.
+    given: protected pictures by row.
+
+  Raises:
+    MissingDataError: the row's pictures are not given.
+  """
+  from udp_jax.data import image_set
   from udp_jax.data.marks import CLEAN
   from udp_jax.metrics import denoising
   from udp_jax.stages import sample
@@ -265,18 +314,15 @@ def victim(opened: Opened, row: str, seed: int, out: Path) -> dict[str, Any]:
   study, config = opened.study, opened.study.config
   if seed not in config.threat.seeds:
     raise ConfigError(f"--seed={seed} is none of config.threat.seeds, {tuple(config.threat.seeds)}")
-  images = opened.clean.images
-  if row != CLEAN:
-    folder = study.workdir / "protected" / row
-    if not manifest.is_complete(folder):
-      raise MissingDataError(f"no pictures of {row}: give its piece by --protected")
-    images = manifest.read_folder(folder)[0].images
+  if row != CLEAN and row not in given:
+    raise MissingDataError(f"no pictures of {row}: give its piece by --protected")
+  images = opened.clean.images if row == CLEAN else given[row].images
   folder = study.workdir / "threats" / row / f"seed{seed}"
   # As in `studies.training_sets`: every row has the same draws.
   every, label = config.checkpoint.every_steps, f"train {row} seed {seed}"
   run = study.run(f"threat/{seed}", folder, label, checkpoint_every=every)
   threat, steps = build.build_trainer(study), config.threat.options.train_steps
-  with in_time(folder / "metrics.jsonl", steps, "victim"):
+  with in_time(folder / "metrics.jsonl", steps, target.until - _AFTER_S["victim"]):
     params = build.train_model(study, images, threat, run)
     trained = time.monotonic()
     samples = sample.sample(
@@ -294,7 +340,7 @@ def victim(opened: Opened, row: str, seed: int, out: Path) -> dict[str, Any]:
     }
   described = {"row": row, "seed": seed, **opened.identity}
   described["training_set"] = image_set.pixels_sha256(images)
-  path = out / f"victim-{row}-{seed}.zip"
+  path = target.folder / f"victim-{row}-{seed}.zip"
   write_pictures(path, samples, described | {"samples": image_set.pixels_sha256(samples)})
   more = {"losses": losses, "steps": steps, "seconds_after": time.monotonic() - trained}
   return _finish(path, {"piece": "victim", **described, **more}, folder / "metrics.jsonl")
@@ -320,20 +366,19 @@ def _finish(path: Path, record: dict[str, Any], log: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def in_time(log: Path, total: int, piece: str) -> Iterator[None]:
-  """Ends the process with code 75 as soon as its rounds or steps cannot be done in the time.
+def in_time(log: Path, total: int, until: float) -> Iterator[None]:
+  """Ends the process with code 75 as soon as its rounds or steps cannot be done in time.
 
   Args:
     log: metrics.jsonl of the loop, with the position and seconds of each call.
     total: position at which the loop is done.
-    piece: "protect" or "victim"; what comes after the loop takes `_AFTER_S`.
+    until: time of `time.monotonic` at which the loop has to be done.
   """
   done = threading.Event()
 
   def watch() -> None:
     while not done.wait(0.5):
-      left = _SECONDS.value - (time.monotonic() - _STARTED)
-      text = too_long(_positions(log), total, left, _AFTER_S[piece])
+      text = too_long(_positions(log), total, until - time.monotonic())
       if text and not done.is_set():
         print(f"unfinished: {text}", flush=True)
         processes.exit_now(UNFINISHED)
@@ -354,25 +399,24 @@ def _positions(log: Path) -> list[tuple[int, float]]:
   return []
 
 
-def too_long(calls: Sequence[tuple[int, float]], total: int, left: float, after: float) -> str:
+def too_long(calls: Sequence[tuple[int, float]], total: int, left: float) -> str:
   """Returns why a loop cannot be done in time; "" if it can, or if it is too early to tell.
 
   Args:
     calls: (position, seconds) of each call so far; the first one also compiles.
     total: position at which the loop is done.
-    left: seconds that are left of the whole piece.
-    after: seconds that the piece needs after the loop.
+    left: seconds that are left for the loop.
   """
-  if left <= 0:
-    return f"the time is over, at {calls[-1][0] if calls else 0} of {total}"
   position = calls[-1][0] if calls else 0
-  if len(calls) < 3 or position >= total:
+  if position >= total:
+    return ""
+  if left <= 0:
+    return f"the time is over, at {position} of {total}"
+  if len(calls) < 3:
     return ""
   each = sum(seconds for _, seconds in calls[1:]) / (position - calls[0][0])
-  fit = position + int(max(0.0, left - after) / each)
-  if fit >= total:
-    return ""
-  return f"{each:.4g} s each: {fit} of {total} would fit, with {after:.0f} s for what comes after"
+  fit = position + int(left / each)
+  return "" if fit >= total else f"{each:.4g} s each: {fit} of {total} would fit"
 
 
 def collect(opened: Opened, folders: Sequence[str]) -> dict[str, Any]:
@@ -384,16 +428,20 @@ def collect(opened: Opened, folders: Sequence[str]) -> dict[str, Any]:
   """
   from udp_jax.data import image_set, verify
   from udp_jax.data.marks import CLEAN
+  from udp_jax.studies import build
 
   records = dict(_records(folders))
   if not records:
     raise MissingDataError(f"no pieces in {', '.join(folders)}")
   study = opened.study
+  build.write_pictures(opened.clean, study.workdir / "clean")
+  build.write_pictures(opened.holdout, study.workdir / "holdout")
   digests = {CLEAN: image_set.pixels_sha256(opened.clean.images)}
   for path, record in records.items():
     _check_identity(opened, record, path)
     if record["piece"] == "protect":
-      row = lay_protected(opened, path)
+      row = record["row"]
+      lay_protected(opened, read_protected(opened, path))
       digests[row] = record["protected"]
       _lay_curve(study.workdir / "stages" / f"protect_{row}", record)
       report = verify.verify(
@@ -519,12 +567,16 @@ def main(argv: Sequence[str]) -> int:
   elif piece == "collect":
     print(json.dumps(collect(made, _PIECES.value), indent=2))
   else:
-    row, out = _needed("row", _ROW), Path(_needed("out", _OUT)).absolute()
+    row = _needed("row", _ROW)
+    target = Target(Path(_needed("out", _OUT)).absolute(), _STARTED + _SECONDS.value)
     if row not in config.rows:
       raise ConfigError(f"--row={row}: the config has {', '.join(config.rows)}")
-    for path in _PROTECTED.value:
-      lay_protected(made, path)
-    done = protect(made, row, out) if piece == "protect" else victim(made, row, _SEED.value, out)
+    read = [read_protected(made, path) for path in _PROTECTED.value]
+    given = {one.row: one for one in read}
+    if piece == "protect":
+      done = protect(made, row, target, given)
+    else:
+      done = victim(made, row, _SEED.value, target, given)
     print(json.dumps(done))
   return 0
 

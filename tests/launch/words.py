@@ -22,6 +22,7 @@ POD = (
 JOBSET = ("--name=x", "--image=registry/image:1", "--accelerator=v5e", "--topology=4x4")
 # The fewest words with which each script does something. A new script needs its line here.
 MINIMAL = {
+  "gpu_evidence.sh": ("pack", "--pictures=pictures.zip"),
   "gpu_run.sh": ("--out=gpu",),
   "jobset.sh": (*JOBSET, "--apply", "--", "true"),
   "local.sh": ("2", "--", "true"),
