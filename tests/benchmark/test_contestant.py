@@ -68,6 +68,16 @@ def test_a_program_of_one_phase_has_its_costs(prepared) -> None:
   assert said["tflop"] == {"max": 3.0}
 
 
+@pytest.mark.parametrize("error", [KeyError, NotImplementedError, TypeError, ValueError])
+def test_a_program_that_cannot_be_read_is_raced(
+  prepared, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+  update = Update()
+  monkeypatch.setattr(update, "as_text", lambda: (_ for _ in ()).throw(error()))
+  found, said = prepared(update, (), ["max"])
+  assert said["tflop"] == {} and found.run("max")["seconds"] > 0
+
+
 @pytest.mark.parametrize(("saved", "cached"), [((), False), ((0.001,), False), ((9.0, 1.0), True)])
 def test_a_program_from_the_cache_says_so(
   prepared, monkeypatch: pytest.MonkeyPatch, saved: tuple[float, ...], cached: bool
@@ -100,6 +110,8 @@ def test_memory_of_a_device_is_the_programs_own() -> None:
   device = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 300 * 2**20})
   found = contestant.device_memory(program, device)
   assert found == {"device_mib": 90.0, "process_mib": 300.0}
+  program.memory_analysis = lambda: None
+  assert contestant.device_memory(program, device) == {"process_mib": 300.0}
   # A CPU has no memory of its own.
   assert contestant.device_memory(program, SimpleNamespace(memory_stats=lambda: None)) == {}
 

@@ -94,14 +94,18 @@ def test_a_gpu_measures_in_the_order_of_worth() -> None:
   assert list(dict.fromkeys(task.spec["race"] for task in tasks)) == list(config.races.order)
   # Everything in `races.groups` is measured.
   assert set(config.races.order) == set(config.races.groups)
-  first = [task.key for task in tasks[:7]]
+  first = [task.key for task in tasks[:8]]
   cifar = [f"{work}/ddpm_cifar10/b128/bfloat16" for work in ("round", "max", "min")]
   alone, raced = ([f"{name}/{key}" for key in cifar] for name in ("cifar_ours", "cifar"))
-  assert first == [*alone, *raced, "sd/max/sd15/b8/bfloat16"]
+  latent = "max/sd15/b8/bfloat16"
+  assert first == [*alone, *raced, f"sd_ours/{latent}", f"sd/{latent}"]
   assert {task.section for task in tasks} == {"races"}
   # Ours alone and against peers, by the same worker.
   assert len({plan.seat(task) for task in tasks[:6]}) == 1
-  assert plan.contestants(config, tasks[0])[0] == plan.contestants(config, tasks[3])[0]
+  for ours, against in ((0, 3), (6, 7)):
+    assert plan.seat(tasks[ours]) == plan.seat(tasks[against])
+    (alone_there,) = plan.contestants(config, tasks[ours])
+    assert alone_there == plan.contestants(config, tasks[against])[0]
   assert len({(task.spec["race"], *plan.seat(task)) for task in tasks}) == len(config.races.order)
 
 

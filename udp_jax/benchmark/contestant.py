@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,8 +75,13 @@ class Contestant:
       raise FloatingPointError(f"the loss of {work} is not finite")
 
   def _tflop(self) -> dict[str, float | None]:
-    """TFLOP of one step for each kind of work, from the compiled program."""
-    cost = flops.count(self._update.as_text())
+    """TFLOP of one step for each kind of work, from the compiled program; {} if it is not read."""
+    try:
+      cost = flops.count(self._update.as_text())
+    except (LookupError, NotImplementedError, TypeError, ValueError):
+      # A program with something unknown in it costs the row its FLOPs, not its time.
+      traceback.print_exc()
+      return {}
     if self._phase:
       return {self._phase: cost.total / (1e12 * self._steps)}
     # The two phases of the round; train comes first, because perturb needs its weights.
@@ -95,10 +101,13 @@ def device_memory(program: Any, device: Any) -> dict[str, float]:
   if not account:
     return {}
   sizes = program.memory_analysis()
+  in_use = {"process_mib": account["peak_bytes_in_use"] / 2**20}
+  if sizes is None:
+    return in_use
   held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
   # Results that take the place of donated arguments are counted once.
   held -= sizes.alias_size_in_bytes
-  return {"device_mib": held / 2**20, "process_mib": account["peak_bytes_in_use"] / 2**20}
+  return {"device_mib": held / 2**20} | in_use
 
 
 @contextlib.contextmanager

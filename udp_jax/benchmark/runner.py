@@ -300,14 +300,14 @@ class _Bench:
     self.pool.enter(group)
     self._begun.add(self._round(task))
     mates = [t for t in left if t.section == "races" and plan.seat(t) == group]
-    contestants = plan.contestants(self.config, task)
     if settings.start_together:
       # A worker takes seconds to import its libraries, which needs no device.
-      for contestant in contestants:
-        self._started(contestant, task)
+      for mate in mates:
+        for contestant in plan.contestants(self.config, mate):
+          self._started(contestant, mate)
     runs: dict[str, race.Run] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for contestant in contestants:
+    for contestant in plan.contestants(self.config, task):
       name = contestant.variant if contestant.framework == "jax" else f"torch_{contestant.variant}"
       row = {**spec, "framework": contestant.framework, "variant": contestant.variant}
       rows[name] = tables.race_row(row)
