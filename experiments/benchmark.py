@@ -27,7 +27,8 @@ _ONLY = flags.DEFINE_string(
   "only",
   "",
   "Regular expressions, with commas between them: only tasks whose key contains one, e.g. "
-  "round/demo or primitives.",
+  "round/demo or primitives. The name of a group of races that has an order, such as cifar in "
+  "config gpu, selects that group alone.",
 )
 _SECONDS = flags.DEFINE_float(
   "seconds",
