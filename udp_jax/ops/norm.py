@@ -115,7 +115,7 @@ def _backward(num_groups, epsilon, activation, saved, g):
   mean_d_xhat = _group_mean(sum_dy_xhat * factor, num_groups, x.shape[1])
   if x.dtype != mean.dtype:
     # Compute both again: XLA would keep them for this pass, at twice the bytes of x and g.
-    sum_dy, x, g = jax.lax.optimization_barrier((sum_dy, x, g))
+    mean_d, x, g = jax.lax.optimization_barrier((mean_d, x, g))
     dy, centred = wide(x, g)
   # dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) with d = dy * scale.
   slope, offset = rstd * factor, rstd * mean_d
