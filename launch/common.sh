@@ -182,7 +182,7 @@ ask_gpu() {
   local asked=name,driver_version,compute_cap,memory.total,memory.free report
   command -v nvidia-smi >/dev/null ||
     fail "no nvidia-smi, so no NVIDIA GPU here; --smoke shows every part on a CPU"
-  report=$(timeout 5 nvidia-smi --query-gpu="$asked" --format=csv 2>&1) ||
+  report=$(timeout 3 nvidia-smi --query-gpu="$asked" --format=csv 2>&1) ||
     fail "nvidia-smi finds no GPU (${report%%$'\n'*}); --smoke shows every part on a CPU"
   printf '%s' "$report"
 }
@@ -191,6 +191,6 @@ ask_gpu() {
 install_wheels() {
   local files=("$2"/*.whl)
   [[ -e ${files[0]} ]] || fail "--wheels=$2: no wheels in it (see launch/README.md)"
-  timeout 12 "$1" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
+  timeout 8 "$1" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
     --upgrade --target "$3" "${files[@]}" || fail "the wheels of $2 cannot be installed"
 }

@@ -88,6 +88,14 @@ def test_each_command_ends_before_its_limit(stand_in: StandIn) -> None:
     assert own is None or int(own[1]) < int(seconds)
 
 
+def test_what_is_around_the_parts_has_its_time_too(stand_in: StandIn) -> None:
+  limits = _limits(stand_in.launch("gpu_run.sh", "--out=out", "--dry_run").stdout)
+  scripts = (ROOT / "launch" / "common.sh").read_text() + SCRIPT.read_text()
+  waits = re.findall(r'timeout (\d+) (?:nvidia-smi|"\$1" -m pip|"\$python" -m pip)', scripts)
+  assert len(waits) == 3 and sum(map(int, waits)) < limits["prepare"]
+  assert 'timeout "$((pack_s - 5))" tar' in scripts
+
+
 @pytest.mark.parametrize(("part", "count"), [("checks", 2), ("race", 1), ("all", 3)])
 def test_one_part_alone(part: str, count: int, stand_in: StandIn) -> None:
   done = stand_in.launch("gpu_run.sh", "--out=out", f"--part={part}", "--dry_run")
