@@ -114,9 +114,18 @@ def _backward(num_groups, epsilon, activation, saved, g):
   mean_d = _group_mean(sum_dy * factor, num_groups, x.shape[1])
   mean_d_xhat = _group_mean(sum_dy_xhat * factor, num_groups, x.shape[1])
   if x.dtype != mean.dtype:
-    # Compute both again: XLA would keep them for this pass, at twice the bytes of x and g.
-    mean_d, x, g = jax.lax.optimization_barrier((mean_d, x, g))
-    dy, centred = wide(x, g)
+
+    def again(dy, centred, mean_d, x, g):
+      del dy, centred
+      mean_d, x, g = jax.lax.optimization_barrier((mean_d, x, g))
+      return *wide(x, g), mean_d
+
+    # On a GPU compute both again: XLA would keep them for this pass, at twice the bytes of x and g.
+    # On TPUs the barrier parts fusions: the U-Net's perturb step moves 20 % more bytes with it.
+    kept = lambda dy, centred, mean_d, x, g: (dy, centred, mean_d)
+    dy, centred, mean_d = jax.lax.platform_dependent(
+      dy, centred, mean_d, x, g, cuda=again, default=kept
+    )
   # dx = rstd * (d - mean(d) - xhat * mean(d * xhat)) with d = dy * scale.
   slope, offset = rstd * factor, rstd * mean_d
   curve = jnp.square(rstd) * mean_d_xhat
