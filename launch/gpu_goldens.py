@@ -69,14 +69,16 @@ class Part(NamedTuple):
   """A network with the shapes of its inputs.
 
   Attributes:
-    module: options of `performance.module_options` -> network.
+    module: options -> network.
     call: (network with weights bound, inputs) -> output.
     inputs: shape of each input; all are differentiated.
+    options: fields of `models.performance` -> options, as a run makes them.
   """
 
   module: Callable[[dict[str, Any]], nn.Module]
   call: Callable[[Any, dict[str, jax.Array]], jax.Array]
   inputs: dict[str, tuple[int, ...]]
+  options: Callable[[Mapping[str, Any]], dict[str, Any]] = performance.module_options
 
 
 class _Up(nn.Module):
@@ -100,7 +102,8 @@ def _denoise(unet: Any, given: dict[str, jax.Array]) -> jax.Array:
 
 
 def _transformer(options: dict[str, Any]) -> nn.Module:
-  return Transformer2D(8, 32, attention=options["attention"], method=options["conv_method"])
+  speed = {name: options[name] for name in ("attention", "text_attention", "fused")}
+  return Transformer2D(8, 32, method=options["conv_method"], **speed)
 
 
 PARTS = {
@@ -110,6 +113,7 @@ PARTS = {
     _transformer,
     lambda block, given: block(given["x"], given["text"]),
     {"x": (1, 64, 64, 320), "text": (1, 77, 768)},
+    performance.transformer_options,
   ),
   "sd_up": Part(
     lambda options: _Up(options["conv_method"]),
@@ -120,6 +124,7 @@ PARTS = {
     lambda options: AutoencoderKL(AutoencoderKLConfig(), **options),
     lambda vae, given: jnp.concatenate(vae.encode(given["x"]), -1),
     {"x": (1, 128, 128, 3)},
+    performance.vae_options,
   ),
 }
 
@@ -194,12 +199,9 @@ def prepare(name: str, settings: Mapping[str, Any], *, double: bool = False) -> 
     double: whether to compute in float64 (under `jax.enable_x64`), whatever the settings say.
   """
   part = PARTS[name]
-  options = performance.module_options(settings)
+  options = part.options(settings)
   if double:
     options["dtype"] = jnp.float64
-  # Attention is exchanged only over long sequences in Stable Diffusion's transformer.
-  if name == "sd_block":
-    options["attention"] = performance.module_options(settings, long=True)["attention"]
   module = part.module(options)
   dtype = np.float64 if double else np.float32
   inputs = {key: uniform(f"{name}/{key}", shape) for key, shape in part.inputs.items()}
