@@ -84,3 +84,17 @@ def test_a_jax_that_asks_in_another_way(monkeypatch):
   with pytest.raises(RuntimeError, match="has no check_compute_capability"):
     with cudnn.pretend(H100):
       pass
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(4096, 77), (77, 77), (63, 64), (64, 64)])
+def test_jax_lowers_the_gradient_for_any_lengths(queries: int, keys: int):
+  """Also for the 77 words of Stable Diffusion's prompts."""
+  query, key = (jax.ShapeDtypeStruct((2, n, 8, 40), jnp.bfloat16) for n in (queries, keys))
+
+  def loss(query: jax.Array, key: jax.Array) -> jax.Array:
+    return attention.library_attention(query, key, key).astype(jnp.float32).sum()
+
+  with cudnn.pretend(H100):
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(query, key)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  assert "__cudnn$fmhaSoftmaxBackward" in text

@@ -216,6 +216,32 @@ def test_without_a_bias_cudnn_takes_any_length(length):
   assert not refusal(A100, key_length=length, gradient=length > 1)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(6, 8), (6, 7), (5, 8), (5, 7)])
+def test_the_padding_of_odd_lengths_changes_nothing(queries, keys, monkeypatch):
+  """XLA's form, which knows the same masks, plays cuDNN's part."""
+  real, asked = jax.nn.dot_product_attention, []
+
+  def fused(query, key, value, *, implementation, **lengths):
+    asked.append((query.shape[1] % 2, key.shape[1] % 2, bool(lengths)))
+    return real(query, key, value, implementation="xla", **lengths)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+  draw = np.random.default_rng(5).normal
+  given = [
+    jnp.asarray(draw(size=(2, length, 3, 8)), jnp.float32)
+    for length in (queries, keys, keys, queries)
+  ]
+
+  def results(attend):
+    out, pull = jax.vjp(attend, *given[:3])
+    return out, *pull(given[3])
+
+  found, expected = results(attention._by_cudnn), results(attention.dot_product_attention)
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, other, atol=2e-6)
+  assert asked == [(0, 0, bool(queries % 2 or keys % 2))]
+
+
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: str(gpu.capability))
 @pytest.mark.parametrize("cudnn_version", [90800, 91002, 92300])
 def test_nothing_that_jax_refuses_is_let_pass(gpu, cudnn_version, monkeypatch):
@@ -287,7 +313,7 @@ def machine(monkeypatch):
   asked = []
   compute = attention.dot_product_attention
 
-  def fused(query, key, value, *, implementation):
+  def fused(query, key, value, *, implementation, **lengths):
     asked.append((implementation, query.shape[-1]))
     return compute(query, key, value)
 
@@ -368,10 +394,12 @@ def fused(monkeypatch):
   calls = []
 
   def replace(function):
-    def watched(query, key, value, *, implementation):
+    def watched(query, key, value, *, implementation, **lengths):
       assert implementation == "cudnn"
       calls.append((threading.current_thread(), query.shape[1], key.shape[1]))
-      return function(query, key, value)
+      # The last position is padding.
+      keys = slice(-1 if lengths else None)
+      return function(query, key[:, keys], value[:, keys])
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", watched)
     attention._cudnn_works.cache_clear()
@@ -387,7 +415,7 @@ def test_the_attempt_says_yes_where_it_works(fused, dtype):
   for _ in range(2):
     assert attention._cudnn_works(jnp.dtype(dtype), 40, False)
     assert attention._cudnn_works(jnp.dtype(dtype), 40, True)
-  assert [lengths for _, *lengths in calls] == [[64, 64], [64, 77]]
+  assert [lengths for _, *lengths in calls] == [[64, 64], [64, 78]]
   assert threading.main_thread() not in {thread for thread, *_ in calls}
 
 

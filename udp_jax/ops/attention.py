@@ -357,8 +357,8 @@ def cudnn_refusal(
 
   The conditions are JAX's own (`check_layout` and `check_is_flash_attention` of
   jax/_src/cudnn/fused_attention_stablehlo.py, the same in 0.10.2 and 0.12.0.1), and those of
-  cuDNN's support matrix that JAX does not check. JAX restricts lengths only under a bias, which we
-  never use; queries may have any length.
+  cuDNN's support matrix that JAX does not check. JAX restricts lengths under a bias, which we never
+  use, and in the gradient, where `_by_cudnn` pads: both lengths may be any.
 
   Args:
     gpu: the GPU, from `local_gpu`; None for another backend.
@@ -471,11 +471,27 @@ def library_attention(
   if tried and not _cudnn_works(jnp.dtype(query.dtype), head_size, query_length != key_length):
     form = form_on(None)
   if form == "cudnn":
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    return _by_cudnn(query, key, value)
   attend = partial(dot_product_attention, wide=False)
   if form == "whole":
     return attend(query, key, value)
   return _in_parts(attend, LONG_SEQUENCE, query, key, value)
+
+
+def _by_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Runs cuDNN's fused kernel. Odd lengths get one more position, which the kernel masks.
+
+  JAX refuses odd lengths for the gradient under a bias, and takes the empty array that it passes in
+  place of a missing bias for one (0.10.2 and 0.12.0.1).
+  """
+  attend = partial(jax.nn.dot_product_attention, implementation="cudnn")
+  lengths = query.shape[1], key.shape[1]
+  if not any(length % 2 for length in lengths):
+    return attend(query, key, value)
+  even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+  queries, keys = (jnp.full(query.shape[:1], length, jnp.int32) for length in lengths)
+  masks = {"query_seq_lengths": queries, "key_value_seq_lengths": keys}
+  return attend(even(query), even(key), even(value), **masks)[:, : lengths[0]]
 
 
 @cache
@@ -497,8 +513,7 @@ def _cudnn_works(dtype: jnp.dtype, head_size: int, cross: bool) -> bool:
       out, pull = jax.vjp(attend, *arrays[:3])
       return out, *pull(arrays[3])
 
-    by_cudnn = partial(jax.nn.dot_product_attention, implementation="cudnn")
-    found = jax.jit(partial(results, by_cudnn))(*given)
+    found = jax.jit(partial(results, _by_cudnn))(*given)
     with jax.default_matmul_precision("highest"):
       exact = jax.jit(partial(results, dot_product_attention))(*(_widened(x) for x in given))
     errors = []
