@@ -8,6 +8,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from launch import cudnn
+from udp_jax.models import performance, transformer
 from udp_jax.ops import attention
 from udp_jax.ops.attention import Gpu
 
@@ -35,10 +36,60 @@ def test_the_target_decides(gpu, head_size, dtype):
   assert ("__cudnn$fmhaSoftmaxBackward" in text) == (not refused)
 
 
+@pytest.mark.parametrize("length", [63, 64])
+def test_any_length_is_differentiated(length):
+  with cudnn.pretend(H100):
+    assert "__cudnn$fmhaSoftmaxBackward" in _lowered(length=length)
+
+
+def test_each_device_attends_to_its_share():
+  """Its pictures and their numbers of keys, of which JAX's own partitioning would not know."""
+  mesh = jax.sharding.AbstractMesh((4, 2), ("data", "fsdp"))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+  query, key = (
+    jax.ShapeDtypeStruct((16, length, 2, 64), jnp.bfloat16, sharding=split) for length in (64, 77)
+  )
+
+  def loss(query: jax.Array, key: jax.Array) -> jax.Array:
+    with jax.sharding.use_abstract_mesh(mesh):
+      return attention.library_attention(query, key, key).astype(jnp.float32).sum()
+
+  with cudnn.pretend(H100):
+    text = str(jax.jit(jax.grad(loss, (0, 1))).trace(query, key).jaxpr)
+  (line,) = [line for line in text.splitlines() if "= dot_product_attention_bwd" in line]
+  assert line.count("bf16[2,64,2,64]") == 1 and line.count("bf16[2,78,2,64]") == 2
+
+
 def test_a_gpu_that_is_named_decides_alone():
   with cudnn.pretend(H100):
     texts = [_lowered(head_size=160, gpu=gpu) for gpu in (H100, A100)]
   assert ["__cudnn$fmhaSoftmaxBackward" in text for text in texts] == [True, False]
+
+
+@pytest.mark.parametrize("gpu", [H100, A100], ids=str)
+def test_a_transformer_s_text_and_short_sequences(gpu):
+  """16 x 16 positions of 2 heads: 40 channels on every GPU, 160 on an H100 alone."""
+  found = {}
+  options = performance.transformer_options({"backend": "gpu", "dtype": "bfloat16"})
+  for size in (40, 160):
+    model = transformer.Transformer2D(
+      heads=2,
+      num_groups=4,
+      attention=options["attention"],
+      method=options["conv_method"],
+      text_attention=options["text_attention"],
+      fused=options["fused"],
+    )
+    x = jax.ShapeDtypeStruct((1, 16, 16, 2 * size), jnp.bfloat16)
+    text = jax.ShapeDtypeStruct((1, 77, 24), jnp.bfloat16)
+    with cudnn.pretend(gpu):
+      params = jax.eval_shape(model.init, jax.random.key(0), x, text)
+      loss = lambda *given: model.apply(*given).astype(jnp.float32).sum()  # noqa: B023
+      lowered = jax.jit(jax.grad(loss)).trace(params, x, text).lower(lowering_platforms=("cuda",))
+    lines = [line for line in lowered.as_text().splitlines() if "fmhaSoftmaxBackward" in line]
+    # 77 tokens are filled up to an even number, which JAX's gradient needs.
+    found[size] = [f"tensor<1x{n}x2x{size}xbf16>" in "".join(lines) for n in (256, 78)]
+  assert found == {40: [True, True], 160: [gpu == H100] * 2}
 
 
 def test_jax_refuses_as_on_the_target():
@@ -84,17 +135,3 @@ def test_a_jax_that_asks_in_another_way(monkeypatch):
   with pytest.raises(RuntimeError, match="has no check_compute_capability"):
     with cudnn.pretend(H100):
       pass
-
-
-@pytest.mark.parametrize(("queries", "keys"), [(4096, 77), (77, 77), (63, 64), (64, 64)])
-def test_jax_lowers_the_gradient_for_any_lengths(queries: int, keys: int):
-  """Also for the 77 words of Stable Diffusion's prompts."""
-  query, key = (jax.ShapeDtypeStruct((2, n, 8, 40), jnp.bfloat16) for n in (queries, keys))
-
-  def loss(query: jax.Array, key: jax.Array) -> jax.Array:
-    return attention.library_attention(query, key, key).astype(jnp.float32).sum()
-
-  with cudnn.pretend(H100):
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(query, key)
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-  assert "__cudnn$fmhaSoftmaxBackward" in text

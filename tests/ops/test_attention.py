@@ -216,32 +216,6 @@ def test_without_a_bias_cudnn_takes_any_length(length):
   assert not refusal(A100, key_length=length, gradient=length > 1)
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(6, 8), (6, 7), (5, 8), (5, 7)])
-def test_the_padding_of_odd_lengths_changes_nothing(queries, keys, monkeypatch):
-  """XLA's form, which knows the same masks, plays cuDNN's part."""
-  real, asked = jax.nn.dot_product_attention, []
-
-  def fused(query, key, value, *, implementation, **lengths):
-    asked.append((query.shape[1] % 2, key.shape[1] % 2, bool(lengths)))
-    return real(query, key, value, implementation="xla", **lengths)
-
-  monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
-  draw = np.random.default_rng(5).normal
-  given = [
-    jnp.asarray(draw(size=(2, length, 3, 8)), jnp.float32)
-    for length in (queries, keys, keys, queries)
-  ]
-
-  def results(attend):
-    out, pull = jax.vjp(attend, *given[:3])
-    return out, *pull(given[3])
-
-  found, expected = results(attention._by_cudnn), results(attention.dot_product_attention)
-  for one, other in zip(found, expected, strict=True):
-    np.testing.assert_allclose(one, other, atol=2e-6)
-  assert asked == [(0, 0, bool(queries % 2 or keys % 2))]
-
-
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: str(gpu.capability))
 @pytest.mark.parametrize("cudnn_version", [90800, 91002, 92300])
 def test_nothing_that_jax_refuses_is_let_pass(gpu, cudnn_version, monkeypatch):
@@ -256,14 +230,15 @@ def test_nothing_that_jax_refuses_is_let_pass(gpu, cudnn_version, monkeypatch):
   )
   layout = jax_cudnn.AttentionLayout.BTNH
   taken = 0
-  cases = itertools.product(SIZES, (1, 7, 64, 77), DTYPES, (False, True))
+  # Odd lengths are filled up. In place of a bias JAX passes an array of no numbers.
+  cases = itertools.product(SIZES, (2, 8, 64, 78), DTYPES, (False, True))
   for size, length, dtype, gradient in cases:
-    query = jax.ShapeDtypeStruct((2, 63, 3, size), dtype)
+    query = jax.ShapeDtypeStruct((2, 64, 3, size), dtype)
     key = jax.ShapeDtypeStruct((2, length, 3, size), dtype)
     if not refusal(gpu, dtype=dtype, head_size=size, key_length=length, gradient=gradient):
       jax_cudnn.check_layout(query, key, key, *[None] * 7, layout)
       jax_cudnn.check_is_flash_attention(
-        query, key, key, layout.value, cudnn_version, False, gradient
+        query, key, key, layout.value, cudnn_version, True, gradient
       )
       taken += 1
   old = gpu.capability == (10, 3) and cudnn_version < 91100
@@ -313,7 +288,7 @@ def machine(monkeypatch):
   asked = []
   compute = attention.dot_product_attention
 
-  def fused(query, key, value, *, implementation, **lengths):
+  def fused(query, key, value, *, implementation, key_value_seq_lengths=None):
     asked.append((implementation, query.shape[-1]))
     return compute(query, key, value)
 
@@ -349,12 +324,19 @@ def test_the_library_s_form_by_gpu_and_dtype(gpu, dtype, machine):
 
 
 def test_what_fails_where_it_is_tried_is_not_used(machine):
-  """Each kind on its own: to itself it works here, to another sequence it does not."""
-  asked = machine(H100, works=lambda dtype, head_size, cross: not cross)
-  query, key = jnp.ones((1, 5, 2, 8), jnp.bfloat16), jnp.ones((1, 7, 2, 8), jnp.bfloat16)
-  attention.library_attention(query, key, key)
-  attention.library_attention(key, key, key)
-  assert asked == [("own", 8), ("cudnn", 8)]
+  """Each kind on its own: to itself, to another sequence, and to an odd number of keys."""
+  tried = []
+
+  def works(dtype, head_size, keys):
+    tried.append(keys)
+    return keys == 64
+
+  asked = machine(H100, works)
+  four, six, seven = (jnp.ones((1, length, 2, 8), jnp.bfloat16) for length in (4, 6, 7))
+  for query, key in ((four, seven), (seven, seven), (four, six), (six, six)):
+    attention.library_attention(query, key, key)
+  assert tried == [77, 77, 78, 64]
+  assert asked == [("own", 8)] * 3 + [("cudnn", 8)]
 
 
 def test_a_target_decides_and_nothing_is_tried_here(machine):
@@ -374,12 +356,11 @@ def test_cudnn_is_tried_once_and_its_failure_is_said(monkeypatch, caplog):
     for _ in range(2):
       loss = lambda *v: attention.library_attention(*v).astype(jnp.float32).sum()
       jax.jit(jax.grad(loss))(query, key, value)
-    jax.eval_shape(loss, query[:, :3], key, value)
+    jax.eval_shape(loss, query[:, :3], key[:, :8], value[:, :8])
   attention._cudnn_works.cache_clear()
-  warning = "cuDNN's attention fails for bfloat16 heads of 8 channels"
+  warning = "cuDNN's attention fails for bfloat16 heads of 8 channels and {} keys"
   assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
-    warning,
-    warning + " and another sequence",
+    warning.format(keys) for keys in (77, 78)
   ]
 
 
@@ -392,14 +373,16 @@ def draw_for_cudnn(head_size, length=9):
 def fused(monkeypatch):
   """`fused(function)` stands for cuDNN's attention: the threads that call it, and its queries."""
   calls = []
+  masked = partial(jax.nn.dot_product_attention, implementation="xla")
 
   def replace(function):
-    def watched(query, key, value, *, implementation, **lengths):
-      assert implementation == "cudnn"
+    def watched(query, key, value, *, implementation, key_value_seq_lengths=None):
+      assert implementation == "cudnn" and not (query.shape[1] % 2 or key.shape[1] % 2)
       calls.append((threading.current_thread(), query.shape[1], key.shape[1]))
-      # The last position is padding.
-      keys = slice(-1 if lengths else None)
-      return function(query, key[:, keys], value[:, keys])
+      if key_value_seq_lengths is not None:
+        # JAX's own form stands for the kernel that masks keys.
+        return masked(query, key, value, key_value_seq_lengths=key_value_seq_lengths)
+      return function(query, key, value)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", watched)
     attention._cudnn_works.cache_clear()
@@ -413,10 +396,31 @@ def fused(monkeypatch):
 def test_the_attempt_says_yes_where_it_works(fused, dtype):
   calls = fused(attention.dot_product_attention)
   for _ in range(2):
-    assert attention._cudnn_works(jnp.dtype(dtype), 40, False)
-    assert attention._cudnn_works(jnp.dtype(dtype), 40, True)
+    assert all(attention._cudnn_works(jnp.dtype(dtype), 40, keys) for keys in (64, 78))
   assert [lengths for _, *lengths in calls] == [[64, 64], [64, 78]]
   assert threading.main_thread() not in {thread for thread, *_ in calls}
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 7), (5, 8), (6, 7), (6, 8)])
+def test_odd_lengths_are_filled_up(queries, keys, fused):
+  """And masked: values and gradients are those of the lengths that were given."""
+  calls = fused(attention.dot_product_attention)
+  draw = np.random.default_rng(7).normal
+  query, key, value, weights = (
+    jnp.asarray(draw(size=(2, length, 3, 8)), jnp.float32)
+    for length in (queries, keys, keys, queries)
+  )
+
+  def results(attend, *values):
+    out, pull = jax.vjp(attend, *values)
+    return out, *pull(weights)
+
+  with jax.numpy_dtype_promotion("standard"):  # JAX's own form promotes as it goes.
+    found = jax.jit(partial(results, attention._by_cudnn))(query, key, value)
+  expected = jax.jit(partial(results, attention.dot_product_attention))(query, key, value)
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+  assert calls[0][1:] == (queries + queries % 2, keys + keys % 2)
 
 
 @jax.custom_vjp
@@ -445,7 +449,7 @@ _of_wrong_gradient.defvjp(partial(jax.vjp, attention.dot_product_attention), _to
 )
 def test_the_attempt_compares_values(wrong, error, fused, caplog):
   fused(wrong)
-  assert not attention._cudnn_works(jnp.dtype(jnp.bfloat16), 40, False)
+  assert not attention._cudnn_works(jnp.dtype(jnp.bfloat16), 40, 64)
   (said,) = [record.getMessage() for record in caplog.records]
   assert "(a relative error of " in said
   assert error is None or f"(a relative error of {error})" in said

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -357,8 +357,8 @@ def cudnn_refusal(
 
   The conditions are JAX's own (`check_layout` and `check_is_flash_attention` of
   jax/_src/cudnn/fused_attention_stablehlo.py, the same in 0.10.2 and 0.12.0.1), and those of
-  cuDNN's support matrix that JAX does not check. JAX restricts lengths under a bias, which we never
-  use, and in the gradient, where `_by_cudnn` pads: both lengths may be any.
+  cuDNN's support matrix that JAX does not check. Lengths may be any: JAX differentiates even ones
+  only, and `library_attention` fills odd ones up.
 
   Args:
     gpu: the GPU, from `local_gpu`; None for another backend.
@@ -442,10 +442,11 @@ def library_attention(
   """`jax.nn.dot_product_attention` by cuDNN's fused kernel where it runs, else a form of our own.
 
   `choose` decides by GPU, dtype and sizes. On this machine, what it leaves to cuDNN is tried and
-  compared with our own form, once per process, dtype, head size and kind (to itself or to another
-  sequence): cuDNN's attention has failed under CUDA 13 (jax-ml/jax#32430). A failure logs a
-  warning. To avoid cuDNN altogether, choose another function:
-  `--config.performance.attention=chunked`.
+  compared with our own form, once per process, dtype, head size and kind (to itself, to another
+  sequence, to an odd number of keys): cuDNN's attention has failed under CUDA 13
+  (jax-ml/jax#32430). A failure logs a warning. To avoid cuDNN altogether, choose another function:
+  `--config.performance.attention=chunked`. Under a mesh in the context, each device processes its
+  share of the batch.
 
   Args:
     query: (B, Q, heads, D).
@@ -467,11 +468,13 @@ def library_attention(
     head_size=head_size,
   )
   form = form_on(gpu or local_gpu())
-  tried = form == "cudnn" and gpu is None
-  if tried and not _cudnn_works(jnp.dtype(query.dtype), head_size, query_length != key_length):
-    form = form_on(None)
+  if form == "cudnn" and gpu is None:
+    # 77 is the length of CLIP's prompts.
+    keys = 77 if key_length % 2 else 64 if key_length == query_length else 78
+    if not _cudnn_works(jnp.dtype(query.dtype), head_size, keys):
+      form = form_on(None)
   if form == "cudnn":
-    return _by_cudnn(query, key, value)
+    return _per_device(_by_cudnn, query, key, value)
   attend = partial(dot_product_attention, wide=False)
   if form == "whole":
     return attend(query, key, value)
@@ -479,33 +482,30 @@ def library_attention(
 
 
 def _by_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Runs cuDNN's fused kernel. Odd lengths get one more position, which the kernel masks.
+  """Attends by cuDNN to any number of keys; JAX has the gradient for even lengths only."""
+  length, keys = query.shape[1], key.shape[1]
 
-  JAX refuses odd lengths for the gradient under a bias, and takes the empty array that it passes in
-  place of a missing bias for one (0.10.2 and 0.12.0.1).
-  """
-  attend = partial(jax.nn.dot_product_attention, implementation="cudnn")
-  lengths = query.shape[1], key.shape[1]
-  if not any(length % 2 for length in lengths):
-    return attend(query, key, value)
-  even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-  queries, keys = (jnp.full(query.shape[:1], length, jnp.int32) for length in lengths)
-  masks = {"query_seq_lengths": queries, "key_value_seq_lengths": keys}
-  return attend(even(query), even(key), even(value), **masks)[:, : lengths[0]]
+  def even(x: jax.Array) -> jax.Array:
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+  options: dict[str, Any] = {"implementation": "cudnn"}
+  if keys % 2:  # What was added is masked.
+    options["key_value_seq_lengths"] = jnp.full(len(key), keys, jnp.int32)
+  return jax.nn.dot_product_attention(even(query), even(key), even(value), **options)[:, :length]
 
 
 @cache
-def _cudnn_works(dtype: jnp.dtype, head_size: int, cross: bool) -> bool:
+def _cudnn_works(dtype: jnp.dtype, head_size: int, keys: int) -> bool:
   """Returns whether cuDNN's attention and its gradient run here and have the right values.
 
   Args:
     dtype: the dtype of query, key and value.
     head_size: channels of one head.
-    cross: whether 64 queries attend to 77 keys, the length of CLIP's prompts, instead of 64.
+    keys: number of keys that 64 queries attend to.
   """
 
   def largest_error() -> float:
-    lengths = (64, *(77 if cross else 64,) * 2, 64)
+    lengths = (64, keys, keys, 64)
     draw = np.random.default_rng(0).normal
     given = [jnp.asarray(draw(size=(2, length, 2, head_size)), dtype) for length in lengths]
 
@@ -531,10 +531,10 @@ def _cudnn_works(dtype: jnp.dtype, head_size: int, cross: bool) -> bool:
       reason = (str(failure).splitlines() or [type(failure).__name__])[0]
   if reason:
     _log.warning(
-      "cuDNN's attention fails for %s heads of %d channels%s (%s): our own is used instead",
+      "cuDNN's attention fails for %s heads of %d channels and %d keys (%s): ours is used instead",
       dtype.name,
       head_size,
-      " and another sequence" if cross else "",
+      keys,
       reason,
     )
   return not reason
