@@ -28,6 +28,7 @@ NOT_RUN = {
   "make parity": "needs PyTorch in an environment of its own",
   "python launch.aot": "needs libtpu, which is no dependency; tests/launch compile with it",
   "bash launch/local.sh": "several processes: tests/experiments/test_multiprocess.py runs it",
+  "bash launch/gpu_run.sh": "needs a GPU: tests/launch/test_gpu_run.py runs it at smoke size",
   "bash launch/tpu_pod.sh": "cloud machines: tests/launch/test_tpu_pod.py runs it with a stand-in",
 }
 # A name in the table without flags says that the entry point is there.
@@ -123,6 +124,7 @@ def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
 
   for name in ("protect", "impress", "sample", "train", "purify"):
     load_entry_point(f"experiments.{name}")
+    _cli._define_deterministic()  # As `_cli.run`, which the loader leaves out.
     known |= {f"--{flag}" for flag in absl_flags.FLAGS}
   for flag in flags:
     if flag.startswith("--config."):
