@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def without_flags() -> Iterator[None]:
+  """Takes back the flags of what is imported inside: other programs have flags of these names."""
+  before = {*flags.FLAGS}
+  yield
+  for name in {*flags.FLAGS} - before:
+    delattr(flags.FLAGS, name)
+
 
 # Every stand-in records how it was called.
 RECORD = """\

@@ -12,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import gpu_checks as lib
+from tests.launch.conftest import without_flags
 from udp_jax.data import manifest
 from udp_jax.ops import attention
 from udp_jax.ops.attention import Gpu
+
+with without_flags():
+  from launch import gpu_checks as lib
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from experiments import _cli
-from launch import pieces as lib
-from tests.launch.conftest import ROOT
+from tests.launch.conftest import ROOT, without_flags
 from udp_jax.data import image_set
 from udp_jax.errors import BadDataError, MissingDataError
 from udp_jax.studies import settings
+
+with without_flags():
+  from launch import pieces as lib
 
 
 @pytest.fixture(scope="module")
