@@ -5,7 +5,7 @@ PARITY := .venv-parity/bin
 PEERS := .venv-peers/bin
 RUN := runs/demo
 
-.PHONY: demo test test_slow test_kills test_readme drill lint docs format parity bench clean
+.PHONY: demo test test_slow test_long test_readme drill lint docs format parity bench clean
 
 demo: .venv/installed  ## protect real photographs, train on them, write a report
 	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
@@ -15,11 +15,11 @@ demo: .venv/installed  ## protect real photographs, train on them, write a repor
 test: .venv/installed  ## all tests: no network, no accelerator, no other files
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-test_slow: .venv/installed  ## whole runs, several devices, and the benchmark
+test_slow: .venv/installed  ## whole runs, and several devices
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
 
-test_kills: .venv/installed  ## runs that are killed and go on, and several processes
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m kills --numprocesses=2 --dist=loadfile
+test_long: .venv/installed  ## the longest runs: killed ones, several processes, the benchmark
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long --numprocesses=2 --dist=loadfile
 
 # One test of many runs, which takes longer than others may.
 test_readme: .venv/installed  ## every command of README.md, with `:smoke` sizes

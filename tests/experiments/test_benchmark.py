@@ -12,8 +12,8 @@ import pytest
 
 from udp_jax.benchmark import tables
 
-# Whole runs of several processes: `make test_slow`.
-pytestmark = pytest.mark.slow
+# Whole runs of several processes: `make test_long`.
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = ROOT / "tests" / "benchmark" / "stand_in.py"

@@ -117,7 +117,7 @@ def _cells(workdir: Path) -> int:
   return sum("cell.json" in files for _, _, files in os.walk(workdir))
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_killed_at_random_moments_the_report_is_the_same(
   tiny_pipeline_folder: Path, tmp_path: Path, entry_point, process_environment: dict[str, str]
 ) -> None:

@@ -149,7 +149,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, entry_point) -> Path:
   return workdir
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_interrupted_at_random_moments_the_result_is_the_same(
   undisturbed: Path, tmp_path: Path, entry_point, process_environment: dict[str, str]
 ) -> None:

@@ -25,8 +25,8 @@ from udp_jax.data import manifest
 from udp_jax.errors import PeerLostError
 from udp_jax.runtime.metrics_log import read_metrics
 
-# Whole runs of several processes, some of them killed: `make test_kills`.
-pytestmark = pytest.mark.kills
+# Whole runs of several processes, some of them killed: `make test_long`.
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 24

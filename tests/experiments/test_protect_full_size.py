@@ -43,7 +43,7 @@ def _files(output: Path) -> dict[str, bytes]:
   return {path.name: path.read_bytes() for path in output.glob("*.png")}
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_killed_run_of_a_latent_model_goes_on_to_the_same_files(
   folder: Path,
   tiny_pipeline_folder: Path,

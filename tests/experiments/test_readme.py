@@ -22,7 +22,7 @@ NOT_RUN = {
   "make docs": "CI runs it",
   "make test": "it is what runs this",
   "make test_slow": "it is what runs this",
-  "make test_kills": "it is what runs this",
+  "make test_long": "it is what runs this",
   "python udp_jax.data.metadata": "prints a table; tests/data/test_metadata.py reads it",
   "make bench": "half an hour against PyTorch in an environment of its own",
   "make parity": "needs PyTorch in an environment of its own",
@@ -91,7 +91,7 @@ def test_no_reason_is_left_over() -> None:
   kinds = {_kind(command) for command in COMMANDS} | {
     "make parity",
     "make test_slow",
-    "make test_kills",
+    "make test_long",
   }
   assert set(NOT_RUN) <= kinds
 

@@ -26,7 +26,7 @@ def test_without_workdir(entry_point) -> None:
   assert done.stderr.startswith("error: --config and --workdir are needed")
 
 
-@pytest.mark.kills
+@pytest.mark.long
 def test_whole_run_and_one_that_was_stopped(entry_point, process_environment, tmp_path) -> None:
   whole = tmp_path / "whole"
   done = entry_point("train_ldm", SMOKE, f"--workdir={whole}")

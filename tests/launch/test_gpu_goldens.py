@@ -91,9 +91,8 @@ def test_the_cifar10_part_is_the_full_network() -> None:
   assert sum(leaf.size for leaf in jax.tree.leaves(made.weights)) == 35_746_307
 
 
-@pytest.mark.parametrize(
-  "name", ["cifar10", *(pytest.param(name, marks=pytest.mark.slow) for name in lib.names()[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", lib.names())
 def test_a_cpu_reproduces_the_full_size(name: str) -> None:
   assert _passes(_found(name), name, FLOAT32)
 

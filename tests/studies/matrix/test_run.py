@@ -391,7 +391,7 @@ def test_pixel_model_and_training_threat(tiny_model, tmp_path: Path) -> None:
   assert (workdir / "report.json").read_bytes() == stored
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_kind_of_threat(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
   """Edits of a part, class pictures, a learned word: what each of them needs is passed to it."""
   config = small(tiny_pipeline_folder)
