@@ -115,8 +115,10 @@ def test_a_target_decides_and_the_config_stays():
   [
     (((9, 0), 91500), "bfloat16", True),
     (((9, 0), 91500), "float32", False),
-    (((9, 0), None), "bfloat16", False),
-    (((7, 0), 91500), "bfloat16", False),
+    *(
+      pytest.param(gpu, "bfloat16", False, marks=pytest.mark.slow)
+      for gpu in (((9, 0), None), ((7, 0), 91500))
+    ),
   ],
   ids=str,
 )

@@ -201,7 +201,7 @@ def gradients(model, token_ids):
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(params, images, keys, token_ids)
 
 
-@pytest.mark.parametrize("kind", ["pixels", "latents"])
+@pytest.mark.parametrize("kind", ["pixels", pytest.param("latents", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 @pytest.mark.parametrize(
   ("precision", "dots", "convolutions"),
