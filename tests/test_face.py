@@ -110,6 +110,7 @@ def test_pictures_are_purified(pictures) -> None:
       udp_jax.purify(given, method, **options)
 
 
+@pytest.mark.slow
 def test_a_model_with_text_purifies_under_a_prompt(tiny_pipeline_folder) -> None:
   model = udp_jax.load_model(tiny_pipeline_folder)
   images = np.random.default_rng(0).integers(0, 256, (2, *model.model.image_shape), np.uint8)

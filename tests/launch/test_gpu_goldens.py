@@ -76,10 +76,12 @@ def test_a_cpu_reproduces_the_small_part() -> None:
   assert all(_passes(found, "smoke", mode) for mode in lib.MODES.values())
 
 
+@pytest.mark.slow
 def test_a_changed_weight_is_seen() -> None:
   assert not _passes(_found("smoke", change=1.001), "smoke", FLOAT32)
 
 
+@pytest.mark.slow
 def test_bfloat16_passes_by_its_own_tolerance_alone() -> None:
   found = _found("smoke", "bfloat16")
   assert _passes(found, "smoke", lib.MODES["bf16"])

@@ -78,6 +78,7 @@ def vae_and_params(sd_models):
   return vae, params_of(sd_models, vae, jnp.zeros((1, size, size, 3)))
 
 
+@pytest.mark.slow
 def test_unet_and_its_gradients(sd_models, goldens):
   """The inpainting variant of 1.x: all of 1.x, and more channels of input."""
   expected = select(goldens, "unet_inpainting/")

@@ -29,6 +29,7 @@ def _delta(name: str, model, **options) -> np.ndarray:
   return np.asarray(state.delta)
 
 
+@pytest.mark.slow
 def test_without_powers_it_is_udp(gaussian_model) -> None:
   plain = _delta("udp", gaussian_model)
   np.testing.assert_array_equal(_delta("eudp", gaussian_model, a=0.0, b=0.0), plain)
