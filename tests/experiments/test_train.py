@@ -97,7 +97,7 @@ def test_words_for_mistakes(entry_point, pictures: Path, tmp_path: Path) -> None
   assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", finetuning.METHODS)
 def test_whole_runs(
   method: str, entry_point, pictures: Path, tiny_pipeline_folder: Path, tmp_path: Path
