@@ -86,7 +86,7 @@ def test_a_program_from_the_cache_says_so(
   prepared(update, (), ["max"])
 
   def compile_round(given: Any) -> Any:
-    time.sleep(0.01)
+    jax.monitoring.record_event_duration_secs(contestant._COMPILED, 0.01)
     for seconds in saved:
       jax.monitoring.record_event_duration_secs(contestant._SAVED, seconds)
     return update

@@ -21,6 +21,8 @@ from udp_jax.benchmark.problem import PHASES
 
 # What jax reports when it loads a program: the seconds of its compilation, less those of loading.
 _SAVED = "/jax/compilation_cache/compile_time_saved_sec"
+# And the seconds that each program took to compile or to load, without tracing.
+_COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Contestant:
@@ -46,7 +48,7 @@ class Contestant:
       "compile_peak_rss_mib": serve.peak_rss_mib(),
       "tflop": self._tflop(),
       # Small programs may be loaded beside one that is compiled.
-      "cached": sum(found.get(_SAVED, [])) > compiled - started,
+      "cached": sum(found.get(_SAVED, [])) > sum(found.get(_COMPILED, [])),
     }
 
   def run(self, work: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,8 +55,6 @@ class Study(NamedTuple):
     label: str,
     *,
     checkpoint_every: int = 0,
-    overwrite: bool = False,
-    copies: Collection[str] | None = None,
   ) -> Run:
     """Returns the settings for running one stage of the study.
 
@@ -64,8 +63,6 @@ class Study(NamedTuple):
       folder: scratch folder of the stage, for checkpoints and metrics.
       label: name on the progress bar and in messages.
       checkpoint_every: as `Run`.
-      overwrite: as `Run`.
-      copies: as `Run`.
     """
     config, performance = self.config, self.config.performance
     return Run(
@@ -79,9 +76,26 @@ class Study(NamedTuple):
       shard_batches=performance.get("shard_batches", 0),
       progress=self.progress,
       checkpoint_every=checkpoint_every,
-      overwrite=overwrite,
-      copies=copies,
     )
+
+  def protect_run(
+    self, row: Row, name: str, *, overwrite: bool = False, copies: Collection[str] | None = None
+  ) -> Run:
+    """Returns the settings for protecting by a row.
+
+    Args:
+      row: from `row`.
+      name: name of the row, in its scratch folder and in messages.
+      overwrite: as `Run`.
+      copies: as `Run`.
+    """
+    run = self.run(
+      row.stream,
+      self.workdir / "stages" / f"protect_{name}",
+      f"protect {name}",
+      checkpoint_every=self.config.checkpoint.every_rounds,
+    )
+    return dataclasses.replace(run, overwrite=overwrite, copies=copies)
 
 
 def open_study(
@@ -223,16 +237,7 @@ def protect_row(
   if protection.needs_reference:
     assert row.imitates is not None  # `build_protection` checked it.
     reference = protect_row(study, row.imitates, clean, cond=cond)
-  every = study.config.checkpoint.every_rounds
-  scratch = study.workdir / "stages" / f"protect_{name}"
-  run = study.run(
-    row.stream,
-    scratch,
-    f"protect {name}",
-    checkpoint_every=every,
-    overwrite=overwrite,
-    copies=copies,
-  )
+  run = study.protect_run(row, name, overwrite=overwrite, copies=copies)
   extra = Extra(reference, cond, None if folder is None else originals.sources_of(clean))
   target = folder or study.workdir / "protected" / name
   return protect.protect(row, model, clean, target, run, extra=extra)

@@ -167,16 +167,7 @@ def protect_row(
     ConfigError, DivergedError, OutputError, Preempted: as `protect_pictures.protect`.
   """
   row = study.row(name)
-  every = study.config.checkpoint.every_rounds
-  scratch = study.workdir / "stages" / f"protect_{name}"
-  run = study.run(
-    row.stream,
-    scratch,
-    f"protect {name}",
-    checkpoint_every=every,
-    overwrite=overwrite,
-    copies=copies,
-  )
+  run = study.protect_run(row, name, overwrite=overwrite, copies=copies)
   return protect_pictures.protect(row, study.model, pictures, output, run)
 
 
