@@ -43,8 +43,9 @@ class Part(NamedTuple):
     name: "min", "max"; "joint" for both at once; "step" if nothing is trained.
     phase: phase in which `Protection.update` runs only this kind; None if it has no parts.
     steps: number of steps of this kind in one round.
-    repeats: number of steps in the program of `lower_part`, which takes one for each batch of the
-      data, or a single one.
+    repeats: number of steps in the program of `lower_part`. Steps that perturb take one for each
+      batch of the data. Steps that train take one; all of a round for GPUs, whose programs bring
+      the weights into another order before the first step and back after the last.
   """
 
   name: str
@@ -145,7 +146,7 @@ def parts(found: Setting) -> list[Part]:
   perturb_steps = found.num_batches * protection.perturb_steps
   if protection.phases:
     steps = {TRAIN: protection.trains, PERTURB: perturb_steps}
-    repeats = {TRAIN: 1, PERTURB: found.num_batches}
+    repeats = {TRAIN: protection.trains if found.gpu else 1, PERTURB: found.num_batches}
     return [Part(_PARTS[phase], phase, steps[phase], repeats[phase]) for phase in protection.phases]
   if protection.needs_reference:
     return []
@@ -167,13 +168,15 @@ def lower_round(found: Setting) -> Any:
 
 
 def lower_part(found: Setting, part: Part) -> Any:
-  """Lowers a round with one step of one kind, whose costs are those of the step.
+  """Lowers a round with `part.repeats` steps of one kind.
 
-  The loop over all batches of the data stays; a cost analysis counts its body once.
+  The compilers' own cost analysis counts the body of a loop once: its costs are those of one step.
   """
   known = registry.fields(registry.constructor("udp_jax.protections", found.row.method))
   # Restarts and warm-up are branches that belong to no step.
   single = {"train_steps": 1, "perturb_steps": 1, "restart_every": 0, "warmup_rounds": 0}
+  if part.phase == TRAIN and part.repeats > 1:
+    del single["train_steps"]  # As many as a round takes.
   row = found.row.with_options(**{name: n for name, n in single.items() if name in known})
   protection = _protection(found, row)
   phase = None if part.phase is None else np.int32(part.phase)

@@ -49,9 +49,9 @@ def dot_product_attention(
 ) -> jax.Array:
   """Softmax attention (Vaswani et al., arXiv:1706.03762), its softmax in at least float32.
 
-  Logits are float32 whatever the dtype. `wide` selects whether the other products, also in the
-  gradient, return float32 too and are rounded afterwards; None decides by backend, as in
-  `ops.linear`.
+  Logits are float32 whatever the dtype, but on TPUs, where they leave the matrix unit in the dtype
+  of the query unless `wide`. `wide` selects whether the other products, also in the gradient,
+  return float32 too and are rounded afterwards; None decides by backend, as in `ops.linear`.
 
   >>> one, two = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
   >>> dot_product_attention(one, two, two.at[:, 1].set(4.0)).tolist()  # Equal weights: the mean.
@@ -72,7 +72,8 @@ def _whole(
 def _whole_forward(
   wide: bool, precision: str | None, query: jax.Array, key: jax.Array, value: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-  logits = _logits(precision, query * query.shape[-1] ** -0.5, key)
+  scaled = query * query.shape[-1] ** -0.5
+  logits = (_logits if wide else _logits_of_target)(precision, scaled, key)
   # Keep only narrow weights for the gradient; autodiff would keep those of the softmax too.
   weights = jax.nn.softmax(logits).astype(query.dtype)
   out = _einsum("bhqk,bkhd->bqhd", weights, value, precision=precision, wide=wide)
@@ -118,6 +119,17 @@ def attention_logits(query: jax.Array, key: jax.Array) -> jax.Array:
   Array([[[[2.]]]], dtype=float32)
   """
   return _logits(asked_precision(), query, key)
+
+
+def _logits_of_target(precision: str | None, query: jax.Array, key: jax.Array) -> jax.Array:
+  """Returns float32 logits, rounded to the dtype of the query on TPUs.
+
+  Their predicted max step on v5e takes 1.2 % longer with float32 logits: 0.3 GB more of memory.
+  """
+  product = partial(_einsum, "bqhd,bkhd->bhqk", precision=precision)
+  return jax.lax.platform_dependent(
+    query, key, tpu=lambda q, k: _widened(product(q, k, wide=False)), default=product
+  )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

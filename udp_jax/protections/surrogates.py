@@ -27,7 +27,7 @@ from udp_jax.models import trainable as trainable_lib
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.sampling import Sampling, make_sample
 from udp_jax.models.trainable import Theta, Trainable
-from udp_jax.objectives import training
+from udp_jax.objectives import clipping, training
 from udp_jax.objectives.base import negate, weighted
 from udp_jax.objectives.denoising import denoising
 from udp_jax.objectives.training import TrainState, of_theta
@@ -191,7 +191,7 @@ def fine_tuned(
   else:
     trainable = trainable_lib.by_name(surrogate.trains, rank=surrogate.rank)
   tx = optax.chain(
-    optax.clip_by_global_norm(game.clip_norm),
+    clipping.clip_by_global_norm(game.clip_norm),
     optax.adamw(game.learning_rate, weight_decay=surrogate.weight_decay),
   )
   objective = denoising(model, timesteps.uniform(model.schedule.num_steps), dropout=True)

@@ -18,6 +18,7 @@ from udp_jax import registry
 from udp_jax.errors import ConfigError
 from udp_jax.models import trainable as trainable_lib
 from udp_jax.models.base import DiffusionModel
+from udp_jax.objectives import clipping
 from udp_jax.objectives.base import negate
 from udp_jax.objectives.denoising import denoising
 from udp_jax.ops import timesteps
@@ -65,7 +66,7 @@ def udp(
   trainable = trainable_lib.by_name(surrogate.trains, rank=surrogate.rank)
   uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
   constraint, ascent = constraints.linf(radius, start=game.start), sign_descent(step_size)
-  tx = optax.chain(optax.clip_by_global_norm(game.clip_norm), optax.adam(game.learning_rate))
+  tx = optax.chain(clipping.clip_by_global_norm(game.clip_norm), optax.adam(game.learning_rate))
   rounds = Rounds(game.train_steps, game.perturb_steps, game.warmup_rounds, surrogate.restart_every)
   if game.joint_gradients:
     if game.warmup_rounds or surrogate.restart_every:

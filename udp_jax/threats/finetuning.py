@@ -16,6 +16,7 @@ from udp_jax.errors import ConfigError
 from udp_jax.models.base import Cond, DiffusionModel, Params
 from udp_jax.models.sampling import Sampling, are_ids, make_sample
 from udp_jax.models.trainable import Theta, Trainable
+from udp_jax.objectives import clipping
 from udp_jax.objectives import training as training_lib
 from udp_jax.objectives.base import Objective, weighted
 from udp_jax.objectives.denoising import denoising, flipped
@@ -116,7 +117,7 @@ def fine_tune(
   """
   registry.only("fine-tuning", sampling, SAMPLING)
   tx = optax.chain(
-    optax.clip_by_global_norm(training.clip_norm),
+    clipping.clip_by_global_norm(training.clip_norm),
     optax.adamw(learning_rates(train_steps, training), weight_decay=training.weight_decay),
   )
   ema_decay = training.ema_decay

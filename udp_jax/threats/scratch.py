@@ -13,6 +13,7 @@ from udp_jax import registry
 from udp_jax.data.batches import Batch
 from udp_jax.models.base import Cond, DiffusionModel, Params
 from udp_jax.models.sampling import Sampling
+from udp_jax.objectives import clipping
 from udp_jax.objectives import training as training_lib
 from udp_jax.objectives.denoising import denoising, flipped
 from udp_jax.objectives.training import TrainState
@@ -53,7 +54,7 @@ def scratch(
   registry.only("scratch", training, TRAINING)
   registry.only("scratch", sampling, SAMPLING)
   rate = learning_rates(train_steps, training)
-  tx = optax.chain(optax.clip_by_global_norm(training.clip_norm), optax.adam(rate))
+  tx = optax.chain(clipping.clip_by_global_norm(training.clip_norm), optax.adam(rate))
   uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
   objective = denoising(model, uniform, dropout=True)
   objective = flipped(objective) if training.flip else objective

@@ -26,7 +26,7 @@ from udp_jax.models.pipeline import Pipeline
 from udp_jax.models.sd_unet import UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
 from udp_jax.models.tokenizer import BOS, EOS, Tokenizer, train_tokenizer
-from udp_jax.objectives import training
+from udp_jax.objectives import clipping, training
 from udp_jax.objectives.denoising import denoising, flipped
 from udp_jax.ops import timesteps
 from udp_jax.ops.keys import stream
@@ -189,4 +189,4 @@ def optimiser(options: Any) -> optax.GradientTransformation:
   rate = optax.warmup_cosine_decay_schedule(
     0.0, options.learning_rate, max(1, options.warmup_steps), max(2, options.train_steps)
   )
-  return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+  return optax.chain(clipping.clip_by_global_norm(1.0), optax.adam(rate))
