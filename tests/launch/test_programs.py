@@ -13,7 +13,7 @@ import pytest
 from experiments import _cli
 from launch import chips, programs
 from tests.launch.conftest import ROOT
-from udp_jax.benchmark import flops
+from udp_jax.benchmark import flops, hlo
 from udp_jax.errors import ConfigError
 from udp_jax.ops import attention
 
@@ -83,6 +83,8 @@ def test_parts_of_a_round_on_one_device(one):
   assert found.num_batches == 3
   assert programs.parts(found) == [("min", 1, 3, 1), ("max", 2, 3, 3)]
   assert programs.parts(setting("advdm")) == [("step", None, 3, 3)]
+  card = found._replace(gpu=attention.Gpu((9, 0), 91500))
+  assert programs.parts(card) == [("min", 1, 3, 3), ("max", 2, 3, 3)]
   with config.unlocked():
     config.protections.eudp.joint_gradients = True
   assert programs.parts(setting()) == [("joint", None, 3, 1)]
@@ -139,6 +141,19 @@ def test_the_target_s_attention_is_compiled(gpu, dtype, fused, monkeypatch):
   (part,) = [part for part in programs.parts(setting) if part.name == "max"]
   text = programs.lower_part(setting, part).as_text()
   assert ("__cudnn$fmhaSoftmaxBackward" in text) == fused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gpu", "repeats"), [(None, 1), (attention.Gpu((9, 0), None), 7)], ids=str)
+def test_a_gpu_s_program_trains_as_often_as_a_round(gpu, repeats, one):
+  """Its weights are brought into another order once a round, not once a step."""
+  found = one[1]()
+  found = found._replace(gpu=gpu, row=found.row.with_options(train_steps=7))
+  part = programs.parts(found)[0]
+  text = programs.lower_part(found, part).compile().as_text()
+  assert (part.steps, part.repeats) == (7, repeats)
+  counts = [loop.trip_count for loop in hlo.loops(hlo.parse(text))]
+  assert (7 in counts) == (repeats == 7)
 
 
 @pytest.mark.slow

@@ -546,6 +546,20 @@ def test_logits_are_not_rounded(name, dtype):
   np.testing.assert_allclose(dkey[0, :, 0, 1], 2 * change * 2 / 8 * np.array([-1, 1]), rtol=0.03)
 
 
+@pytest.mark.parametrize(
+  ("platform", "dtype"), [("tpu", "bf16"), ("cuda", "f32"), ("cpu", "f32")], ids=str
+)
+def test_short_attention_rounds_its_logits_on_tpus_alone(platform, dtype):
+  """Half the bytes of the largest array of short attention; the softmax is float32 everywhere."""
+  given = jax.ShapeDtypeStruct((1, 6, 2, 4), jnp.bfloat16)
+  attend = partial(attention.dot_product_attention, wide=False)
+  text = jax.jit(attend).trace(given, given, given).lower(lowering_platforms=(platform,)).as_text()
+  logits, _ = (line for line in text.splitlines() if "stablehlo.dot_general" in line)
+  assert logits.rstrip().endswith(f"tensor<1x2x6x6x{dtype}>")
+  (exponential,) = (line for line in text.splitlines() if "stablehlo.exponential" in line)
+  assert exponential.rstrip().endswith("tensor<1x2x6x6xf32>")
+
+
 def test_logits_alone_and_their_gradient():
   """float32 forward; products of bfloat16 in the gradient, for which keys are not widened."""
   draw = np.random.default_rng(6).normal
