@@ -16,7 +16,7 @@ test: .venv/installed  ## all tests: no network, no accelerator, no other files
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test_slow: .venv/installed  ## whole runs, and several devices
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m slow --numprocesses=2 --dist=loadfile
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m "slow and not long" --numprocesses=2 --dist=loadfile
 
 test_long: .venv/installed  ## the longest runs: killed ones, several processes, the benchmark
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long --numprocesses=2 --dist=loadfile

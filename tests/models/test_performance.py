@@ -154,7 +154,7 @@ def test_a_model_stays_as_it_is_where_there_is_one_precision():
 def test_the_callers_precision_has_priority():
   asked = {"precision": "tf32", "backend": "gpu"}
   seen = performance.precisely(lambda: jax.config.jax_default_matmul_precision, asked)
-  assert seen() == "tensorfloat32"
+  assert seen() == "default"
   with jax.default_matmul_precision("highest"):
     assert seen() == "highest"
   assert jax.config.jax_default_matmul_precision is None
@@ -223,5 +223,7 @@ def test_every_product_of_loss_and_gradient_has_the_precision(
   found = products(gradients(*given).lower(lowering_platforms=(platform,)).as_text())
   if backend == "tpu" and precision == "bf16":  # One pass is what a TPU does by default.
     dots = "DEFAULT"
+  if backend == "gpu" and precision == "tf32":  # HIGH would be float32 in Triton's kernels.
+    dots = convolutions = "DEFAULT"
   assert set(found) == {("dot_general", dots), ("convolution", convolutions)}
   assert min(found.values()) > 20

@@ -251,7 +251,7 @@ def test_a_batch_that_does_not_divide(eight):
 @pytest.fixture(
   params=[
     *(pytest.param((name, "eight"), id=name) for name in METHODS_OF_EACH_KIND),
-    *(pytest.param((name, "others"), id=name, marks=pytest.mark.slow) for name in _OTHERS),
+    *(pytest.param((name, "others"), id=name, marks=pytest.mark.long) for name in _OTHERS),
   ]
 )
 def method(request):
@@ -266,7 +266,7 @@ def method(request):
 @pytest.fixture(
   params=[
     pytest.param(("udp", "eight"), id="udp"),
-    pytest.param(("joint", "others"), id="joint", marks=pytest.mark.slow),
+    pytest.param(("joint", "others"), id="joint", marks=pytest.mark.long),
   ]
 )
 def split(request):

@@ -172,7 +172,7 @@ class AttentionBlock(nn.Module):
   """Self-attention over the positions of a feature map, with a residual connection.
 
   `fused` computes query, key and value as one product. Kernels that take them as arrays of their
-  own, such as cuDNN's, would have to copy the three slices.
+  own, such as cuDNN's, would have to copy the three slices, and so do TPUs.
   """
 
   num_groups: int
@@ -189,10 +189,10 @@ class AttentionBlock(nn.Module):
     b, h, w, c = x.shape
     heads = 1 if self.head_dim is None else c // self.head_dim
     normed = Norm(self.num_groups, self.epsilon, "none", name="group_norm")(x)
-    normed = normed.reshape(b, h * w, c)
     parts = [_DenseParams(c, name=name)(c) for name in ("to_q", "to_k", "to_v")]
     if self.is_initializing():
-      return Dense(c, zero=True, wide=wide, name="to_out_0")(normed).reshape(x.shape)
+      return Dense(c, zero=True, wide=wide, name="to_out_0")(normed)
+    # Products keep the map's axes: flattened ones make TPUs copy it into another layout.
     if self.fused:
       kernel, bias = (jnp.concatenate(part, -1).astype(x.dtype) for part in zip(*parts))
       query, key, value = jnp.split(dense(normed, kernel, bias, wide=wide), 3, axis=-1)
@@ -203,8 +203,7 @@ class AttentionBlock(nn.Module):
       )
     split = (b, h * w, heads, c // heads)
     out = self.attention(query.reshape(split), key.reshape(split), value.reshape(split))
-    out = Dense(c, zero=True, wide=wide, name="to_out_0")(out.reshape(b, h * w, c))
-    return x + out.reshape(x.shape)
+    return x + Dense(c, zero=True, wide=wide, name="to_out_0")(out.reshape(x.shape))
 
 
 class Resample(nn.Module):

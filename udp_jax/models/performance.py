@@ -25,9 +25,12 @@ value      CPU      NVIDIA GPU                                    TPU
                     float32; convolutions stay TF32, for which
                     there is no such form
 
-"" is the backend's own default. PyTorch's default on NVIDIA GPUs is TF32 for convolutions, float32
-for products. With dtype "bfloat16" the setting concerns only what stays float32, such as the
-embedding of time. Exceptions: the Pallas kernel ("flash") computes its gradient in the default.
+"" is the backend's own default. On GPUs "tf32" is that default too, for cuBLAS, cuDNN and Triton's
+kernels alike: what JAX calls "tensorfloat32" asks XLA for HIGH, which is TF32 in cuBLAS but float32
+in Triton's kernels (XLA: matmul_utils.cc, dot_algorithms.cc). PyTorch's default on NVIDIA GPUs is
+TF32 for convolutions, float32 for products. With dtype "bfloat16" the setting concerns only what
+stays float32, such as the embedding of time. Exceptions: the Pallas kernel ("flash") computes its
+gradient in the default.
 JAX's own setting (`jax.default_matmul_precision`, JAX_DEFAULT_MATMUL_PRECISION) has priority, and
 metrics use it: they are always measured in "highest", in the model's dtype.
 """
@@ -51,6 +54,8 @@ PRECISIONS = {"": None, "highest": "highest", "tf32": "tensorfloat32", "bf16": "
 # "bf16" on TPUs: their own default. The name above asks for an algorithm, of which only GPUs have
 # several.
 _ONE_PASS = "bfloat16"
+# "tf32" on GPUs, see above.
+_TF32 = "default"
 PARTS = ("unet", "vae", "text_encoder")
 # The functions of a model that compute with its weights.
 _FUNCTIONS = ("encode", "apply", "decode", "embed", "hold", "reconstruct")
@@ -64,8 +69,8 @@ def module_options(
 ) -> dict[str, Any]:
   """Returns the options of our networks: dtype, conv_method, attention, remat, and fused.
 
-  Query, key and value are products of their own (not `fused`) where `library` is the attention of
-  a GPU: cuDNN's kernel would have to copy slices of one product.
+  Query, key and value are products of their own (not `fused`) on TPUs, and where `library` is the
+  attention of a GPU: cuDNN's kernel would have to copy slices of one product, as TPUs do.
 
   Args:
     performance: the fields above; missing fields have their defaults.
@@ -85,7 +90,7 @@ def module_options(
     "dtype": _dtype(given["dtype"]),
     "conv_method": method or (conv.default_method(backend) if given["backend"] else None),
     "remat": bool(given["remat"]),
-    "fused": not _takes_apart(name, backend),
+    "fused": _fused(name, backend),
   }
 
 
@@ -109,8 +114,8 @@ def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
   backend = given["backend"] or jax.default_backend()
   name = given["attention"] or attention.default(backend, long=True)
   name = given["vae_attention"] or ("chunked" if name == "flash" else name)
-  fused = not _takes_apart(name, backend)
-  return module_options(given) | {"attention": _attention(name, backend), "fused": fused}
+  changed = {"attention": _attention(name, backend), "fused": _fused(name, backend)}
+  return module_options(given) | changed
 
 
 def vae_slices(performance: Mapping[str, Any] | None = None) -> int:
@@ -153,6 +158,8 @@ def precisely(
     return function
   if backend == "tpu" and given["precision"] == "bf16":
     name = _ONE_PASS
+  if backend == "gpu" and given["precision"] == "tf32":
+    name = _TF32
 
   @wraps(function)
   def under(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
@@ -194,6 +201,10 @@ def _dtype(name: str) -> Any:
 def _takes_apart(name: str, backend: str) -> bool:
   """Returns whether the attention of this name may run as cuDNN's kernel."""
   return name == "library" and backend == "gpu"
+
+
+def _fused(name: str, backend: str) -> bool:
+  return backend != "tpu" and not _takes_apart(name, backend)
 
 
 def _attention(name: str, backend: str) -> attention.AttentionFn:

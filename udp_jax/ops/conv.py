@@ -16,7 +16,7 @@ product of patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from udp_jax.ops import winograd
-from udp_jax.ops.linear import add_bias, dense
+from udp_jax.ops.linear import add_bias, asked_precision, dense
 
 METHODS = ("xla", "direct", "winograd")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -126,10 +126,7 @@ def upsampled_conv2d(
   summed = jnp.pad(jnp.flip(kernel, (0, 1)), ((0, 1), (0, 1), (0, 0), (0, 0)))
   summed += jnp.roll(summed, 1, 0)
   summed += jnp.roll(summed, 1, 1)
-  pad = ((2, 2), (2, 2))
-  out = lax.conv_general_dilated(
-    x, lax.rev(summed, (0, 1)), (1, 1), pad, lhs_dilation=(2, 2), dimension_numbers=_LAYOUT
-  )
+  out = _spread(asked_precision(), x, summed)
   return out if bias is None else add_bias(out, bias)
 
 
@@ -190,6 +187,48 @@ def _winograd_pays(
 def _columns_pay(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
   """Returns whether patches pay: on the smallest maps, reading the kernel is most of the work."""
   return max(shape[1:3]) <= 4 and min(kernel[2:]) >= 16
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _spread(precision: str | None, x: jax.Array, summed: jax.Array) -> jax.Array:
+  """Convolves x (B, H, W, C), spread out with zeros, with summed (4, 4, C, D), reversed."""
+  return _transposed(precision, summed)(x)
+
+
+def _transposed(precision: str | None, summed: jax.Array) -> Callable[[jax.Array], jax.Array]:
+  return partial(
+    lax.conv_general_dilated,
+    rhs=lax.rev(summed, (0, 1)),
+    window_strides=(1, 1),
+    padding=((2, 2), (2, 2)),
+    lhs_dilation=(2, 2),
+    dimension_numbers=_LAYOUT,
+    precision=precision,
+  )
+
+
+def _spread_forward(precision: str | None, x: jax.Array, summed: jax.Array):
+  return _spread(precision, x, summed), (x, summed)
+
+
+def _spread_backward(precision: str | None, saved: tuple[jax.Array, ...], g: jax.Array):
+  x, summed = saved
+  _, pull = jax.vjp(_transposed(precision, summed), x)
+  # As a strided convolution of g has it, with x as its result: by autodiff's own form XLA reverses
+  # all of g in memory first.
+  dsummed = lax.conv_general_dilated(
+    lhs=g,
+    rhs=x,
+    window_strides=(1, 1),
+    padding=((1, 1), (1, 1)),
+    rhs_dilation=(2, 2),
+    dimension_numbers=("CHWN", "IHWO", "HWCN"),
+    precision=precision,
+  )
+  return *pull(g), dsummed
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

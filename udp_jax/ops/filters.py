@@ -120,9 +120,9 @@ def guided(
     variance = box_mean(guide * guide, radius) - mean_guide * mean_guide
     slope = covariance / (variance + regulariser)[..., None]
   else:
-    slope = jnp.einsum(
-      "bhwij,bhwjk->bhwik", _inverse(guide, mean_guide, radius, regulariser), covariance
-    )
+    inverse = _inverse(guide, mean_guide, radius, regulariser)
+    # The inverse has large numbers of both signs: nothing may be rounded, whatever the backend.
+    slope = jnp.einsum("bhwij,bhwjk->bhwik", inverse, covariance, precision="highest")
   intercept = mean_images - jnp.sum(slope * mean_guide[..., :, None], axis=-2)
   slope = box_mean(slope.reshape(flat.shape), radius).reshape(products.shape)
   return jnp.sum(slope * guide[..., :, None], axis=-2) + box_mean(intercept, radius) + offset

@@ -357,7 +357,7 @@ def test_cells_can_be_chosen_and_added(
     make(changed, other, threats=())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pixel_model_and_training_threat(tiny_model, tmp_path: Path) -> None:
   from udp_jax.models import factory
 
