@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from udp_jax.benchmark import hlo, roofline
+from udp_jax.benchmark import flops, hlo, roofline
 from udp_jax.benchmark.roofline import Reach
 
 REACH = Reach(matmul=1e12, copy=1e9, launch=1e-6)
@@ -195,3 +195,64 @@ def test_the_largest_kernels(found):
   names = [kernel.name for kernel in roofline.largest(found.values(), 2)]
   assert names == ["cudnn-conv-bias-activation.3", "gemm_fusion_dot"]
   assert 6 * found["gemm_fusion_dot"].seconds > found["rows"].seconds
+
+
+GEMM = """\
+ENTRY %main (a: bf16[32,64], b: bf16[48,64]) -> bf16[32,48] {
+  %a = bf16[32,64]{1,0} parameter(0)
+  %b = bf16[48,64]{1,0} parameter(1)
+  %gemm = (bf16[32,48]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"]}}}
+  ROOT %out = bf16[32,48]{1,0} get-tuple-element(%gemm), index=0
+}
+"""  # noqa: E501
+
+
+def test_scratch_memory_of_a_product_is_not_counted():
+  (gemm,) = roofline.kernels(hlo.parse(GEMM), REACH)
+  assert gemm.bytes == 2 * (32 * 64 + 48 * 64 + 32 * 48)
+  assert gemm.flops == 2 * 32 * 48 * 64
+
+
+LOOP_IN_A_BRANCH = """\
+%condition (t: (s32[])) -> pred[] {
+  %t = (s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[] constant(100)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%body (t.1: (s32[])) -> (s32[]) {
+  %t.1 = (s32[]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%t.1), index=0
+  %d = f32[2,2]{1,0} broadcast(%i.1), dimensions={}
+  %e = f32[2,2]{1,0} dot(%d, %d), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %r = (s32[]) tuple(%i.1)
+}
+
+%looped (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %q = (s32[]) tuple(%p)
+  %w = (s32[]) while(%q), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"100"}}
+  ROOT %o = s32[] get-tuple-element(%w), index=0
+}
+
+%flat (p.1: s32[]) -> s32[] {
+  %p.1 = s32[] parameter(0)
+  %first = s32[] negate(%p.1)
+  %second = s32[] negate(%first)
+  ROOT %third = s32[] negate(%second)
+}
+
+ENTRY %main (x: s32[]) -> s32[] {
+  %x = s32[] parameter(0)
+  ROOT %z = s32[] conditional(%x, %x, %x), branch_computations={%looped, %flat}
+}
+"""  # noqa: E501
+
+
+def test_a_branch_with_a_loop_is_as_dear_as_all_its_rounds():
+  """A hundred rounds of two kernels against three kernels; the counter of FLOPs agrees."""
+  kernels = roofline.kernels(hlo.parse(LOOP_IN_A_BRANCH), REACH)
+  assert [(one.name, one.runs) for one in kernels] == [("d", 100), ("e", 100)]
+  counted = flops.count(LOOP_IN_A_BRANCH).total
+  assert counted == sum(one.runs * one.flops for one in kernels) == 100 * 2 * 2 * 2 * 2

@@ -29,7 +29,8 @@ class Reach(NamedTuple):
   """What large kernels reach on a GPU.
 
   Attributes:
-    matmul: FLOPs per second of a bfloat16 product; infinite where it is not known.
+    matmul: FLOPs per second of a bfloat16 product; infinite where it is not known. Products of
+      float32 take at least twice as long (TF32) or more, which bounds of such programs leave out.
     copy: bytes per second, read and written, of a copy.
     launch: seconds that each kernel takes besides its work.
   """
@@ -147,7 +148,7 @@ class _Reader:
 
   def _dearest(self, branches: list[str], runs: int) -> list[Kernel]:
     found = [list(self.kernels(branch, runs)) for branch in branches]
-    return max(found, key=lambda branch: sum(kernel.seconds for kernel in branch))
+    return max(found, key=lambda branch: sum(one.runs * one.seconds for one in branch))
 
   def _kernel(self, instruction: hlo.Instruction, products: float, moved: float, runs: int):
     fusion, op_name = _FUSION_KIND.search(instruction.line), _OP_NAME.search(instruction.line)
@@ -171,7 +172,7 @@ class _Reader:
     if operation == "custom-call":
       arrays = instruction.arrays
       # A library's scratch memory is written too, but how much of it is not known.
-      if len(arrays) > 1 and arrays[-1][0] == "u8" and len(arrays[-1][1]) == 1:
+      if len(arrays) > 1 and arrays[-1][0] in ("s8", "u8") and len(arrays[-1][1]) == 1:
         arrays = arrays[:-1]
       return read + sum(hlo.num_bytes(dtype, shape) for dtype, shape in arrays)
     return read + sum(hlo.num_bytes(dtype, shape) for dtype, shape in hlo.results(instruction))
