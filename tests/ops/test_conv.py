@@ -286,6 +286,22 @@ def test_a_doubled_image_is_a_transposed_convolution_for_the_compiler():
   assert "lhs_dilate = [2, 2]" in convolution
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_gradient_of_a_doubled_image_reverses_kernels_alone(platform):
+  """XLA writes a reversed map to memory; the gradient's two convolutions need none."""
+  x, g = (jax.ShapeDtypeStruct((2, n, n, c), jnp.bfloat16) for n, c in ((8, 3), (16, 5)))
+  kernel = jax.ShapeDtypeStruct((3, 3, 3, 5), jnp.bfloat16)
+  doubled = partial(conv.upsampled_conv2d, method="xla")
+  traced = jax.jit(lambda x, kernel, g: jax.vjp(doubled, x, kernel)[1](g)).trace(x, kernel, g)
+  lines = traced.lower(lowering_platforms=(platform,)).as_text().splitlines()
+  reversed_ = [line for line in lines if "stablehlo.reverse" in line]
+  assert {re.search(r"tensor<(\d+x\d+)x", line)[1] for line in reversed_} <= {"3x3", "4x4"}
+  convolutions = [line for line in lines if "stablehlo.convolution" in line]
+  # Of the kernel: a map of the cotangent with the features, spread out, as its kernel.
+  (of_kernel,) = [line for line in convolutions if "rhs_dilate = [2, 2]" in line]
+  assert of_kernel.rstrip().endswith("tensor<4x4x3x5xbf16>")
+
+
 def test_bias_and_default_method():
   x, kernel, _ = draw(CASES["small_map"], np.float32)
   bias = np.arange(4, dtype=np.float32)

@@ -26,7 +26,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   >>> clip = clip_by_global_norm(1.0)
   >>> gradients = {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}
   >>> clipped, _ = clip.update(gradients, clip.init(gradients))
-  >>> [round(float(each[0]), 3) for each in clipped.values()]
+  >>> [round(float(clipped[name][0]), 3) for name in ("kernel", "bias")]
   [0.6, 0.8]
   """
 
