@@ -237,8 +237,9 @@ def main(argv: Sequence[str]) -> int:
       compiled.mark_best(rows)
       save()  # Saved after each row, because compiling all of them takes long.
   print(compiled.format_table(rows))
-  if listed := compiled.format_largest(rows):
-    print(f"\n{listed}")
+  for listed in (compiled.format_notes(rows), compiled.format_largest(rows)):
+    if listed:
+      print(f"\n{listed}")
   problems = [
     f"{one['topology']}, batch {one['per_device_batch_size']}, {name}: {program['error']}"
     for one in rows

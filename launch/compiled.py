@@ -285,6 +285,20 @@ def _collectives(table: dict[str, dict[str, Any]] | None) -> str:
   return ", ".join(counts) or "none"
 
 
+def format_notes(rows: list[dict[str, Any]]) -> str:
+  """Says of which programs all products are library calls, one a line; "" if of none.
+
+  Their bytes and kernels are not to be compared with those of programs with Triton's products.
+  """
+  return "\n".join(
+    f"{row['topology']}, batch {row['per_device_batch_size']}, {name}: without Triton's products, "
+    "for some of which XLA found no tiles untuned"
+    for row in rows
+    for name, program in row["programs"].items()
+    if (program["options"] or {}).get("xla_gpu_enable_triton_gemm") is False
+  )
+
+
 def format_largest(rows: list[dict[str, Any]]) -> str:
   """Formats the largest kernels of each program, one a line; "" if none were listed."""
   lines = []

@@ -215,6 +215,7 @@ def _row(topology: str, batch: int, mfu: float | None, fits: bool | None = True)
     "bound_seconds": None,
     "bound_mfu": None,
     "largest": [],
+    "options": None,
   }
   return {
     "topology": topology,
@@ -244,7 +245,7 @@ def test_table():
   assert first.split()[:7] == ["v5e:4x4", "16", "128*", "max", "yes", "20.00", "-4.00"]
   assert first.split()[7:] == "3.000 15.00 0.02500 1.000 62.0 - - - 10 2 all-reduce (f32)".split()
   assert second.split()[3:5] == ["max", "NO"] and second.split()[9:12] == ["-", "-", "-"]
-  assert compiled.format_largest(rows) == ""
+  assert compiled.format_largest(rows) == compiled.format_notes(rows) == ""
 
 
 def test_table_of_gpus():
@@ -260,6 +261,9 @@ def test_table_of_gpus():
   first = compiled.format_table(rows).splitlines()[1]
   assert first.split()[7:14] == ["3.000", "15.00", "-", "-", "-", "612", "12.50"]
   assert first.split()[14] == "25.0"
+  rows[1]["programs"]["max"]["options"] = {"xla_gpu_enable_triton_gemm": False}
+  (note,) = compiled.format_notes(rows).splitlines()
+  assert note.startswith("h100, batch 256, max: without Triton's products")
   title, line = compiled.format_largest(rows).splitlines()
   assert title == "h100, max:"
   assert line.split() == "352 x 100.0 us 69.0 GFLOP 1.5 MB __cublas$gemm jit(f)/dot_general".split()
