@@ -208,7 +208,7 @@ def test_the_words_of_the_repeated_run_are_those_of_its_entry_point(
   """Its pictures need no package that a machine may lack."""
   words = lib.words_of_run(tmp_path / "pictures.npz", smoke)
   entry_point = load_entry_point("experiments.udp")
-  assert entry_point.parse(*words, f"--workdir={tmp_path}", "--deterministic") == ["program"]
+  assert entry_point.parse(*words, f"--workdir={tmp_path}") == ["program"]
   config = flags.FLAGS["config"].value
   assert config.rows == ("udp",) and config.num_rounds == (2 if smoke else 5)
   options = dict(image_size=config.data.image_size, limit=config.data.limit)
