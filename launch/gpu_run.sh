@@ -88,7 +88,11 @@ tests=(
   tests/stages/test_compiled_round.py::test_two_rounds_take_the_steps_of_the_method
   tests/protections/test_udp.py::test_pictures_move_within_the_budget_by_whole_steps
 )
-[[ -z $smoke ]] || tests=(tests/ops/test_linear.py::test_values_and_gradients)
+workers=8
+if [[ -n $smoke ]]; then
+  tests=(tests/ops/test_linear.py::test_values_and_gradients)
+  workers=2
+fi
 
 parts=(prepare)
 [[ $part == race ]] || parts+=(checks tests)
@@ -232,7 +236,7 @@ checks_words=("$python" -m launch.gpu_checks --out="$work/checks" --seconds="$((
 # its mark.
 tests_words=(JAX_DEFAULT_MATMUL_PRECISION=highest)
 tests_words+=("XLA_FLAGS=${XLA_FLAGS:+$XLA_FLAGS }--xla_gpu_autotune_level=0" "$python" -m pytest)
-tests_words+=(-n 8 -vv -m '' -W default -p no:cacheprovider "--junitxml=$work/logs/tests.xml")
+tests_words+=(-n "$workers" -vv -m '' -W default -p no:cacheprovider "--junitxml=$work/logs/tests.xml")
 tests_words+=("${tests[@]}")
 race_words=("$python" -m experiments.benchmark --config=gpu)
 [[ -z $smoke ]] || race_words=("${race_words[@]/%--config=gpu/--config=gpu:smoke}")
