@@ -61,7 +61,7 @@ _FIVE_ROUNDS = (
 _SMALLEST = ("--config=cifar10_small:smoke", "--config.num_rounds=2")
 # Programs that compile at the same time: from the start all goldens, which take longest.
 _THREADS = 12
-_LATE = {"passes": False, "left_out": "no time left"}
+_LATE: dict[str, Any] = {"passes": False, "left_out": "no time left"}
 
 _OUT = flags.DEFINE_string("out", None, "Folder for checks.json.")
 _CHECKS = flags.DEFINE_list("checks", list(CHECKS), f"Some of {', '.join(CHECKS)}.")
@@ -157,7 +157,8 @@ def with_gradients(form: str) -> Any:
   from udp_jax.ops import attention
 
   by_xla = partial(jax.nn.dot_product_attention, implementation="xla")
-  attend = {"cudnn": attention.cudnn_attention, "xla": by_xla}[form]
+  forms: dict[str, Any] = {"cudnn": attention.cudnn_attention, "xla": by_xla}
+  attend = forms[form]
 
   def run(query: jax.Array, key: jax.Array, value: jax.Array, cotangent: jax.Array) -> Any:
     with jax.default_matmul_precision("highest"):
