@@ -177,20 +177,38 @@ first_of() {
   printf '%s' "$candidate"
 }
 
-# ask_gpu: prints what nvidia-smi says about the GPUs; changes nothing there.
+# ask_gpu: prints the GPUs' name, driver and memory as nvidia-smi says; changes nothing there. The
+# first call on a fresh machine loads the driver, which takes seconds; if it takes too long, the
+# programs themselves find out what is there.
 ask_gpu() {
-  local asked=name,driver_version,compute_cap,memory.total,memory.free report
+  local report code=0
   command -v nvidia-smi >/dev/null ||
     fail "no nvidia-smi, so no NVIDIA GPU here; --smoke shows every part on a CPU"
-  report=$(timeout 3 nvidia-smi --query-gpu="$asked" --format=csv 2>&1) ||
+  report=$(timeout 15 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv 2>&1) ||
+    code=$?
+  if ((code == 124)); then
+    report='unknown card: nvidia-smi gave no answer within 15 s'
+  elif ((code != 0)); then
     fail "nvidia-smi finds no GPU (${report%%$'\n'*}); --smoke shows every part on a CPU"
+  fi
   printf '%s' "$report"
 }
 
-# install_wheels PYTHON DIR TARGET: installs the wheels of a folder into another, without network.
+# install_wheels PYTHON DIR TARGET SECONDS: installs the wheels of a folder into another, without
+# network, within so many seconds.
 install_wheels() {
   local files=("$2"/*.whl)
   [[ -e ${files[0]} ]] || fail "--wheels=$2: no wheels in it (see launch/README.md)"
-  timeout 8 "$1" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
-    --upgrade --target "$3" "${files[@]}" || fail "the wheels of $2 cannot be installed"
+  timeout "$4" "$1" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
+    --disable-pip-version-check --upgrade --target "$3" "${files[@]}" ||
+    fail "the wheels of $2 cannot be installed within $4 s"
+}
+
+# known_commit: prints the commit of this checkout, without git what UDP_JAX_COMMIT says.
+known_commit() {
+  local commit
+  commit=$(git -C "$repository" rev-parse HEAD 2>/dev/null) || commit=${UDP_JAX_COMMIT-}
+  [[ -n $commit ]] || say "warning: THE COMMIT IS UNKNOWN, and so it will say in every result:" \
+    "without git, set UDP_JAX_COMMIT (see --help)"
+  printf '%s' "${commit:-unknown}"
 }

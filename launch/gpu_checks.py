@@ -2,17 +2,19 @@
 
   python -m launch.gpu_checks --out=runs/gpu
 
-probe    cuDNN's attention, value and gradients, against XLA's form in float32, by dtype, head size
-         and lengths. It passes unless cuDNN fails, or errs by more than 2e-2, on what
-         `ops.attention.cudnn_refusal` lets pass. What it refuses is tried too, and only noted.
+probe    cuDNN's attention as models call it, value and gradients, against XLA's form in float32, by
+         dtype, head size and lengths. It passes unless cuDNN fails, or errs by more than 2e-2, on
+         what `ops.attention.cudnn_refusal` lets pass. What that refuses is tried too, and noted.
 goldens  outputs and gradients of the parts in `launch.gpu_goldens` against known values of a CPU,
-         in float32, TF32 and bfloat16, each with its own tolerance
+         in float32, TF32 and bfloat16, each with its own tolerance. A "note" says where an error is
+         too small for the rounding of its mode: the setting did nothing.
 repeat   five rounds of a small UDP run, twice: equal bit for bit with --deterministic, which is
          checked, and without it, which is only noted
 
 OUT/checks.json is written after every check: {"header", "rows"}; a row has "check", "name",
-"passes" (null if only noted), "seconds" and the check's own numbers. A check that does not fit into
---seconds any more is a row that does not pass, with "left_out". Exit code 0 if all pass, else 1.
+"passes" (null if only noted), "seconds" and the check's own numbers. Rows come in the order in
+which they are known. A check that does not fit into --seconds any more is a row that does not pass,
+with "left_out". Exit code 0 if all pass, else 1.
 --smoke runs everything at a small size on any machine; cuDNN then refuses everything. Without a GPU
 and without --smoke the exit code is 2.
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -28,6 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,22 +45,23 @@ from udp_jax.runtime import files, processes
 CHECKS = ("probe", "goldens", "repeat")
 # Relative error of cuDNN's attention, of the value and of each gradient.
 _TOLERANCE = 2e-2
-_DTYPES = ("bfloat16", "float16")
-# Stable Diffusion 1 has 40, 80 and 160, SDXL 64, the CIFAR-10 U-Net 256.
-_HEAD_SIZES = (40, 64, 80, 160, 256)
+# Stable Diffusion 1 has 40, 80 and 160, SDXL 64, the CIFAR-10 U-Net 256. No config uses float16.
+_HEAD_SIZES = {"bfloat16": (40, 64, 80, 160, 256), "float16": (40, 160)}
 # (queries, keys): short, to 77 words of text, and long.
 _LENGTHS = ((64, 64), (256, 77), (4096, 4096))
 _HEADS = 2
-# Words for the repeated run: 64 pictures at 32x32 and 0.7 M parameters.
+# Words for the repeated run: 64 pictures at 32x32 and 0.7 M parameters. The pictures are hashes, as
+# the built-in ones need scikit-image and scikit-learn.
+_PICTURES = 72
 _FIVE_ROUNDS = (
-  *("--config=cifar10_small", "--config.num_rounds=5"),
-  *("--config.data.source=builtin", "--config.data.classes=()"),
-  *("--config.data.limit=72", "--config.data.holdout=8.0"),
+  *("--config=cifar10_small", "--config.num_rounds=5", "--config.data.classes=()"),
+  *(f"--config.data.limit={_PICTURES}", "--config.data.holdout=8.0"),
   *("--config.protections.udp.train_steps=8", "--config.protections.udp.perturb_steps=2"),
 )
 _SMALLEST = ("--config=cifar10_small:smoke", "--config.num_rounds=2")
-# Programs that compile at the same time.
-_THREADS = 8
+# Programs that compile at the same time: from the start all goldens, which take longest.
+_THREADS = 12
+_LATE: dict[str, Any] = {"passes": False, "left_out": "no time left"}
 
 _OUT = flags.DEFINE_string("out", None, "Folder for checks.json.")
 _CHECKS = flags.DEFINE_list("checks", list(CHECKS), f"Some of {', '.join(CHECKS)}.")
@@ -127,12 +132,40 @@ def _finite(value: float) -> float | None:
 
 
 def probes(smoke: bool) -> Iterator[Check]:
-  """Yields a check of cuDNN's attention for each dtype, head size and pair of lengths."""
+  """Yields a check of cuDNN's attention for each of `probed`."""
+  for sizes in probed(smoke):
+    yield _probe(*sizes)
+
+
+def probed(smoke: bool) -> Iterator[tuple[str, int, int, int]]:
+  """Yields dtype, head size, number of queries and number of keys of each probe."""
   count = 1 if smoke else None
-  for dtype in _DTYPES:
-    for head_size in _HEAD_SIZES[:count]:
+  for dtype, head_sizes in _HEAD_SIZES.items():
+    for head_size in head_sizes[:count]:
       for queries, keys in _LENGTHS[:count]:
-        yield _probe(dtype, head_size, queries, keys)
+        yield dtype, head_size, queries, keys
+
+
+def with_gradients(form: str) -> Any:
+  """Returns attention by "cudnn", as models call it, or by "xla", jitted.
+
+  Returns:
+    (query, key, value, cotangent of the output) -> (output, gradients by query, key and value).
+  """
+  import jax
+
+  from udp_jax.ops import attention
+
+  by_xla = partial(jax.nn.dot_product_attention, implementation="xla")
+  forms: dict[str, Any] = {"cudnn": attention.cudnn_attention, "xla": by_xla}
+  attend = forms[form]
+
+  def run(query: jax.Array, key: jax.Array, value: jax.Array, cotangent: jax.Array) -> Any:
+    with jax.default_matmul_precision("highest"):
+      out, pull = jax.vjp(attend, query, key, value)
+      return out, *pull(cotangent)
+
+  return jax.jit(run)
 
 
 def _probe(dtype: str, head_size: int, queries: int, keys: int) -> Check:
@@ -148,14 +181,8 @@ def _probe(dtype: str, head_size: int, queries: int, keys: int) -> Check:
   narrow = [value.astype(jnp.dtype(dtype)) for value in given]
   wide = [value.astype(np.float32) for value in narrow]
 
-  def compiled(form: Any, arrays: list[np.ndarray]) -> Callable[..., Any]:
-    def run(query: jax.Array, key: jax.Array, value: jax.Array, cotangent: jax.Array) -> Any:
-      attend = lambda *of: jax.nn.dot_product_attention(*of, implementation=form)
-      with jax.default_matmul_precision("highest"):
-        out, pull = jax.vjp(attend, query, key, value)
-        return out, *pull(cotangent)
-
-    return jax.jit(run).lower(*arrays).compile()
+  def compiled(form: str, arrays: list[np.ndarray]) -> Callable[..., Any]:
+    return with_gradients(form).lower(*arrays).compile()
 
   def compile_both() -> tuple[Callable[..., Any] | str, Callable[..., Any]]:
     right = compiled("xla", wide)
@@ -211,6 +238,7 @@ def _golden(name: str, mode: str) -> Check:
   import jax
 
   from launch import gpu_goldens
+  from udp_jax.ops import attention
 
   rules = gpu_goldens.MODES[mode]
 
@@ -228,6 +256,7 @@ def _golden(name: str, mode: str) -> Check:
       "worst": worst.what,
       "error": _finite(worst.error),
       "tolerance": worst.tolerance,
+      "note": gpu_goldens.unrounded(lines, rules, attention.local_gpu()),
       "compared": [
         line._asdict() | {"error": _finite(line.error), "cosine": _finite(line.cosine or 0.0)}
         for line in lines
@@ -237,24 +266,40 @@ def _golden(name: str, mode: str) -> Check:
   return Check("goldens", f"{name} {mode}", compile_part, run)
 
 
-def run_checks(checks: Sequence[Check], report: Report) -> None:
-  """Compiles all checks side by side, and runs each when its turn comes and it is compiled."""
+def run_checks(
+  checks: Sequence[Check], report: Report, meanwhile: Callable[[], None] = lambda: None
+) -> None:
+  """Compiles all checks side by side, and runs each alone as soon as it is compiled.
+
+  Args:
+    checks: what to check; those that compile longest first.
+    report: gets a row for each, in the order in which they end.
+    meanwhile: called once when every compilation waits for its turn.
+  """
+  started = time.monotonic()
   pool = ThreadPoolExecutor(_THREADS)
-  pending = [(check, time.monotonic(), pool.submit(check.compile)) for check in checks]
-  for check, started, future in pending:
-    numbers = _one(check, future, report)
+  compiled: queue.SimpleQueue[tuple[Check, Future]] = queue.SimpleQueue()
+  for check in checks:
+    future = pool.submit(check.compile)
+    future.add_done_callback(lambda done, check=check: compiled.put((check, done)))
+  meanwhile()
+  pending = list(checks)
+  while pending:
+    try:
+      check, future = compiled.get(timeout=max(0.0, report.left))
+      numbers = _one(check, future, report)
+    except queue.Empty:
+      check, numbers = pending[0], _LATE
+    pending.remove(check)
     report.add(check.check, check.name, **numbers, seconds=round(time.monotonic() - started, 2))
   # What still compiles would keep the process beyond its time.
   pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _one(check: Check, future: Future, report: Report) -> dict[str, Any]:
-  late = {"passes": False, "left_out": "no time left"}
   try:
-    program = future.result(timeout=max(0.0, report.left))
-    return check.run(program) if report.left > 0 else late
-  except TimeoutError:
-    return late
+    program = future.result()
+    return check.run(program) if report.left > 0 else _LATE
   except Exception as error:  # One that breaks must not hide the others.
     return {"passes": False, "failure": f"{type(error).__name__}: {_first_line(error)}"}
 
@@ -275,6 +320,7 @@ class Repeats:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     self._folder, self._smoke = folder, smoke
+    self._words = words_of_run(folder / "pictures.npz", smoke)
     self._running: list[subprocess.Popen] = []
     self._stopped = False
     self._failures: dict[str, str] = {}
@@ -293,9 +339,7 @@ class Repeats:
       self._run(name, workdir)
 
   def _run(self, name: str, workdir: Path) -> None:
-    words = [*(sys.executable, "-m", "experiments.udp", "--noevaluate", "--noprogress")]
-    words += ["--config.rows=('udp',)", f"--workdir={workdir}"]
-    words += _SMALLEST if self._smoke else _FIVE_ROUNDS
+    words = [sys.executable, "-m", "experiments.udp", *self._words, f"--workdir={workdir}"]
     words += ["--deterministic"] if name in self.PAIRS["deterministic"] else []
     environment = dict(os.environ)
     if not self._smoke:
@@ -335,6 +379,16 @@ class Repeats:
   def _end_of(self, name: str) -> str:
     lines = (self._folder / f"{name}.log").read_text(errors="replace").strip().splitlines()
     return f"{name}: {self._failures[name]}: {lines[-1] if lines else ''}"[:300]
+
+
+def words_of_run(pictures: Path, smoke: bool) -> list[str]:
+  """Writes the pictures of the repeated run to a file; returns the words for `experiments.udp`."""
+  from launch import gpu_goldens
+
+  levels = (gpu_goldens.uniform("repeat", (_PICTURES, 32, 32, 3)) + 1) * np.float32(127.5)
+  np.savez(pictures, images=np.round(levels).astype(np.uint8))
+  words = ["--noevaluate", "--noprogress", "--config.rows=('udp',)"]
+  return [*words, *(_SMALLEST if smoke else _FIVE_ROUNDS), f"--config.data.source=npz:{pictures}"]
 
 
 def _losses(workdir: Path) -> list[dict[str, float]]:
@@ -383,24 +437,27 @@ def main(argv: Sequence[str]) -> int:
 
   if jax.default_backend() != "gpu" and not _SMOKE.value:
     raise MissingDataError("no GPU that jax can use is here; --smoke runs the checks without one")
-  repeats = None
-  if "repeat" in _CHECKS.value:
-    repeats = Repeats(folder / "repeat", _SMOKE.value)
   from udp_jax.ops import attention
 
   report.content["header"] = {
     "command": provenance.command(),
-    "commit": provenance.commit() or os.environ.get("UDP_JAX_COMMIT", ""),
+    "commit": provenance.commit(),
     "hardware": provenance.hardware(),
     "versions": provenance.versions(),
     "gpu": str(attention.local_gpu()),
     "smoke": _SMOKE.value,
   }
   report.write()
-  made = {"probe": probes, "goldens": goldens}
+  made = {"goldens": goldens, "probe": probes}
   checks = [one for name in made if name in _CHECKS.value for one in made[name](_SMOKE.value)]
-  run_checks(checks, report)
-  if repeats is not None:
+  started: list[Repeats] = []
+
+  def repeat() -> None:
+    if "repeat" in _CHECKS.value:
+      started.append(Repeats(folder / "repeat", _SMOKE.value))
+
+  run_checks(checks, report, repeat)
+  for repeats in started:
     repeats.finish(report)
   rows = report.content["rows"]
   failed = [f"{row['check']} {row['name']}" for row in rows if row["passes"] is False]

@@ -10,7 +10,8 @@ which may run on different machines with one NVIDIA GPU and no network. What tra
 pictures there, at most two files of 16 MiB back.
 
   bash launch/gpu_evidence.sh pack --source=cifar10:PATH --pictures=pieces/pictures.zip     a CPU
-  bash launch/gpu_evidence.sh protect --row=udp --pictures=pieces/pictures.zip --out=pieces a GPU
+  UDP_JAX_COMMIT=COMMIT bash launch/gpu_evidence.sh protect --row=udp \
+    --pictures=pieces/pictures.zip --out=pieces                                             a GPU
   bash launch/gpu_evidence.sh protect --row=udp_matched_noise --pictures=pieces/pictures.zip \
     --protected=pieces/protect-udp.zip --out=pieces              controls: also a CPU, --any_device
   bash launch/gpu_evidence.sh victim --row=udp --seed=0 --pictures=pieces/pictures.zip \
@@ -21,7 +22,9 @@ pictures there, at most two files of 16 MiB back.
 
 Rows: clean (no protect), random_noise, sign_noise, udp, eudp, udp_matched_noise and
 eudp_matched_noise; seeds 0, 1 and 2: 6 pieces of protect and 21 of victim. All need the same
-pictures and settings, which collect checks, and should have the same commit, which it prints. A
+pictures and settings, which collect checks, and should have the same commit, which it prints: where
+there is no git, as on a machine that got the files alone, give every piece UDP_JAX_COMMIT, which
+`git rev-parse --short=12 HEAD` prints. A
 victim ends where it starts: if --minutes will not do, the piece stops early with exit code 75, says
 how many steps would fit, and leaves nothing that looks finished. Then give all victims fewer:
 
@@ -106,23 +109,26 @@ for folder in "${pieces[@]}"; do words+=(--pieces="$(absolute "$folder")"); done
 # Programs of one piece serve the next one on the same machine.
 settings=(PYTHONUNBUFFERED=1)
 settings+=("PYTHONPATH=$repository${work:+:$work/site}${PYTHONPATH:+:$PYTHONPATH}")
-gpu=
+spent=0
+if [[ -z $dry_run ]]; then
+  if [[ $action == protect || $action == victim ]]; then
+    if [[ -z $any_device && -z $smoke ]]; then
+      card=$(ask_gpu)
+      say "$card"
+    fi
+    known_commit >/dev/null
+  fi
+  [[ -z $wheels ]] || install_wheels "$python" "$(absolute "$wheels")" "${work:-.}/site" 40
+  spent=$SECONDS
+fi
 if [[ $action == protect || $action == victim ]]; then
-  [[ -n $any_device || -n $smoke ]] || gpu=yes
   # 20 s for the start and the end; `timeout` is for what does not end by itself.
-  words+=(--seconds="$((minutes * 60 - 20))")
-  words=(timeout --kill-after=2 "$((minutes * 60 - 5))" env "${settings[@]}" "${words[@]}")
+  words+=(--seconds="$((minutes * 60 - 20 - spent))")
+  words=(timeout --kill-after=2 "$((minutes * 60 - 5 - spent))" env "${settings[@]}" "${words[@]}")
 else
   words=(env "${settings[@]}" "${words[@]}")
 fi
 words+=("${command[@]}")
 
-if [[ -z $dry_run ]]; then
-  if [[ -n $gpu ]]; then
-    card=$(ask_gpu)
-    say "$card"
-  fi
-  [[ -z $wheels ]] || install_wheels "$python" "$(absolute "$wheels")" "${work:-.}/site"
-fi
 cd "$repository"
 run "${words[@]}"

@@ -458,7 +458,7 @@ def collect(opened: Opened, folders: Sequence[str]) -> dict[str, Any]:
       found.setdefault(record["row"], []).append(record["seed"])
   wanted = [(row, seed) for row in study.config.rows for seed in study.config.threat.seeds]
   missing = [f"{row} {seed}" for row, seed in wanted if seed not in found.get(row, ())]
-  commits = sorted({record["commit"] for record in records.values()})
+  commits = sorted({record["commit"] or "unknown" for record in records.values()})
   devices = sorted({record["hardware"]["devices"] for record in records.values()})
   return {"pieces": len(records), "missing": missing, "commits": commits, "devices": devices}
 

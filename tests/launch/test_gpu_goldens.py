@@ -134,3 +134,26 @@ def test_tolerances_grow_as_precision_falls() -> None:
   for finer, coarser in zip(modes, modes[1:]):
     assert finer.output < coarser.output and finer.gradient < coarser.gradient
     assert finer.cosine > coarser.cosine
+
+
+@pytest.mark.parametrize(
+  ("mode", "gpu", "error", "noted"),
+  [
+    ("tf32", Gpu((9, 0), 91500), 9e-6, True),
+    ("tf32", Gpu((8, 0), None), 0.0, True),
+    ("tf32", Gpu((9, 0), 91500), 1e-4, False),
+    ("tf32", Gpu((9, 0), 91500), float("nan"), False),
+    # Neither has TF32.
+    ("tf32", Gpu((7, 5), 91500), 0.0, False),
+    ("tf32", None, 0.0, False),
+    ("highest", Gpu((9, 0), 91500), 0.0, False),
+  ],
+)
+def test_a_setting_that_does_nothing_is_noted(mode, gpu, error, noted) -> None:
+  errors = {lib.WEIGHTS: 0.0, lib.OUTPUT: error}
+  lines = [lib.Compared(what, found, 1.0, 1.0, True) for what, found in errors.items()]
+  assert bool(lib.unrounded(lines, lib.MODES[mode], gpu)) == noted
+
+
+def test_the_least_error_of_tf32_is_more_than_float32_may_have() -> None:
+  assert lib.MODES["tf32"].least >= lib.MODES["highest"].output

@@ -18,6 +18,7 @@ from experiments import _cli
 from tests.launch.conftest import ROOT, without_flags
 from udp_jax.data import image_set
 from udp_jax.errors import BadDataError, MissingDataError
+from udp_jax.runtime import provenance
 from udp_jax.studies import settings
 
 with without_flags():
@@ -142,6 +143,15 @@ def test_pieces_that_do_not_belong_together(
   path.unlink()
   with pytest.raises(BadDataError, match="missing, or not the file"):
     lib.collect(opened, [str(path.parent)])
+
+
+@pytest.mark.parametrize(("commit", "found"), [("", "unknown"), ("abc", "abc")])
+def test_pieces_of_an_unknown_commit_are_said_to_be(
+  commit: str, found: str, opened: lib.Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(provenance, "commit", lambda: commit)
+  path = _noise(opened, tmp_path / "out")
+  assert lib.collect(opened, [str(path.parent)])["commits"] == [found]
 
 
 def test_what_has_to_be_given(opened: lib.Opened, tmp_path: Path) -> None:

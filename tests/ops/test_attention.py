@@ -339,14 +339,6 @@ def test_what_fails_where_it_is_tried_is_not_used(machine):
   assert asked == [("own", 8)] * 3 + [("cudnn", 8)]
 
 
-def test_a_target_decides_and_nothing_is_tried_here(machine):
-  asked = machine(V100, works=None)
-  given = jnp.ones((1, 5, 2, 160), jnp.bfloat16)
-  for gpu in (H100, A100):
-    attention.library_attention(given, given, given, gpu=gpu)
-  assert asked == [("cudnn", 160), ("own", 160)]
-
-
 def test_cudnn_is_tried_once_and_its_failure_is_said(monkeypatch, caplog):
   """There is no cuDNN here, so that the attempt on a pretended A100 fails, within a trace."""
   monkeypatch.setattr(attention, "local_gpu", lambda: A100)
@@ -416,7 +408,7 @@ def test_odd_lengths_are_filled_up(queries, keys, fused):
     return out, *pull(weights)
 
   with jax.numpy_dtype_promotion("standard"):  # JAX's own form promotes as it goes.
-    found = jax.jit(partial(results, attention._by_cudnn))(query, key, value)
+    found = jax.jit(partial(results, attention.cudnn_attention))(query, key, value)
   expected = jax.jit(partial(results, attention.dot_product_attention))(query, key, value)
   for ours, theirs in zip(found, expected, strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -370,7 +370,7 @@ def cudnn_refusal(
   The conditions are JAX's own (`check_layout` and `check_is_flash_attention` of
   jax/_src/cudnn/fused_attention_stablehlo.py, the same in 0.10.2 and 0.12.0.1), and those of
   cuDNN's support matrix that JAX does not check. Lengths may be any: JAX differentiates even ones
-  only, and `library_attention` fills odd ones up.
+  only, and `cudnn_attention` fills odd ones up.
 
   Args:
     gpu: the GPU, from `local_gpu`; None for another backend.
@@ -448,9 +448,7 @@ def choose(
   return "whole" if query_length * key_length < LONG_SEQUENCE**2 else "parts"
 
 
-def library_attention(
-  query: jax.Array, key: jax.Array, value: jax.Array, *, gpu: Gpu | None = None
-) -> jax.Array:
+def library_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
   """`jax.nn.dot_product_attention` by cuDNN's fused kernel where it runs, else a form of our own.
 
   `choose` decides by GPU, dtype and sizes. On this machine, what it leaves to cuDNN is tried and
@@ -464,8 +462,6 @@ def library_attention(
     query: (B, Q, heads, D).
     key: (B, K, heads, D).
     value: (B, K, heads, D).
-    gpu: the GPU that the program is compiled for, on which nothing can be tried; None for this
-      process's own.
 
   >>> one, two = jnp.zeros((1, 1, 1, 2)), jnp.zeros((1, 2, 1, 2))
   >>> library_attention(one, two, two.at[:, 1].set(4.0)).tolist()
@@ -479,22 +475,36 @@ def library_attention(
     key_length=key_length,
     head_size=head_size,
   )
-  form = form_on(gpu or local_gpu())
-  if form == "cudnn" and gpu is None:
+  form = form_on(local_gpu())
+  if form == "cudnn":
     # 77 is the length of CLIP's prompts.
     keys = 77 if key_length % 2 else 64 if key_length == query_length else 78
     if not _cudnn_works(jnp.dtype(query.dtype), head_size, keys):
       form = form_on(None)
   if form == "cudnn":
-    return _per_device(_by_cudnn, query, key, value)
+    return _per_device(cudnn_attention, query, key, value)
   attend = partial(dot_product_attention, wide=False)
   if form == "whole":
     return attend(query, key, value)
   return _in_parts(attend, LONG_SEQUENCE, query, key, value)
 
 
-def _by_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Attends by cuDNN to any number of keys; JAX has the gradient for even lengths only."""
+def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Attention by cuDNN's fused kernel, for any lengths; raises where `cudnn_refusal` has a reason.
+
+  JAX has the gradient for even lengths only: an odd one is filled up, and what was added to the
+  keys is masked. `library_attention` also decides, tries the kernel first, and splits the batch.
+
+  Args:
+    query: (B, Q, heads, D), bfloat16 or float16.
+    key: (B, K, heads, D).
+    value: (B, K, heads, D).
+
+  >>> attend = cudnn_attention if local_gpu() else dot_product_attention
+  >>> query = jax.ShapeDtypeStruct((1, 77, 1, 64), jnp.bfloat16)
+  >>> jax.eval_shape(attend, query, query, query).shape
+  (1, 77, 1, 64)
+  """
   length, keys = query.shape[1], key.shape[1]
 
   def even(x: jax.Array) -> jax.Array:
@@ -525,7 +535,7 @@ def _cudnn_works(dtype: jnp.dtype, head_size: int, keys: int) -> bool:
       out, pull = jax.vjp(attend, *arrays[:3])
       return out, *pull(arrays[3])
 
-    found = jax.jit(partial(results, _by_cudnn))(*given)
+    found = jax.jit(partial(results, cudnn_attention))(*given)
     with jax.default_matmul_precision("highest"):
       exact = jax.jit(partial(results, dot_product_attention))(*(_widened(x) for x in given))
     errors = []
