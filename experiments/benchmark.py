@@ -8,11 +8,14 @@ process of its own, and they take turns. After a kill, the same command continue
 race. Exit code 1: one of our own contestants failed; its row says why. On an NVIDIA GPU:
 
   python -m experiments.benchmark --config=gpu --workdir=runs/gpu --peer_python=PATH
+
+There, if PyTorch cannot be started, ours are measured without it; the exit code is then 1 too.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +78,10 @@ def _measure(workdir: Path) -> int:
     print("\nOurs over the fastest peer, by race (below 1: ours is faster):")
     print("\n".join(f"  {line}" for line in verdicts))
   print(f"\nall numbers: {(workdir / 'bench.json').absolute()}")
-  return 1 if runner.failures(report) else 0
+  without = report["header"].get("without_torch")
+  if without:
+    print(f"error: PyTorch took no part, so ours raced nobody: {without}", file=sys.stderr)
+  return 1 if without or runner.failures(report) else 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from experiments import _cli
 from udp_jax.benchmark import plan, runner
 from udp_jax.benchmark.worker import OutOfTime, WorkerError
-from udp_jax.errors import ConfigError
+from udp_jax.errors import ConfigError, MissingDataError
 
 
 def test_a_worker_is_prepared_once_and_ends_with_its_group(stand_in, tmp_path: Path) -> None:
@@ -69,11 +69,13 @@ def test_rows_show_no_seconds_of_the_worker() -> None:
 class _Answering:
   """In place of a worker: answers by name, and keeps what it was asked."""
 
-  def __init__(self, **answers: dict[str, Any]):
+  def __init__(self, **answers: dict[str, Any] | Exception):
     self._answers, self.asked = answers, []
 
   def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
     self.asked.append((do, arguments))
+    if isinstance(self._answers[do], Exception):
+      raise self._answers[do]
     return self._answers[do]
 
   def stop(self) -> None: ...
@@ -122,7 +124,6 @@ def test_peers_run_on_the_same_gpu(bench) -> None:
 @pytest.mark.parametrize(
   ("backend", "devices", "card", "message"),
   [
-    ("gpu", "1 x NVIDIA Card", "NVIDIA Other", "another device, NVIDIA Other, than jax: 1 x NV"),
     ("cpu", "1 x cpu", "NVIDIA Card", "this config is for backend 'gpu', .* 1 x cpu"),
     ("tpu", "4 x TPU v5", "NVIDIA Card", "this config is for backend 'gpu'"),
   ],
@@ -131,6 +132,147 @@ def test_other_devices_are_refused(bench, backend, devices, card, message) -> No
   ours, theirs = _Answering(info=_info(backend, devices)), _Answering(info=_CARD | {"gpu": card})
   with pytest.raises(ConfigError, match=message):
     bench(ours, theirs)
+
+
+_RUNS: dict[str, Any] = {
+  "prepare": {"compile_s": 9.0, "warmup_s": 1.0, "compile_peak_rss_mib": 5.0, "tflop": {}},
+  "memory": {"peak_rss_mib": 4.0, "peak_of": "step"},
+  "run": {"seconds": 0.5, "cpu_seconds": 0.1, "idle_cpu_seconds": 0.0},
+}
+
+
+def _ours(**answers: Any) -> _Answering:
+  known = {"info": _info("gpu", "1 x NVIDIA Card"), "matmul": _RATES, "copy": {"gbs": 2800.0}}
+  return _Answering(**known | _RUNS | answers)
+
+
+def _measured(made: runner._Bench, monkeypatch: pytest.MonkeyPatch, only: str) -> dict[str, Any]:
+  """The report of these races, from workers that answer at once."""
+  monkeypatch.setattr(runner, "_Bench", lambda *_: made)
+  made.config.races.update({"seconds": 0.0, "pause": 0.0})
+  return runner.run(made.config, made.workdir, peer_python="", only=only, progress=False)
+
+
+@pytest.mark.parametrize(
+  ("said", "reason"),
+  [
+    (WorkerError("the worker ended with 1: no module 'x'"), "no module 'x'.*--peer_python=PATH"),
+    (WorkerError("no answer to 'info' within 90 s"), "no answer to 'info'"),
+    (_CARD | {"gpu": "NVIDIA Other"}, "another device, NVIDIA Other, than jax: 1 x NVIDIA Card"),
+  ],
+)
+def test_races_with_an_order_go_on_without_pytorch(bench, monkeypatch, said, reason) -> None:
+  theirs = _Answering(info=said)
+  made = bench(_ours(), theirs)
+  # It is not waited for until the end, and asked for nothing more.
+  assert theirs.asked == [("info", {"device": "cuda", "timeout": 90.0})]
+  report = _measured(made, monkeypatch, "cifar,sd")
+  assert len(theirs.asked) == 1
+  ours, peers = ([r for r in report["rows"] if r["framework"] == f] for f in ("jax", "torch"))
+  assert [row["median_s"] for row in ours] == [0.5] * 4
+  assert all(row["reason"] is None and row["ratio"] is None for row in ours)
+  assert [row["race"] for row in peers] == ["cifar"] * 3 + ["sd"]
+  for row in peers:
+    assert re.match(f"without PyTorch: .*{reason}", row["reason"]) and row["median_s"] is None
+  assert re.search(reason, report["header"]["without_torch"])
+  assert "torch" not in report["header"]["matmul_gflops"]
+  assert len(report["done"]) == 4 and runner.failures(report) == []
+  assert "- without PyTorch: " in (made.workdir / "bench.md").read_text()
+
+
+def test_a_peer_that_cannot_be_started_leaves_our_rows(bench, monkeypatch, tmp_path: Path) -> None:
+  made = bench(_ours(), _Answering(info=_CARD, matmul=_RATES, copy={"gbs": 1.0}))
+  monkeypatch.undo()
+  monkeypatch.setattr(runner._Bench, "_jax", lambda self, name, **environment: _ours())
+  broken = tmp_path / "python"
+  broken.write_text("#!/bin/sh\necho 'ImportError: libcudart' >&2\nexit 1\n")
+  broken.chmod(0o755)
+  for name, reason in ((str(broken), "ImportError: libcudart"), ("/nowhere/python", "not there")):
+    folder = tmp_path / name.replace("/", "_")
+    report = runner.run(made.config, folder, peer_python=name, only="sd", progress=False)
+    ours, peer = report["rows"]
+    assert ours["median_s"] == 0.5 and peer["median_s"] is None
+    assert reason in peer["reason"] and reason in report["header"]["without_torch"]
+  # The other races want their peers.
+  config = _cli.get_config("benchmark", "quick")
+  monkeypatch.setattr(
+    runner._Bench, "_jax", lambda self, name, **environment: _ours(info=_info("cpu", "1 x cpu"))
+  )
+  for name, reason in ((str(broken), "ImportError: libcudart"), ("/nowhere/python", "not there")):
+    with pytest.raises(MissingDataError, match=f"{reason}.*make bench"):
+      runner.run(config, tmp_path / "quick", peer_python=name, progress=False)
+
+
+def test_a_table_without_pytorch_is_not_continued_with_it(bench) -> None:
+  theirs = _Answering(info=_CARD, matmul=_RATES, copy={"gbs": 1.0})
+  bench(_ours(), theirs).save()
+  missing = WorkerError("no such module")
+  with pytest.raises(ConfigError, match=r"another versions.* \(now without PyTorch: .*no such mod"):
+    bench(_ours(), _Answering(info=missing))
+
+
+def test_a_rate_that_cannot_be_measured_ends_nothing(bench, monkeypatch) -> None:
+  lost = WorkerError("CUDA out of memory")
+  # Of a race without an order it does.
+  theirs = _Answering(info=_CARD | {"gpu": "cpu"}, matmul=lost)
+  with pytest.raises(WorkerError, match="out of memory"):
+    bench(_ours(info=_info("cpu", "1 x cpu")), theirs, "quick")
+  theirs = _Answering(info=_CARD, matmul=_RATES, copy=lost, **_RUNS)
+  made = bench(_ours(matmul=WorkerError("INTERNAL: autotuning")), theirs)
+  header = made.report["header"]
+  assert header["unmeasured"] == {
+    "matmul of jax": "INTERNAL: autotuning",
+    "copy of torch": "CUDA out of memory",
+  }
+  assert header["matmul_gflops"] == {"torch": _RATES["gflops"]}
+  assert header["copy_gbs"] == {"jax": 2800.0} and "without_torch" not in header
+  ours, peer = _measured(made, monkeypatch, "sd")["rows"]
+  assert ours["ratio"] == 1.0 and peer["median_s"] == 0.5
+
+
+def test_only_workers_of_the_races_at_hand_are_started(bench, monkeypatch) -> None:
+  made = bench(_ours(), _Answering(info=_CARD, matmul=_RATES, copy={"gbs": 1.0}))
+  started, works = [], {}
+  monkeypatch.setattr(made.pool, "start", lambda name, *_: started.append(name) or _ours())
+  monkeypatch.setattr(runner._Bench, "_jax", lambda self, name, **_: self.pool.start(name))
+  monkeypatch.setattr(runner._Bench, "_torch", lambda self, name: self.pool.start(name))
+  monkeypatch.setattr(
+    made.pool,
+    "prepared",
+    lambda name, worker, **spec: works.update({name: spec["works"]}) or _RUNS["prepare"],
+  )
+  made.config.races.update({"seconds": 0.0, "pause": 0.0})
+  chosen = plan.tasks(made.config)
+  seen = {}
+  for task in chosen[:9]:
+    started.clear(), works.clear()
+    made.do(task, chosen)
+    seen.setdefault(task.spec["race"], (set(started), dict(works)))
+  kinds = {
+    race: {name.split("_ddpm")[0].split("_sd15")[0] for name in s} for race, (s, _) in seen.items()
+  }
+  # PyTorch imports its libraries while ours compile, but for the next races only.
+  assert kinds["cifar_ours"] == {"jax_round_12", "torch_channels_last"}
+  assert kinds["sd_ours"] == kinds["sd"] == {"jax_round_6", "torch_channels_last"}
+  assert kinds["compile"] == {"jax_round_12", "torch_compile"}
+  assert [*seen["cifar_ours"][1].values()] == [["round", "max", "min"]]
+  # The other steps have been raced by then.
+  assert [*seen["compile"][1].values()] == [["round"]] * 2
+
+
+def test_workers_end_at_the_same_time(stand_in, tmp_path: Path, monkeypatch) -> None:
+  monkeypatch.setattr(runner, "_PATIENCE", 0.5)
+  pool = runner._Pool(tmp_path)
+  for name in "abcd":
+    pool._workers[name] = worker = stand_in()
+    worker.ask("run", work="min")
+    assert worker._process.stdin is not None
+    worker._process.stdin.write(b'{"do": "sleep", "seconds": 60}\n')
+  workers = list(pool._workers.values())
+  started = time.monotonic()
+  pool.stop()
+  assert time.monotonic() - started < 1.5
+  assert {worker._process.returncode for worker in workers} == {-9}
 
 
 def test_peers_do_not_run_on_tpus(bench) -> None:

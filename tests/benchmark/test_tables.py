@@ -80,6 +80,17 @@ def test_a_gpu_is_shown_with_its_rates_and_columns() -> None:
   assert tables.verdicts(report["rows"])[0].startswith("sd: round demo batch 8 float32: 0.62")
 
 
+def test_a_missing_peer_and_missing_rates_are_told() -> None:
+  report = _report()
+  told = ("without PyTorch: no diffusers", "not measured: copy of torch: out of memory")
+  for shown in (tables.text(report), tables.markdown(report)):
+    assert "without PyTorch" not in shown and "not measured" not in shown
+  report["header"]["without_torch"] = "no diffusers"
+  report["header"]["unmeasured"] = {"copy of torch": "out of memory"}
+  for shown in (tables.text(report), tables.markdown(report)):
+    assert all(line in shown for line in told)
+
+
 def test_what_was_left_out_is_listed() -> None:
   report = _report() | {"left_out": [{"task": "sd/max", "reason": "no time left"}]}
   assert tables.text(report).endswith("\n  sd/max: no time left")

@@ -73,6 +73,18 @@ def test_no_such_program(tmp_path: Path) -> None:
     Worker(["/nowhere/python"], tmp_path / "log")
 
 
+def test_who_does_not_end_by_itself_is_killed(stand_in) -> None:
+  worker = stand_in()
+  worker.ask("run", work="min")
+  assert worker._process.stdin is not None
+  worker._process.stdin.write(b'{"do": "sleep", "seconds": 60}\n')
+  worker.close()
+  assert worker._process.poll() is None
+  started = time.monotonic()
+  worker.stop(patience=0.1)
+  assert worker._process.returncode == -9 and time.monotonic() - started < 5
+
+
 def test_stop_ends_the_process(stand_in) -> None:
   worker = stand_in()
   worker.ask("run", work="min")

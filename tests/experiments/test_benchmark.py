@@ -181,7 +181,7 @@ def test_a_gpus_races_are_in_the_order_of_worth(raced) -> None:
   report = _report(workdir)
   assert "left_out" not in report and "Left out" not in done.stdout
   assert [row["race"] for row in report["rows"]] == [
-    *["cifar_ours"] * 3, *["cifar"] * 9, "sd_ours", *["sd"] * 2, *["compile"] * 2
+    *["cifar_ours"] * 3, *["cifar"] * 6, "sd_ours", *["sd"] * 2, *["compile"] * 2
   ]  # fmt: skip
   names = [f"{task.partition('/')[0]}" for task in report["done"]]
   assert names == [*["cifar_ours"] * 3, *["cifar"] * 3, "sd_ours", "sd", "compile"]
@@ -271,6 +271,28 @@ def test_missing_peers(entry_point, tmp_path: Path) -> None:
   error = _fails(entry_point, workdir, asks, f"--peer_python={empty}")
   assert "No module named 'torch'" in error and "make bench" in error
   assert not (workdir / "bench.json").exists()
+
+
+def test_a_gpus_races_go_on_without_peers_and_say_so(entry_point, tmp_path: Path) -> None:
+  empty = tmp_path / "python"
+  empty.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'torch'\" >&2\nexit 1\n")
+  empty.chmod(0o755)
+  done = entry_point(
+    "benchmark",
+    "--config=gpu:smoke",
+    "--only=compile",
+    "--config.peers.torch=('channels_last', 'compile')",
+    f"--peer_python={empty}",
+    f"--workdir={tmp_path / 'run'}",
+    "--noprogress",
+    *QUICKLY,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: PyTorch took no part") and done.stderr.count("\n") == 1
+  assert "No module named 'torch'" in done.stderr and "without PyTorch" in done.stdout
+  ours, peer = _report(tmp_path / "run")["rows"]
+  assert ours["median_s"] > 0 and ours["reason"] is None
+  assert "No module named 'torch'" in peer["reason"] and peer["median_s"] is None
 
 
 def test_unwritable_workdir(entry_point, tmp_path: Path) -> None:

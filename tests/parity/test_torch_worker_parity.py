@@ -23,6 +23,8 @@ def _specs(**changes: Any) -> list[dict[str, Any]]:
   """What `runner` asks of the eager contestants of the GPU's races, at smoke size."""
   config = _cli.get_config("benchmark", "gpu:smoke")
   config.peers.torch = ("as_written", "channels_last")
+  # The config takes only the better form, to save time.
+  config.races.groups.cifar.peers = config.peers.torch
   found = []
   for task in plan.tasks(config):
     for contestant in plan.contestants(config, task)[1:]:
@@ -103,12 +105,78 @@ def test_frozen_networks_may_be_narrow(module: Any) -> None:
     assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
   assert made._delta.dtype == torch.float32
   made.run("max")
+  assert torch.isfinite(made._delta).all()
   # As it is written, and where the denoiser is trained, it stays float32.
   for changes, wide in (({"variant": "as_written"}, True), ({"works": ["min", "max"]}, False)):
     made = module.Contestant()
     made.prepare(**(spec | changes))
     assert {p.dtype for p in made._model.parameters()} == {torch.float32}
     assert {p.dtype for p in made._vae.parameters()} == {torch.float32 if wide else torch.bfloat16}
+
+
+def _seen(made: Any) -> dict[str, set[Any]]:
+  """What layers see in a step: dtypes of weights and of values, and whether autocast is on."""
+  seen: dict[str, set[Any]] = {"weights": set(), "values": set(), "autocast": set()}
+
+  def look(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    seen["weights"] |= {parameter.dtype for parameter in layer.parameters()}
+    seen["values"] |= {value.dtype for value in (*inputs, output)}
+    seen["autocast"].add(torch.is_autocast_enabled("cpu"))
+
+  kinds = (torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.Conv2d, torch.nn.Linear)
+  # The decoder takes no part.
+  networks = (made._model, made._vae.encoder, made._vae.quant_conv)
+  layers = [layer for n in networks for layer in n.modules() if isinstance(layer, kinds)]
+  assert {type(layer) for layer in layers} == set(kinds)
+  hooks = [layer.register_forward_hook(look) for layer in layers]
+  made.run("max")
+  for hook in hooks:
+    hook.remove()
+  return seen
+
+
+def test_where_everything_is_narrow_there_is_no_autocast(module: Any) -> None:
+  *_, spec = _specs(dtype="bfloat16", frozen_dtype="bfloat16")
+  made = module.Contestant()
+  made.prepare(**spec)
+  narrow = {torch.bfloat16}
+  assert _seen(made) == {"weights": narrow, "values": narrow, "autocast": {False}}
+  # Where the denoiser is trained or nothing is narrow, weights are wide and autocast.
+  made.prepare(**(spec | {"works": ["min", "max"]}))
+  wide = _seen(made)
+  assert wide["autocast"] == {True} and wide["weights"] == {torch.float32, torch.bfloat16}
+  made.prepare(**(spec | {"variant": "as_written"}))
+  wide = _seen(made)
+  assert wide["autocast"] == {True} and wide["weights"] == {torch.float32}
+  assert torch.float32 in wide["values"]
+  # In float32 nothing is cast at all.
+  made.prepare(**_specs()[-1])
+  seen = _seen(made)
+  assert seen["weights"] == seen["values"] == {torch.float32} and seen["autocast"] == {False}
+
+
+def test_a_loss_without_autocast_is_the_same_loss(module: Any) -> None:
+  losses = {}
+  for changes in ({}, {"dtype": "bfloat16", "frozen_dtype": "bfloat16"}, {"dtype": "bfloat16"}):
+    made = module.Contestant()
+    made.prepare(**_specs(**changes)[-1])
+    # The encoder's draws differ by dtype; its mean does not.
+    encode = made._vae.encode
+    made._vae.encode = lambda x, encode=encode: _Mean(encode(x).latent_dist.mean)
+    torch.manual_seed(1)
+    losses[str(changes)] = made._losses(made._images).detach()
+  exact, *others = losses.values()
+  assert all(torch.allclose(loss, exact, rtol=0.05) for loss in others), losses
+
+
+class _Mean:
+  """An encoder's answer whose samples are its mean."""
+
+  def __init__(self, mean: torch.Tensor):
+    self.latent_dist, self._mean = self, mean
+
+  def sample(self) -> torch.Tensor:
+    return self._mean
 
 
 def test_several_steps_are_one_call(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:

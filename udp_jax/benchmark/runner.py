@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import itertools
 import json
 import math
 import os
@@ -21,7 +23,7 @@ from udp_jax.benchmark import plan, race, tables
 from udp_jax.benchmark.models import diffusers_configs
 from udp_jax.benchmark.plan import Contestant, Task
 from udp_jax.benchmark.worker import OutOfTime, Worker, WorkerError
-from udp_jax.errors import ConfigError, MissingDataError
+from udp_jax.errors import ConfigError, MissingDataError, UserError
 from udp_jax.runtime import files, provenance, workdir
 
 _TORCH_WORKER = Path(__file__).with_name("torch_worker.py")
@@ -29,8 +31,12 @@ _TORCH_WORKER = Path(__file__).with_name("torch_worker.py")
 NO_FLAX = "diffusers-Flax (last release 0.39.0) has no UNet2DModel, only Stable Diffusion's U-Net"
 
 
-# Seconds before the deadline that are kept for ending the workers.
-_CLOSING = 8.0
+# Seconds that workers have for ending by themselves.
+_PATIENCE = 2.0
+# Seconds before the deadline that are kept for ending the workers and for writing the report.
+_CLOSING = 4.0
+# Seconds within which PyTorch must answer, where the races go on without it if it does not.
+_PEER_STARTS = 90.0
 
 
 def run(
@@ -55,7 +61,9 @@ def run(
 
   Raises:
     ConfigError: the config cannot be used, or the workdir has another config, commit or machine.
-    MissingDataError: PyTorch is needed, but `peer_python` does not have it.
+    MissingDataError: PyTorch is needed, but `peer_python` does not have it. Races with an order
+      (`config.races.order`) go on without it instead: `header["without_torch"]` of the result and
+      the peers' rows say why.
     OutputError: the workdir cannot be written.
   """
   chosen = plan.tasks(config, only)
@@ -119,9 +127,12 @@ class _Pool:
     return self._facts[name]
 
   def stop(self) -> None:
-    """Ends all workers."""
+    """Ends all workers, all at the same time."""
     for worker in self._workers.values():
-      worker.stop()
+      worker.close()
+    until = time.monotonic() + _PATIENCE
+    for worker in self._workers.values():
+      worker.stop(max(until - time.monotonic(), 0.0))
     self._workers, self._facts, self._errors = {}, {}, {}
 
 
@@ -135,6 +146,8 @@ class _Bench:
     self._peer_python = peer_python
     self._device = "cpu"
     self._begun: set[tuple[Any, ...]] = set()
+    # Why PyTorch takes no part, although the config asks for it.
+    self._without_torch = ""
     self.report = self._open()
 
   def attempt(self, task: Task, left: list[Task]) -> str:
@@ -177,7 +190,10 @@ class _Bench:
   # The header.
 
   def _open(self) -> dict[str, Any]:
-    self._check_peer()
+    try:
+      self._check_peer()
+    except MissingDataError as error:
+      self._go_without_torch(error)
     path = self.workdir / "bench.json"
     config = json.loads(files.to_json(self.config.to_dict()))
     facts = self._facts()
@@ -185,6 +201,8 @@ class _Bench:
       header = {"title": self.config.title, "notice": self.config.notice, **facts}
       header |= {"command": provenance.command(), "config": config}
       header |= {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+      if self._without_torch:
+        header["without_torch"] = self._without_torch
       header |= self._rates()
       rows: dict[str, Any] = {section: [] for section in plan.SECTIONS[1:]}
       return {"header": header, "rows": self._absent(), **rows, "done": []}
@@ -193,9 +211,10 @@ class _Bench:
     now: dict[str, Any] = {**facts, "config": config}
     changed = [name for name in now if old.get(name) != now[name]]
     if changed:
+      without = f" (now without PyTorch: {self._without_torch})" if self._without_torch else ""
       raise ConfigError(
-        f"{path} was begun with another {' and '.join(changed)}: one table is measured with one of "
-        "each; choose another --workdir"
+        f"{path} was begun with another {' and '.join(changed)}{without}: one table is measured "
+        "with one of each; choose another --workdir"
       )
     return report
 
@@ -207,12 +226,26 @@ class _Bench:
         "--config.peers.torch='()'"
       )
 
+  def _go_without_torch(self, error: UserError) -> None:
+    """Notes why PyTorch takes no part, or raises the error if the races have no order.
+
+    Races with an order are for machines that are lent for minutes: ours are worth measuring alone.
+    """
+    if not self.config.races.order:
+      raise error
+    self._without_torch = str(error)
+
+  def _with_torch(self) -> bool:
+    return bool(self.config.peers.torch) and not self._without_torch
+
   def _facts(self) -> dict[str, Any]:
     """Commit, hardware, versions, threads: they must be the same for a whole table."""
     self.pool.enter("header")
     worker = self._jax("header")
-    if self.config.peers.torch and self.config.races.start_together:
-      self._torch("header-torch")
+    if self._with_torch() and self.config.races.start_together:
+      # If it cannot be started, the request below says so.
+      with contextlib.suppress(WorkerError):
+        self._torch("header-torch")
     ours = worker.ask("info")
     versions, threads = ours["versions"], {"jax": ours["threads"]}
     hardware = ours["hardware"]
@@ -221,8 +254,8 @@ class _Bench:
         f"this config is for backend {self.config.backend!r}, but jax found only "
         f"{hardware['devices']} ({hardware['backend']})"
       )
-    if self.config.peers.torch:
-      theirs = self._peer_facts(hardware)
+    theirs = self._peer_facts(hardware) if self._with_torch() else {}
+    if theirs:
       versions |= {"torch": theirs["version"], "diffusers (torch)": theirs["diffusers"]}
       versions |= theirs.get("libraries", {})
       threads["torch"] = theirs["threads"]
@@ -230,7 +263,7 @@ class _Bench:
     return facts | {"versions": versions, "threads": threads}
 
   def _peer_facts(self, hardware: dict[str, str]) -> dict[str, Any]:
-    """What PyTorch says of itself, on the device that ours use."""
+    """What PyTorch says of itself, on the device that ours use; {} if the races go on without."""
     if hardware["backend"] not in ("cpu", "gpu"):
       raise ConfigError(
         "the PyTorch contestants run on a CPU or a GPU: set JAX_PLATFORMS=cpu, or race nobody: "
@@ -238,32 +271,53 @@ class _Bench:
       )
     self._device = "cuda" if hardware["backend"] == "gpu" else "cpu"
     try:
-      theirs = self._torch("header-torch").ask("info", device=self._device)
+      return self._peer_on(hardware["devices"])
+    except (ConfigError, MissingDataError) as error:
+      self._go_without_torch(error)
+      return {}
+
+  def _peer_on(self, devices: str) -> dict[str, Any]:
+    try:
+      theirs = self._ask_torch("info")
     except WorkerError as error:
       raise MissingDataError(
         f"{self._peer_python} cannot run the PyTorch contestant ({error}); `make bench` makes an "
         "environment that can, --peer_python=PATH names another"
       ) from error
     # Jax names all devices after their number, "1 x NVIDIA H100 80GB HBM3".
-    if theirs.get("gpu", "") not in hardware["devices"]:
+    if theirs.get("gpu", "") not in devices:
       raise ConfigError(
-        f"PyTorch would run on another device, {theirs['gpu']}, than jax: {hardware['devices']}"
+        f"PyTorch would run on another device, {theirs['gpu']}, than jax: {devices}"
       )
     return theirs
 
+  def _ask_torch(self, do: str, **arguments: Any) -> dict[str, Any]:
+    """Asks PyTorch for what the header has of it."""
+    if self.config.races.order:
+      arguments["timeout"] = _PEER_STARTS
+    return self._torch("header-torch").ask(do, device=self._device, **arguments)
+
   def _rates(self) -> dict[str, Any]:
-    """Best rates of this machine by framework: of matrix products, and if asked for of copies."""
-    workers = {"jax": self._jax("header")}
-    if self.config.peers.torch:
-      workers["torch"] = self._torch("header-torch")
+    """Best rates of this machine by framework: of matrix products, and if asked for of copies.
+
+    Where races have an order, what fails is listed as `unmeasured`, and the races follow.
+    """
+    asks = {"jax": self._jax("header").ask}
+    if self._with_torch():
+      asks["torch"] = self._ask_torch
     size, kinds, mib = self.config.matmul_size, self.config.matmul_rates, self.config.copy_mib
-    found: dict[str, Any] = {"matmul_gflops": {}} | ({"copy_gbs": {}} if mib else {})
-    for name, worker in workers.items():
-      device: dict[str, Any] = {"device": self._device} if name == "torch" else {}
-      answer = worker.ask("matmul", size=size, rates=kinds, **device)
-      found["matmul_gflops"][name] = answer["gflops"]
-      if mib:
-        found["copy_gbs"][name] = worker.ask("copy", mib=mib, **device)["gbs"]
+    wanted = [("matmul", "matmul_gflops", "gflops", {"size": size, "rates": kinds})]
+    if mib:
+      wanted.append(("copy", "copy_gbs", "gbs", {"mib": mib}))
+    found: dict[str, Any] = {field: {} for _, field, _, _ in wanted}
+    for name, ask in asks.items():
+      for do, field, rate, arguments in wanted:
+        try:
+          found[field][name] = ask(do, **arguments)[rate]
+        except WorkerError as error:
+          if not self.config.races.order:
+            raise
+          found.setdefault("unmeasured", {})[f"{do} of {name}"] = str(error)
     return found
 
   def _absent(self) -> list[dict[str, Any]]:
@@ -299,18 +353,23 @@ class _Bench:
     group = plan.seat(task)
     self.pool.enter(group)
     self._begun.add(self._round(task))
-    mates = [t for t in left if t.section == "races" and plan.seat(t) == group]
+    mates = _mates(task, left)
     if settings.start_together:
       # A worker takes seconds to import its libraries, which needs no device.
       for mate in mates:
-        for contestant in plan.contestants(self.config, mate):
-          self._started(contestant, mate)
+        for contestant in self._present(mate):
+          # If it cannot be started, its row will say so.
+          with contextlib.suppress(WorkerError):
+            self._started(contestant, mate)
     runs: dict[str, race.Run] = {}
     rows: dict[str, dict[str, Any]] = {}
     for contestant in plan.contestants(self.config, task):
       name = contestant.variant if contestant.framework == "jax" else f"torch_{contestant.variant}"
       row = {**spec, "framework": contestant.framework, "variant": contestant.variant}
       rows[name] = tables.race_row(row)
+      if contestant.framework == "torch" and self._without_torch:
+        rows[name]["reason"] = f"without PyTorch: {self._without_torch}"
+        continue
       try:
         worker, facts = self._contestant(contestant, task, mates)
         memory = worker.ask("memory", work=contestant.asked)
@@ -345,6 +404,11 @@ class _Bench:
     if settings.mfu and peak:
       race.add_mfu(found, peak)
     return found
+
+  def _present(self, task: Task) -> list[Contestant]:
+    """Contestants of a race that can take part in it."""
+    found = plan.contestants(self.config, task)
+    return [c for c in found if not (c.framework == "torch" and self._without_torch)]
 
   def _peak(self, spec: dict[str, Any]) -> float | None:
     """Best GFLOP/s of a matrix product like those of a race, in any framework, if measured."""
@@ -458,6 +522,13 @@ class _Bench:
         row["cache_mib"] = answer["cache_mib"]
       self.pool.stop()
     return [row]
+
+
+def _mates(task: Task, left: list[Task]) -> list[Task]:
+  """Races that share their workers with a race: it and those behind it, up to another seat."""
+  behind = left[left.index(task) :]
+  same = itertools.takewhile(lambda t: plan.seat(t) == plan.seat(task), behind)
+  return [mate for mate in same if mate.section == "races"]
 
 
 def _without_cpu(answer: dict[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,9 @@ def _header(header: Mapping[str, Any]) -> list[str]:
   if header.get("copy_gbs"):
     copies = "; ".join(f"{framework} {rate:.0f}" for framework, rate in header["copy_gbs"].items())
     lines.append(f"best copy, GB/s read and written: {copies}")
+  if header.get("without_torch"):
+    lines.append(f"without PyTorch: {header['without_torch']}")
+  lines += [f"not measured: {what}: {why}" for what, why in header.get("unmeasured", {}).items()]
   if hardware.get("gpu"):
     lines.insert(4, f"GPU: {hardware['gpu']}")
   return [*lines, header["notice"]] if header["notice"] else lines

@@ -11,8 +11,10 @@ Variants, each with as many threads as there are cores, or on a GPU:
   channels_last   channels_last memory; the max step differentiates only delta, with frozen weights;
                   fused Adam. The best eager form.
   compile         the same under `torch.compile`.
-bfloat16 is autocast around the forward pass, with float32 weights, in every variant; networks that
-no work trains may be stored narrower (`frozen_dtype`), but not as_written.
+bfloat16 is autocast around the forward pass, with float32 weights, in every variant. Networks that
+no work trains may be stored narrower (`frozen_dtype`), but not as_written. If that is all of them,
+there is no autocast, which would make every norm wide: inputs are cast once, as users have it after
+`pipe.to(torch.bfloat16)`.
 
 Lines that only a GPU reaches ask for `_GPU`; as on CPUs, cuDNN's convolutions are chosen by timing.
 """
@@ -105,6 +107,7 @@ class Contestant:
     torch.backends.cudnn.benchmark = chosen.device == _GPU
     self._lean = variant != "as_written"
     self._dtype = DTYPES[dtype]
+    self._autocast = self._dtype is not torch.float32
     with torch.device(chosen.device):
       self._build(unet, batch, chosen)
     if self._lean and chosen.frozen_dtype:
@@ -160,10 +163,16 @@ class Contestant:
     self._delta = start.to(memory_format=layout)
 
   def _store(self, dtype: torch.dtype, whole: bool) -> None:
-    """Stores the frozen networks in a dtype: the encoder, and if `whole` the denoiser."""
+    """Stores the frozen networks in a dtype: the encoder, and if `whole` the denoiser.
+
+    If all of them are, the forward pass takes their dtype for its inputs, and no autocast.
+    """
     for network in (self._vae, self._model if whole else None):
       if network is not None:
         network.to(dtype)
+    if whole:
+      self._dtype, self._autocast = dtype, False
+      self._text = tuple(text.to(dtype) for text in self._text)
 
   def run(self, work: str) -> dict[str, Any]:
     """Runs `steps` steps of `work`, timed. The host waits for the device after the last only."""
@@ -200,18 +209,18 @@ class Contestant:
   def _losses(self, images: torch.Tensor) -> torch.Tensor:
     """Returns the denoising loss (B,) of the pictures, each at its own timestep and noise."""
     x0 = 2 * images - 1
-    narrow = torch.autocast(
-      self._device, dtype=self._dtype, enabled=self._dtype is not torch.float32
-    )
+    narrow = torch.autocast(self._device, dtype=self._dtype, enabled=self._autocast)
+    # Autocast casts by itself.
+    stored = torch.float32 if self._autocast else self._dtype
     if self._vae is not None:
       with narrow:
-        posterior = self._vae.encode(x0).latent_dist
+        posterior = self._vae.encode(x0.to(stored)).latent_dist
       x0 = posterior.sample().float() * self._vae.config.scaling_factor
     noise = torch.randn_like(x0)
     timesteps = torch.randint(0, 1000, (len(x0),), device=self._device)
     x_t = self._scheduler.add_noise(x0, noise, timesteps)
     with narrow:
-      prediction = self._forward(x_t, timesteps, *self._text).sample
+      prediction = self._forward(x_t.to(stored), timesteps, *self._text).sample
     return torch.nn.functional.mse_loss(prediction.float(), noise, reduction="none").mean((1, 2, 3))
 
   def _min_step(self) -> torch.Tensor:

@@ -91,14 +91,18 @@ class Worker:
       raise WorkerError(answer["error"])
     return answer
 
-  def stop(self) -> None:
-    """Ends the process, unless it has ended."""
+  def close(self) -> None:
+    """Closes the pipes, at which the process ends by itself; does not wait for that."""
     for pipe in (self._process.stdin, self._process.stdout):
       with contextlib.suppress(OSError):
         if pipe is not None:
           pipe.close()
+
+  def stop(self, patience: float = 2.0) -> None:
+    """Ends the process, unless it has ended; kills it after `patience` seconds."""
+    self.close()
     try:
-      self._process.wait(timeout=2)
+      self._process.wait(timeout=patience)
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
