@@ -24,9 +24,9 @@ Rows: clean (no protect), random_noise, sign_noise, udp, eudp, udp_matched_noise
 eudp_matched_noise; seeds 0, 1 and 2: 6 pieces of protect and 21 of victim. All need the same
 pictures and settings, which collect checks, and should have the same commit, which it prints: where
 there is no git, as on a machine that got the files alone, give every piece UDP_JAX_COMMIT, which
-`git rev-parse --short=12 HEAD` prints. A
-victim ends where it starts: if --minutes will not do, the piece stops early with exit code 75, says
-how many steps would fit, and leaves nothing that looks finished. Then give all victims fewer:
+`git rev-parse --short=12 HEAD` prints. A victim ends where it starts: if --minutes will not do, the
+piece stops early with exit code 75, says how many steps would fit, and leaves nothing that looks
+finished. Then give all victims fewer:
 
   ... victim ... -- --config.threat.options.train_steps=12000
 
