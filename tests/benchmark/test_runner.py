@@ -232,7 +232,8 @@ def test_a_rate_that_cannot_be_measured_ends_nothing(bench, monkeypatch) -> None
 
 def test_only_workers_of_the_races_at_hand_are_started(bench, monkeypatch) -> None:
   made = bench(_ours(), _Answering(info=_CARD, matmul=_RATES, copy={"gbs": 1.0}))
-  started, works = [], {}
+  started: list[str] = []
+  works: dict[str, Any] = {}
   monkeypatch.setattr(made.pool, "start", lambda name, *_: started.append(name) or _ours())
   monkeypatch.setattr(runner._Bench, "_jax", lambda self, name, **_: self.pool.start(name))
   monkeypatch.setattr(runner._Bench, "_torch", lambda self, name: self.pool.start(name))
@@ -243,9 +244,10 @@ def test_only_workers_of_the_races_at_hand_are_started(bench, monkeypatch) -> No
   )
   made.config.races.update({"seconds": 0.0, "pause": 0.0})
   chosen = plan.tasks(made.config)
-  seen = {}
+  seen: dict[str, tuple[set[str], dict[str, Any]]] = {}
   for task in chosen[:9]:
-    started.clear(), works.clear()
+    started.clear()
+    works.clear()
     made.do(task, chosen)
     seen.setdefault(task.spec["race"], (set(started), dict(works)))
   kinds = {

@@ -302,7 +302,7 @@ class _Bench:
 
     Where races have an order, what fails is listed as `unmeasured`, and the races follow.
     """
-    asks = {"jax": self._jax("header").ask}
+    asks: dict[str, Any] = {"jax": self._jax("header").ask}
     if self._with_torch():
       asks["torch"] = self._ask_torch
     size, kinds, mib = self.config.matmul_size, self.config.matmul_rates, self.config.copy_mib
