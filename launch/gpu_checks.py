@@ -279,9 +279,12 @@ def run_checks(
   started = time.monotonic()
   pool = ThreadPoolExecutor(_THREADS)
   compiled: queue.SimpleQueue[tuple[Check, Future]] = queue.SimpleQueue()
+
+  def ready(check: Check, done: Future) -> None:
+    compiled.put((check, done))
+
   for check in checks:
-    future = pool.submit(check.compile)
-    future.add_done_callback(lambda done, check=check: compiled.put((check, done)))
+    pool.submit(check.compile).add_done_callback(partial(ready, check))
   meanwhile()
   pending = list(checks)
   while pending:
