@@ -212,7 +212,7 @@ def test_the_words_of_the_repeated_run_are_those_of_its_entry_point(
   config = flags.FLAGS["config"].value
   assert config.rows == ("udp",) and config.num_rounds == (2 if smoke else 5)
   options = dict(image_size=config.data.image_size, limit=config.data.limit)
-  found = sources.load(config.data.source, classes=config.data.classes, **options)
+  found = sources.load(config.data.source, classes=config.data.classes or None, **options)
   assert found.images.shape == (24 if smoke else 72, size, size, 3)
 
 
