@@ -90,4 +90,4 @@ def test_what_is_no_metric_has_the_models_precision(model) -> None:
   params, images, _ = _arrays(model)
   images = jax.ShapeDtypeStruct(images.shape, jnp.float32)
   encode = lambda params, images: model.encode(params, images, None)
-  assert _precisions(encode, (params, images)) == {"HIGH"}
+  assert _precisions(encode, (params, images)) == {"DEFAULT"}
