@@ -283,7 +283,7 @@ def test_a_broken_part_is_said_and_fails_the_drill(
   assert (tmp_path / "drill.md").read_text() in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_and_a_raced_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(processes, "GROUP", processes.Group())
   env = processes.environment(tmp_path)

@@ -144,7 +144,14 @@ def test_the_target_s_attention_is_compiled(gpu, dtype, fused, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("gpu", "repeats"), [(None, 1), (attention.Gpu((9, 0), None), 7)], ids=str)
+@pytest.mark.parametrize(
+  ("gpu", "repeats"),
+  [
+    pytest.param(None, 1, marks=pytest.mark.long),
+    (attention.Gpu((9, 0), None), 7),
+  ],
+  ids=str,
+)
 def test_a_gpu_s_program_trains_as_often_as_a_round(gpu, repeats, one):
   """Its weights are brought into another order once a round, not once a step."""
   found = one[1]()

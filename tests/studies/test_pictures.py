@@ -15,7 +15,7 @@ from udp_jax.report import html, text
 from udp_jax.studies import pictures
 
 # Compiling a round through an autoencoder: `make test_slow`.
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ROWS = ("clean", "random_noise", "eudp")
 
