@@ -5,20 +5,17 @@ python -m experiments.eudp --config=sd --config.model.path=FOLDER --config.data.
 FOLDER is in diffusers' layout, with safetensors. Hardware: a TPU or GPU of 16 GiB;
 `python -m launch.aot --config=sd --num_images=64 --topology=v5e:4x4` says what fits.
 
-Peak GiB of a perturb step by the compilers (launch/AOT.md), by pictures a device, with and
-without recomputed blocks (performance.remat):
-target     of GiB  4, remat  8, remat  8, without
-v5e:4x4        16      4.57      6.74           -
-v6e:4x4        32      4.41         -           -
-v5p:2x2x4      95      4.63         -           -
-rtx4090        18      5.40         -           -
-l40s           33      5.40         -           -
-h100           59      5.38         -       11.55
-a100           59         -         -       11.67
-b200          134         -         -       20.46
-The default, 4 with remat, fits everywhere. Where there are 24 GiB or more,
---config.performance.remat=False computes nothing twice; a larger --config.global_batch_size (of all
-devices together) changes results. Of a GPU's memory JAX takes three quarters.
+Peak GiB of a perturb step by the compilers (launch/AOT.md), by pictures a device:
+target     of GiB  remat      4      8
+v5e:4x4        16     on   4.57   6.74
+v6e:4x4        32     on   4.41      -
+rtx4090        18     on   5.40      -
+l40s           33     on   5.40      -
+h100           59    off      -  11.55
+a100           59    off      -  11.67
+b200          134    off      -  20.46
+The default, 4 with remat, fits 16 GiB. Where more fits, --config.performance.remat=False computes
+nothing twice; a larger --config.global_batch_size (of all devices together) changes results.
 """
 
 from experiments.configs import common
