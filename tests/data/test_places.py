@@ -243,6 +243,7 @@ def test_a_place_has_many_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPa
   assert {places.canonical(text) for text in spelled} == {str(tmp_path / "r")}
   assert places.canonical("npz:a.npz") == places.canonical("./a.npz") == str(tmp_path / "a.npz")
   assert places.canonical("cifar10:r/") == f"cifar10:{tmp_path / 'r'}"
+  assert places.canonical("windows:r/") == f"windows:{tmp_path / 'r'}" != places.canonical("r")
   assert places.canonical("tfds:mnist:train@r/") == f"tfds:mnist:train@{tmp_path / 'r'}"
   for text in ("builtin", "tiny_ldm", "", "tfds:mnist"):
     assert places.canonical(text) == text

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from udp_jax.data import builtin, cifar, folder, npz, prepared, sources
+from udp_jax.data import builtin, cifar, folder, npz, prepared, sources, windows
 from udp_jax.errors import ConfigError, MissingDataError
 
 
@@ -17,6 +17,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
   seen: list[tuple] = []
   for module, name in (
     (builtin, "load_builtin"), (folder, "load_folder"), (npz, "load_npz"),
+    (windows, "load_windows"),
     (cifar, "load_cifar10"), (prepared, "load_tfds"),
   ):  # fmt: skip
     monkeypatch.setattr(
@@ -33,6 +34,7 @@ OPTIONS = {"image_size": 8, "limit": 3, "seed": 5, "classes": ("a",)}
   [
     ("builtin", "load_builtin", None, {}),
     ("folder:in", "load_folder", Path("in"), {"strict": True}),
+    ("windows:in", "load_windows", Path("in"), {"strict": True}),
     ("npz:a.b", "load_npz", Path("a.b"), {}),
     ("a/b.npz", "load_npz", Path("a/b.npz"), {}),
     ("cifar10:in", "load_cifar10", Path("in"), {"part": "train"}),

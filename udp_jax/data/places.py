@@ -41,6 +41,7 @@ _SOURCES = ("data.source", "data.photos", "data.paintings", "prior.source")
 _NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.face")
 # Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
+_KINDS = (*_BY_NAME, "folder", "npz", "windows")
 _NO_PLACES = frozenset({"", "builtin", "tiny_ldm"})
 # Manifest fields outside its config that may hold one or more paths.
 _PATHS = ("model", "init_image", "mask", "loras", "embeddings")
@@ -239,7 +240,7 @@ def canonical(spec: str) -> str:
     return f"tfds:{name}@{resolve(folder)}" if at else spec
   if spec in _NO_PLACES or not place:
     return spec
-  return f"{kind}:{resolve(place)}" if kind in _BY_NAME else str(resolve(place))
+  return f"{kind}:{resolve(place)}" if kind else str(resolve(place))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -306,7 +307,7 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
       return f"tfds:{place}"
     places.append(place)
     name = Path(place).name or Path(os.path.realpath(place)).name
-    return f"{kind}:{name}" if kind in (*_BY_NAME, "npz") else name
+    return f"{kind}:{name}" if kind else name
 
   config = said.get("config")
   if isinstance(config, dict):
@@ -337,7 +338,7 @@ def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 def _divided(spec: str) -> tuple[str, str]:
   """Splits a source into kind and place; the kind is "" for folders and plain paths."""
   kind, colon, place = spec.partition(":")
-  if colon and kind in (*_BY_NAME, "folder", "npz"):
+  if colon and kind in _KINDS:
     return ("" if kind in ("folder", "npz") else kind), place
   return "", spec
 
@@ -450,7 +451,7 @@ def _source(what: str, spec: str) -> list[Place]:
     return []
   if colon and kind == "tfds":
     place = place.partition("@")[2]
-  elif not (colon and kind in (*_BY_NAME, "folder", "npz")):
+  elif not (colon and kind in _KINDS):
     kind, place = "", spec
   if not place:
     return []

@@ -1,9 +1,10 @@
-"""Loads clean images with one function from five kinds of source.
+"""Loads clean images with one function from six kinds of source.
 
 | spec | source |
 |---|---|
 | `builtin` | crops of the photographs inside the scikit-image and scikit-learn wheels |
 | `folder:PATH` or the path of a folder | image files, nested folders included |
+| `windows:PATH` | random square windows of the pictures in a folder |
 | `npz:PATH` or `*.npz` | arrays `images`, `labels`, `names`, or packed JPEG scans |
 | `cifar10:PATH`, `cifar10-test:PATH` | `cifar-10-binary.tar.gz`, its folder, or `.bin` files |
 | `tfds:NAME[:SPLIT][@DATA_DIR]` | a prepared TFDS data set, read without TensorFlow |
@@ -78,6 +79,10 @@ def load(
     from udp_jax.data import folder
 
     return folder.load_folder(_path(place), strict=strict, **options)
+  if colon and kind == "windows":
+    from udp_jax.data import windows
+
+    return windows.load_windows(_path(place), strict=strict, **options)
   if colon and kind == "npz":
     from udp_jax.data import npz
 
@@ -99,8 +104,8 @@ def load(
     what = "is a file, not a folder" if _path(text).exists() else "no such folder"
     raise MissingDataError(f"{text}: {what}; give a folder of images, an .npz file or a source")
   raise ConfigError(
-    f"unknown source {text!r}; use builtin, folder:PATH, npz:PATH, cifar10:PATH, cifar10-test:PATH "
-    "or tfds:NAME"
+    f"unknown source {text!r}; use builtin, folder:PATH, windows:PATH, npz:PATH, cifar10:PATH, "
+    "cifar10-test:PATH or tfds:NAME"
   )
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from udp_jax.data import images, sources
+from udp_jax.data import sources, windows
 from udp_jax.data.image_set import ImageSet, pixels_sha256, split, take
 
 # Caption templates; a training step draws one of them for each picture.
@@ -141,34 +141,18 @@ def _paintings(data: Any, image_size: int, seed: int) -> _Part:
   }
 
   def cut(part: ImageSet, count: int) -> tuple[np.ndarray, np.ndarray]:
-    windows = [
+    found = [
       window
       for painting in part.images
-      for window in _windows(generator, painting, count, image_size, data.smallest_window)
+      for window in windows.cut(generator, painting, count, image_size, data.smallest_window)
     ]
     rows = np.array([place.get(int(label), -1) for label in _labels(part)], np.int32)
     shape = (-1, image_size, image_size, 3)
-    return np.array(windows, np.uint8).reshape(shape), np.repeat(rows, count)
+    return np.array(found, np.uint8).reshape(shape), np.repeat(rows, count)
 
   learned, rows = cut(train, data.windows_per_painting)
   kept, kept_rows = cut(holdout, max(1, data.windows_per_painting // 20))
   return _Part(learned, rows, kept, kept_rows, captions, record)
-
-
-def _windows(
-  generator: np.random.Generator, picture: np.ndarray, count: int, size: int, smallest: int
-) -> list[np.ndarray]:
-  """Crops random squares, side log-uniform from `smallest` pixels, resized to (size, size, 3)."""
-  height, width = picture.shape[:2]
-  largest = min(height, width)
-  sides = np.exp(generator.uniform(np.log(min(smallest, largest)), np.log(largest), count))
-  found = []
-  for side in sides.round().astype(int):
-    top = generator.integers(0, height - side + 1)
-    left = generator.integers(0, width - side + 1)
-    window = images.Picture(picture[top : top + side, left : left + side])
-    found.append(images.resize_picture(window, size).pixels)
-  return found
 
 
 def _name(spec: str) -> str:
