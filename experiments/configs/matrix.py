@@ -79,6 +79,8 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   )
   # image_size: side in pixels; 0 for the model's own size.
   config.model = ConfigDict({"path": model, "image_size": 0})
+  # The model that protections are made on, if it is not the one that is edited and fine-tuned.
+  config.protection_model = ConfigDict({"path": ""})
 
   config.protections = ConfigDict({"random_noise": {"distribution": "uniform"}})
   config.purifiers = ConfigDict()
@@ -135,6 +137,7 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
     config.model.update({"path": PACKAGED, "image_size": 0})
+    config.protection_model.path = ""
     config.data.update({"source": "builtin", "limit": 8, "holdout": 2.0, "classes": ()})
     config.num_rounds, config.num_samples, config.global_batch_size = 2, 4, 4
     config.seeds = (0,)

@@ -91,3 +91,10 @@ def test_matrices_of_before_are_gone_on_with(name):
     if name == "full":
       del made["protections"][row]["learning_rate"]
   assert changed(made, config_changes.recorded(config)) == []
+
+
+def test_a_matrix_of_before_protected_on_its_own_model():
+  old, new = record(), record() | {"protection_model": {"path": ""}}
+  assert changed(old, new) == []
+  new["protection_model"] = {"path": "another"}
+  assert changed(old, new) == ["protection_model.path"]

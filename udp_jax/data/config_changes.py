@@ -17,6 +17,7 @@ _CHANGES_RESULTS = {
   "performance.joint_gradients": False,
   "performance.shard_batches": 0,
   "spare_flat": 0.0,
+  "protection_model.path": "",
 }
 
 
@@ -86,6 +87,7 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   entries = ("protections", "purifiers", "threats")
   old, new = _completed(old), _completed(new)
   nested = ("data", "prior", "threat", "model", "evaluation", "performance", *entries)
+  nested += ("protection_model",)
   flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))
   known_old, known_new = (config.get(PLACES) or {} for config in (old, new))
 

@@ -39,6 +39,7 @@ Given = str | os.PathLike | None
 # Config fields that name a run's inputs: folders of pictures, and files that are read by name.
 _SOURCES = ("data.source", "data.photos", "data.paintings", "prior.source")
 _NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.face")
+_NAMED += ("protection_model.path",)
 # Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
 _KINDS = (*_BY_NAME, "folder", "npz", "windows")

@@ -56,6 +56,8 @@ def build(workdir: Path, finished: Finished, *, command: str = "") -> dict[str, 
       "notes": [str(origin[name]) for name in ("note", "notes") if origin.get(name)],
     },
     "model": config.model.path,
+    # The model that protections attack, if it is another one.
+    "protection_model": config.get("protection_model", {}).get("path", ""),
     "networks": finished.networks,
     # The largest budget of all rows; each row has its own.
     "radius_255": max(rows.row_radius_255(config, row) for row in plan.rows if row != CLEAN),

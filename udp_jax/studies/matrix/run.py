@@ -62,10 +62,10 @@ class _Matrix:
     self._seconds: dict[str, float] = {}
     model, config = subject_lib.load(config)
     study = Study(config, workdir, model, build.make_mesh(config), progress)
-    self._study = study
+    self._study, self._protecting = study, subject_lib.protecting(study)
     for row in plan.rows:
       if row != CLEAN:
-        build.build_protection(config, row, model)
+        build.build_protection(self._protecting.config, row, self._protecting.model)
     self._clean, self._holdout = load_pictures(config, model)
     self._purifiers = {name: PurifiedCells(study, name, self._clean) for name in plan.purifiers}
     self._threats = {name: threatening.build(study, name, self._clean) for name in plan.threats}
@@ -89,7 +89,7 @@ class _Matrix:
 
   def make_pictures(self) -> None:
     """Protects, purifies and measures the pictures of all rows."""
-    study = self._study
+    study = self._protecting
     cond = study.model.embeddings(subject_lib.texts_of(study.config.prompt, self._clean))
     for row in self._plan.rows:
       images: np.ndarray | None = None
@@ -109,7 +109,7 @@ class _Matrix:
   def _protected(self, row: str, cond: np.ndarray | None) -> np.ndarray:
     if row == CLEAN:
       return self._clean.images
-    return build.protect_row(self._study, row, self._clean, cond=cond)
+    return build.protect_row(self._protecting, row, self._clean, cond=cond)
 
   def _make_picture_cell(self, cell: Cell, protected: np.ndarray) -> None:
     try:
