@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from udp_jax.data.marks import CLEAN
-from udp_jax.metrics import differences, statistics, survival
+from udp_jax.metrics import differences, sets, statistics, survival
 from udp_jax.report.names import NONE, PICTURES, SAMPLES, method_label
 from udp_jax.runtime import files
 from udp_jax.studies import rows
@@ -193,15 +193,24 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
 
 def _values(records: list[dict[str, Any]], key: str) -> np.ndarray | None:
   """Returns one metric of one cell, (seeds, pictures)."""
+  if key in sets.COUNTED and not _counted(records):
+    return None
   found = [cells.values_of(record, key) for record in records]
   if any(values is None for values in found):
     return None
   return np.stack([values for values in found if values is not None])
 
 
+def _counted(records: list[dict[str, Any]]) -> bool:
+  """Whether sets were of equal counts; earlier versions compared all of either."""
+  return all(record["scalars"].get(sets.COUNT) is not None for record in records)
+
+
 def _summary(records: list[dict[str, Any]], metric: Metric, trained: bool) -> dict[str, Any]:
   if metric.of_set:
     found = [record["scalars"].get(metric.key) for record in records]
+    if not _counted(records):
+      found = [None]
     # One value for a set has no spread over pictures, only over seeds.
     whole = np.array([[np.nan if v is None else v] for v in found], float)
     return statistics.summarise(whole, trained=True)
