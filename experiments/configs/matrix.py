@@ -123,7 +123,7 @@ def stable_diffusion(title: str) -> ConfigDict:
   """A matrix for a model of Stable Diffusion's size on an accelerator; a flag gives its folder."""
   config = matrix(title)
   config.global_batch_size = 4
-  config.seeds = (0, 1)
+  config.seeds = (0, 1, 2)
   config.performance.update({"dtype": "bfloat16", "frozen_dtype": "bfloat16", "remat": True})
   config.performance.sample_batch_size = 4
   return config

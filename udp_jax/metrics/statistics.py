@@ -35,6 +35,11 @@ MEANING = (
   f"A {100 * LEVEL:g} % interval (Student's t) holds the mean over all pictures of this kind, and, "
   f"where models are trained, over all seeds too; that takes {MIN_SEEDS} seeds or more."
 )
+# The same for models trained from scratch, whose measurements have one value a seed.
+MEANING_OF_SEEDS = (
+  f"A {100 * LEVEL:g} % interval (Student's t) holds the mean over all seeds of training on these "
+  f"pictures; that takes {MIN_SEEDS} seeds or more."
+)
 _ROUNDING = 1e-12
 
 

@@ -193,15 +193,12 @@ def _against(
     cells = []
     for purifier in report["purifiers"]:
       found = line["purifiers"][purifier["name"]]
-      interval = found["interval"]
       cells.append(
         {
           "text": text.format_number(found["mean"], digits),
           "sort": sortable(found["mean"]),
           "side": {1: "kept", -1: "lost", 0: ""}[differences.side(found)],
-          "range": ""
-          if interval is None
-          else " to ".join(text.format_number(end, digits) for end in interval),
+          "range": text.format_interval(found["interval"], digits),
         }
       )
     lines.append(
@@ -235,14 +232,12 @@ def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
       "range": short,
     }
   judged = "kept" if value >= _GOOD else "lost" if value <= _BAD else ""
-  interval = found["interval"]
-  limits = "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
   return {
     "text": text.format_number(value, 2),
     "sort": repr(value),
     "side": judged,
     "note": "",
-    "range": limits,
+    "range": text.format_interval(found["interval"], 2),
   }
 
 

@@ -2,8 +2,8 @@
 
 python -m experiments.impress --config=finetuning --config.data.source=folder:WINDOWS \
   --workdir=runs/finetuning
-WINDOWS: pictures of 64x64 that the model has not seen. Hardware: 2 CPU cores. Time: about half an
-hour. Expected: experiments/results/fine_tuning.md.
+WINDOWS: pictures of 64x64 that the model has not seen. Hardware: 2 CPU cores. Time: about
+three quarters of an hour. Numbers with two seeds: experiments/results/fine_tuning.md.
 """
 
 from experiments.configs import matrix as m
@@ -17,7 +17,7 @@ def get_config(variant=None):
   config.prompt = "a painting by monet"
   config.num_rounds, config.global_batch_size, config.num_samples = 12, 32, 64
   config.radius_255, config.step_size_255 = 16.0, 2.0
-  config.seeds = (0, 1)
+  config.seeds = (0, 1, 2)
   game: dict = {"num_rounds": 12, "train_steps": 20, "perturb_steps": 2, "learning_rate": 1e-4}
   game["start"] = "sign"
   config.protections.update({"udp": game, "eudp": game | {"a": 2.0}})
