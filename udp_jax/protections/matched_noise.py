@@ -87,5 +87,6 @@ def _walk(key: jax.Array, values: jax.Array, low: jax.Array, high: jax.Array) ->
 
   places = jnp.arange(count, dtype=values.dtype)
   start = jnp.stack([values, low, high, places])
-  (values, _, _, places), _ = jax.lax.scan(step, start, jax.random.split(key, _ROUNDS))
+  state, _ = jax.lax.scan(step, start, jax.random.split(key, _ROUNDS))
+  values, _, _, places = state
   return jnp.zeros_like(values).at[places].set(values)
