@@ -103,7 +103,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     # Worst cases over different sets of purifiers cannot be compared.
     own = [line for line in known if is_complete(line)]
     where = f"{subject(table)}, {metric['label']}"
-    if all(line["reason"] == survival.TOO_FEW for line in table["survival"][key]):
+    if not known and any(x["reason"] == survival.TOO_FEW for x in table["survival"][key]):
       said.append(f"{where}: nothing is claimed from {len(report['seeds'])} seeds.")
       continue
     if not known:
