@@ -532,7 +532,7 @@ def judge(opened: Opened) -> str:
     measured = []
     for seed in seeds:
       folder = place(row, seed)
-      if not (folder / "evaluation.json").exists():
+      if not evaluate.is_judged(folder / "evaluation.json"):
         samples = manifest.read_folder(folder / "samples")[0].images
         losses = files.read_json(folder / "piece.json")["losses"]
         radius_255 = rows.row_radius_255(config, row)

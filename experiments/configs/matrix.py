@@ -95,7 +95,6 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
       "perceptual_weights": "",
       # (timestep, noise) pairs per picture, for denoising losses.
       "loss_draws": 32,
-      "bootstrap": 1000,
     }
     | GIVEN
   )
@@ -126,7 +125,7 @@ def stable_diffusion(title: str) -> ConfigDict:
   """A matrix for a model of Stable Diffusion's size on an accelerator; a flag gives its folder."""
   config = matrix(title)
   config.global_batch_size = 4
-  config.seeds = (0, 1)
+  config.seeds = (0, 1, 2)
   config.performance.update({"dtype": "bfloat16", "frozen_dtype": "bfloat16", "remat": True})
   config.performance.sample_batch_size = 4
   return config
@@ -141,7 +140,7 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
     config.data.update({"source": "builtin", "limit": 8, "holdout": 2.0, "classes": ()})
     config.num_rounds, config.num_samples, config.global_batch_size = 2, 4, 4
     config.seeds = (0,)
-    config.evaluation.update({"loss_draws": 2, "bootstrap": 20})
+    config.evaluation.update({"loss_draws": 2})
     config.checkpoint.update({"every_rounds": 1, "every_steps": 1})
     config.performance.update({"dtype": "float32", "frozen_dtype": "", "remat": False})
     config.performance.update({"steps_per_call": 1, "sample_batch_size": 4})

@@ -81,6 +81,12 @@ def test_a_manifests_config_and_that_of_a_run():
   ]
 
 
+def test_the_number_of_resamples_changes_no_value():
+  old = {"evaluation": {"loss_draws": 32, "bootstrap": 1000}}
+  assert changed(old, {"evaluation": {"loss_draws": 32}}) == []
+  assert changed(old, {"evaluation": {"loss_draws": 16}}) == ["evaluation.loss_draws"]
+
+
 @pytest.mark.parametrize("name", ["demo", "finetuning", "full"])
 def test_matrices_of_before_are_gone_on_with(name):
   """Their configs left out what was at the first defaults, and say it now."""

@@ -42,7 +42,7 @@ def test_distribution_metrics():
   same = sets.distribution_metrics(real, real)
   assert same["fd"] == pytest.approx(0, abs=1e-8)
   assert same["precision"] == same["recall"] == 1
-  assert set(same) == {"fd", "precision", "recall", "mmd", "mmd_se"}
+  assert set(same) == {"fd", "precision", "recall", "mmd", "mmd_se", "compared"}
   # Another sample of the same distribution is near, a shifted one is its shift away.
   near = sets.distribution_metrics(real, generator.normal(size=(300, 6)))
   shifted = sets.distribution_metrics(real, real + 5.0)
@@ -57,3 +57,16 @@ def test_statistics_are_the_mean_and_the_scatter():
   statistics = sets.statistics(features)
   np.testing.assert_allclose(statistics.mean, features.mean(0))
   np.testing.assert_allclose(statistics.m2 / 49, np.cov(features, rowvar=False))
+
+
+def test_counts_are_made_equal() -> None:
+  """A Frechet distance of few from many is not that of equal counts."""
+  generator = np.random.default_rng(1)
+  real, fake = generator.normal(size=(60, 8)), generator.normal(size=(900, 8))
+  some, fewer = sets.equal(real, fake)
+  assert some is real and len(fewer) == 60
+  assert {tuple(row) for row in fewer} <= {tuple(row) for row in fake}
+  np.testing.assert_array_equal(fewer, sets.equal(fake, real)[0])
+  assert not np.array_equal(fewer, sets.equal(real, fake, seed=1)[1])
+  found = sets.distribution_metrics(real, fake)
+  assert found == sets.distribution_metrics(real, fewer) and found["compared"] == 60

@@ -1,4 +1,4 @@
-"""Means and how far they can be trusted."""
+"""Means and how far they can be trusted, against SciPy, written-out sums, and simulations."""
 
 from __future__ import annotations
 
@@ -8,57 +8,134 @@ from scipy import stats
 
 from udp_jax.metrics import statistics
 
+REPEATS = 10_000
+# Two standard errors of a share in so many simulations.
+CHANCE = 0.004
+# A value's parts: standard deviations of seeds, pictures, and the rest. The second is a shift of
+# 0.3 from training alone.
+PARTS = {"no shift": (0.0, 1.0, 1.0), "shift": (0.3, 1.0, 1.0), "little rest": (0.3, 1.0, 0.3)}
+
+
+def simulate(
+  parts: tuple[float, float, float], seeds: int, pictures: int, *, repeats: int = REPEATS, seed=0
+) -> np.ndarray:
+  """Values (repeats, seeds, pictures) of the crossed model with mean zero."""
+  draw = np.random.default_rng([seed, seeds, pictures]).normal
+  shapes = (repeats, seeds, 1), (repeats, 1, pictures), (repeats, seeds, pictures)
+  return np.sum([np.broadcast_to(p * draw(size=s), shapes[2]) for p, s in zip(parts, shapes)], 0)
+
+
+def coverage(values: np.ndarray) -> float:
+  mean, spread = statistics.estimate(values, trained=True)
+  return float(np.mean(abs(mean) <= spread.reach()))
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("seeds", [3, 4, 5])
+@pytest.mark.parametrize("pictures", [20, 64])
+def test_intervals_cover_what_they_say(parts, seeds: int, pictures: int) -> None:
+  assert 0.92 <= coverage(simulate(parts, seeds, pictures)) <= 0.97 + CHANCE
+
+
+@pytest.mark.parametrize("parts", [(0.0, 0.0, 1.0), (0.3, 0.0, 1.0), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_intervals_cover_without_effects_of_pictures_too(parts, seeds: int) -> None:
+  """Samples of models differ between seeds, so that nothing belongs to a picture."""
+  assert 0.92 <= coverage(simulate(parts, seeds, 64)) <= 0.995
+
+
+def test_pictures_alone_would_cover_half() -> None:
+  """What the test above can tell: intervals over pictures miss the shift of training."""
+  mean, spread = statistics.estimate(simulate((0.3, 1.0, 0.3), 3, 64), trained=False)
+  assert np.mean(abs(mean) <= spread.reach()) < 0.8
+
+
+def test_paired_differences_cover() -> None:
+  """Rows share pictures and draws, each row's training moves its own values."""
+  ours, theirs = (
+    simulate((0.3 / 2**0.5, 0.5, 1.0), 3, 20, seed=s) + simulate((0.0, 1.0, 0.0), 3, 20, seed=9)
+    for s in (1, 2)
+  )
+  assert 0.92 <= coverage(ours - theirs) <= 0.97 + CHANCE
+
 
 def test_summary_of_pictures_and_seeds() -> None:
   values = np.array([[1.0, 2.0, np.nan, 3.0], [3.0, 4.0, 5.0, 5.0]])
-  found = statistics.summarise(values, draws=200, seed=0)
+  found = statistics.summarise(values, trained=False)
   assert found["mean"] == 3.0 and found["count"] == 3
   assert found["std"] == pytest.approx(1.0)
   assert found["seed_std"] == pytest.approx(2.0**0.5)
-  low, high = found["interval"]
-  assert 2.0 <= low < 3.0 < high <= 4.0
+
+
+def test_draws_of_pictures_against_scipy() -> None:
+  values = np.random.default_rng(4).gamma(2.0, size=(2, 17))
+  found = statistics.summarise(values, trained=False)
+  expected = stats.ttest_1samp(values.mean(0), 0.0)
+  np.testing.assert_allclose(found["interval"], expected.confidence_interval(statistics.LEVEL))
+  assert found["p"] == pytest.approx(expected.pvalue)
+
+
+def test_one_value_a_training_against_scipy() -> None:
+  values = [3.0, 4.5, 4.0, 6.0]
+  expected = stats.ttest_1samp(values, 0.0)
+  for found in (
+    statistics.over_seeds(values),
+    statistics.summarise(np.array(values)[:, None], trained=True),
+  ):
+    np.testing.assert_allclose(found["interval"], expected.confidence_interval(statistics.LEVEL))
+    assert found["p"] == pytest.approx(expected.pvalue)
+
+
+def test_mean_squares_by_hand() -> None:
+  """The table of a two-way analysis of variance, written out."""
+  values = np.random.default_rng(1).normal(size=(3, 5))
+  found = statistics.products(values, values)
+  total, of_seed, of_picture = values.mean(), values.mean(1), values.mean(0)
+  rest = values - of_seed[:, None] - of_picture + total
+  assert found.seed == pytest.approx(5 * ((of_seed - total) ** 2).sum() / 2)
+  assert found.picture == pytest.approx(3 * ((of_picture - total) ** 2).sum() / 4)
+  assert found.rest == pytest.approx((rest**2).sum() / 8)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_trainings_have_no_interval(seeds: int) -> None:
+  found = statistics.summarise(np.random.default_rng(0).normal(5.0, size=(seeds, 40)), trained=True)
+  assert found["interval"] is None and found["p"] is None and found["mean"] is not None
+  assert statistics.over_seeds([1.0, 2.0][:seeds])["interval"] is None
 
 
 def test_one_picture_has_no_spread() -> None:
-  found = statistics.summarise(np.array([[2.0]]), draws=10, seed=0)
-  assert found == {"mean": 2.0, "std": None, "seed_std": None, "interval": None, "count": 1}
+  found = statistics.summarise(np.array([[2.0]]), trained=False)
+  undefined = dict.fromkeys(("std", "seed_std", "interval", "p"))
+  assert found == {"mean": 2.0, **undefined, "count": 1}
 
 
 def test_nothing_has_no_mean() -> None:
-  assert statistics.summarise(np.full((1, 3), np.nan), draws=10, seed=0)["mean"] is None
-  assert statistics.summarise(np.zeros((1, 0)), draws=10, seed=0)["count"] == 0
+  assert statistics.summarise(np.full((1, 3), np.nan), trained=False)["mean"] is None
+  assert statistics.summarise(np.zeros((1, 0)), trained=True)["count"] == 0
 
 
-def test_interval_covers_the_mean_about_as_often_as_it_says() -> None:
-  generator = np.random.default_rng(3)
-  inside = 0
-  for trial in range(200):
-    found = statistics.summarise(generator.normal(size=(1, 40)), draws=200, seed=trial)
-    low, high = found["interval"]
-    inside += low <= 0.0 <= high
-  assert 0.88 <= inside / 200 <= 0.99
-
-
-def test_summarise():
+def test_over_seeds() -> None:
   summary = statistics.over_seeds([1.0, np.float32(3.0), float("nan"), float("inf")])
   assert summary["mean"] == 2.0 and summary["std"] == pytest.approx(np.sqrt(2))
-  assert len(summary["values"]) == 4
-  assert statistics.over_seeds([2.5]) == {"mean": 2.5, "std": None, "values": [2.5]}
+  assert len(summary["values"]) == 4 and summary["interval"] is None
+  nothing = {"std": None, "interval": None, "p": None}
+  assert statistics.over_seeds([2.5]) == {"mean": 2.5, **nothing, "values": [2.5]}
   assert statistics.over_seeds([float("nan")])["mean"] is None
-  assert statistics.over_seeds([]) == {"mean": None, "std": None, "values": []}
+  assert statistics.over_seeds([]) == {"mean": None, **nothing, "values": []}
+  # What no training changes, such as a picture's PSNR, has nothing to say of trainings.
+  assert statistics.over_seeds([2.5] * 4)["interval"] is None
 
 
-@pytest.mark.parametrize("count", [2, 17, 40])
-def test_interval_against_scipy(count: int) -> None:
-  """The same resamples; SciPy has its own code for them and for their quantiles."""
-  values = np.random.default_rng(4).gamma(2.0, size=count)
-  found = statistics.summarise(values[None], draws=999, seed=5)["interval"]
-  expected = stats.bootstrap(
-    (values,),
-    np.mean,
-    n_resamples=999,
-    confidence_level=statistics.LEVEL,
-    method="percentile",
-    rng=np.random.default_rng(5),
-  ).confidence_interval
-  np.testing.assert_allclose(found, expected, rtol=1e-12)
+def test_holm_by_hand() -> None:
+  found = statistics.holm([0.01, None, 0.04, 0.03, 0.005])
+  assert found == [pytest.approx(0.03), None] + [pytest.approx(p) for p in (0.06, 0.06, 0.02)]
+  assert statistics.holm([0.9, 0.8]) == [1.0, 1.0] and statistics.holm([]) == []
+
+
+def test_holm_keeps_the_error_of_a_table() -> None:
+  """Of 12 claims without an effect, the table marks any in at most 5 % of cases."""
+  tables = simulate((0.3, 1.0, 1.0), 3, 20, repeats=12 * 1000).reshape(1000, 12, 3, 20)
+  p_values = statistics.p_value(*statistics.estimate(tables, trained=True))
+  marked = [min(statistics.holm(table)) < 1.0 - statistics.LEVEL for table in p_values.tolist()]
+  assert np.mean(p_values.min(1) < 0.05) > 0.3 and np.mean(marked) <= 0.05 + 0.02

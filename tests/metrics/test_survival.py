@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from udp_jax.metrics import survival
+
+
+def survived(*cells: np.ndarray | None, trained: bool = False) -> survival.Survival:
+  return survival.survival(*cells, trained=trained)
 
 
 def cell(*values: float, seeds: int = 1) -> np.ndarray:
@@ -14,70 +19,83 @@ def cell(*values: float, seeds: int = 1) -> np.ndarray:
 
 def test_formula() -> None:
   """Clean pictures lose 0.1 to the purifier, protected ones keep 0.3 of their 0.8."""
-  found = survival.survival(
-    cell(0.35, 0.45), cell(0.1, 0.1), cell(0.7, 0.9), cell(0.0, 0.0), draws=50
+  found = survived(
+    cell(0.35, 0.45, 0.4), cell(0.1, 0.1, 0.1), cell(0.7, 0.9, 0.8), cell(0.0, 0.0, 0.0)
   )
   assert found.kept == pytest.approx(0.3)
   assert found.effect == pytest.approx(0.8)
   assert found.value == pytest.approx(0.375)
   assert found.reason == ""
-  # A resample has one of the pictures twice, or both.
-  assert found.interval == pytest.approx([0.25 / 0.7, 0.35 / 0.9])
+  # Fieller's closed form, from the sample's covariance matrix and Student's t.
+  left, whole = np.array([0.25, 0.35, 0.3]), np.array([0.7, 0.9, 0.8])
+  covariance = np.cov(left, whole) / 3
+  t = stats.t.ppf(0.975, 2)
+  a = 0.8**2 - t**2 * covariance[1, 1]
+  b = 0.3 * 0.8 - t**2 * covariance[0, 1]
+  c = 0.3**2 - t**2 * covariance[0, 0]
+  root = np.sqrt(b * b - a * c)
+  np.testing.assert_allclose(found.interval, [(b - root) / a, (b + root) / a], rtol=1e-6)
 
 
 def test_falling_metrics_survive_like_rising_ones() -> None:
-  rising = survival.survival(cell(0.4, 0.6), cell(0.2, 0.2), cell(1.0, 1.2), cell(0.1, 0.1))
-  falling = survival.survival(cell(0.6, 0.4), cell(0.8, 0.8), cell(0.0, -0.2), cell(0.9, 0.9))
+  rising = survived(cell(0.4, 0.6), cell(0.2, 0.2), cell(1.09, 1.11), cell(0.1, 0.1))
+  falling = survived(cell(0.6, 0.4), cell(0.8, 0.8), cell(-0.09, -0.11), cell(0.9, 0.9))
   assert rising.value == pytest.approx(0.3)
   assert falling.value == pytest.approx(rising.value)
   assert falling.interval == pytest.approx(rising.interval)
 
 
 def test_reversed_effect_is_below_zero() -> None:
-  found = survival.survival(cell(0.1, 0.1), cell(0.3, 0.3), cell(1.0, 1.1), cell(0.0, 0.0))
+  found = survived(cell(0.1, 0.1), cell(0.3, 0.3), cell(1.0, 1.1), cell(0.0, 0.0))
   assert found.value == pytest.approx(-0.2 / 1.05)
 
 
 @pytest.mark.parametrize("effect", [(0.1, -0.1), (0.5, -0.3), (0.0, 0.0), (1e-14, 2e-14)])
 def test_effect_within_noise_has_no_survival(effect: tuple[float, float]) -> None:
-  found = survival.survival(cell(0.2, 0.2), cell(0.0, 0.0), cell(*effect), cell(0.0, 0.0))
+  found = survived(cell(0.2, 0.2), cell(0.0, 0.0), cell(*effect), cell(0.0, 0.0))
   assert found.value is None and found.interval is None
   assert found.reason == survival.NO_EFFECT
   assert found.kept == pytest.approx(0.2) and found.effect == pytest.approx(np.mean(effect))
 
 
-def test_threshold_is_two_standard_errors() -> None:
-  """Differences 1 + s and 1 - s: mean 1, standard error s."""
-  for s, defined in ((0.499, True), (0.501, False)):
-    found = survival.survival(cell(1, 1), cell(0, 0), cell(1 + s, 1 - s), cell(0, 0))
-    assert found.noise == pytest.approx(s)
+def test_an_effect_is_one_whose_interval_excludes_zero() -> None:
+  """Differences 1 + s, 1 and 1 - s: mean 1, standard error s / sqrt(3)."""
+  limit = 3**0.5 / stats.t.ppf(0.975, 2)
+  for s, defined in ((0.999 * limit, True), (1.001 * limit, False)):
+    found = survived(cell(1, 1, 1), cell(0, 0, 0), cell(1 + s, 1, 1 - s), cell(0, 0, 0))
+    assert found.noise == pytest.approx(s / 3**0.5)
     assert (found.value is not None) == defined
 
 
-def test_spread_over_seeds_is_noise_too() -> None:
+def test_spread_over_trainings_is_noise() -> None:
   """Every picture agrees within a seed, and the seeds contradict each other."""
-  whole = np.array([[1.0, 1.0, 1.0], [-0.8, -0.8, -0.8]])
-  zero = np.zeros((2, 3))
-  assert survival.survival(whole, zero, whole, zero).reason == survival.NO_EFFECT
-  whole = np.array([[1.0, 1.1, 0.9], [1.0, 0.9, 1.1]])
-  assert survival.survival(whole, zero, whole, zero).value == pytest.approx(1.0)
+  whole = np.repeat([[1.0], [-0.2], [0.9]], 8, axis=1) + 0.01 * np.arange(8)
+  zero = np.zeros_like(whole)
+  assert survived(whole, zero, whole, zero).value == pytest.approx(1.0)
+  assert survived(whole, zero, whole, zero, trained=True).reason == survival.NO_EFFECT
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_trainings_have_no_effect(seeds: int) -> None:
+  ones, zeros = cell(1, 1.1, 0.9, seeds=seeds), cell(0, 0, 0, seeds=seeds)
+  found = survived(ones, zeros, ones, zeros, trained=True)
+  assert found.reason == survival.TOO_FEW and found.value is None and found.interval is None
+  assert found.effect == pytest.approx(1.0)
 
 
 def test_one_picture_and_one_seed_tell_no_noise() -> None:
-  assert survival.survival(cell(1), cell(0), cell(1), cell(0)).reason == survival.NO_EFFECT
+  assert survived(cell(1), cell(0), cell(1), cell(0)).reason == survival.TOO_FEW
 
 
 def test_what_was_not_measured() -> None:
-  nothing = survival.survival(None, cell(0, 0), cell(1, 1), cell(0, 0))
+  nothing = survived(None, cell(0, 0), cell(1, 1), cell(0, 0))
   assert nothing == survival.Survival(None, None, None, None, None, survival.NOT_MEASURED)
   unknown = cell(np.nan, np.nan)
-  assert survival.survival(unknown, cell(0, 0), cell(1, 1), cell(0, 0)) == nothing
+  assert survived(unknown, cell(0, 0), cell(1, 1), cell(0, 0)) == nothing
 
 
 def test_pictures_without_a_value_are_left_out_of_all_cells() -> None:
-  found = survival.survival(
-    cell(0.5, np.nan, 0.6), cell(0, 0, 0), cell(1.0, 9.0, 1.2), cell(0, 5, 0)
-  )
+  found = survived(cell(0.5, np.nan, 0.6), cell(0, 0, 0), cell(1.09, 9.0, 1.11), cell(0, 5, 0))
   assert found.value == pytest.approx(0.5)
 
 
@@ -95,7 +113,7 @@ def test_table_names_the_worst_purifier() -> None:
     ("gone", "blur"): cell(0.0, 0.0),
   }
   foo, noise, gone = survival.table(
-    values, ["foo", "noise", "gone"], ["jpeg", "blur"], clean="clean", none="none", draws=20
+    values, ["foo", "noise", "gone"], ["jpeg", "blur"], clean="clean", none="none", trained=False
   )
   assert foo["effect"] == pytest.approx(1.05) and foo["reason"] == ""
   assert foo["purifiers"]["jpeg"]["value"] == pytest.approx(0.85 / 1.05)
@@ -109,3 +127,60 @@ def test_table_names_the_worst_purifier() -> None:
   assert gone["purifiers"]["jpeg"]["reason"] == survival.NOT_MEASURED
   assert gone["judged"] == 1 and gone["kept_worst"] == pytest.approx(0.5)
   assert gone["worst"] == pytest.approx(0.5 / 1.05)
+
+
+def _trained(seeds: int, pictures: int, repeats: int, effect: float, kept: tuple[float, ...]):
+  """Yields cells of simulated studies: each training moves its values by 0.3 standard deviations.
+
+  Args:
+    seeds: number of trainings.
+    pictures: number of pictures.
+    repeats: number of studies.
+    effect: effect without a purifier, in standard deviations.
+    kept: true survival after each purifier.
+  """
+  draw = np.random.default_rng([seeds, pictures]).normal
+  names = [("foo", n) for n in ("none", *map(str, range(len(kept))))]
+  true = dict(zip(names, (1.0, *kept), strict=True))
+  for _ in range(repeats):
+    picture, own = draw(size=pictures), draw(size=pictures)
+    cells = {}
+    for place in [*names, *(("clean", n) for _, n in names)]:
+      moved = 0.3 / 2**0.5 * draw(size=(seeds, 1)) + 0.3 * draw(size=(seeds, pictures))
+      cells[place] = picture + moved + true.get(place, 0.0) * (effect + 0.5 * own)
+    yield cells
+
+
+@pytest.mark.parametrize("seeds", [3, 4, 5])
+@pytest.mark.parametrize("pictures", [20, 64])
+def test_intervals_of_survival_cover(seeds: int, pictures: int) -> None:
+  inside = []
+  for cells in _trained(seeds, pictures, 1000, 2.0, (0.5,)):
+    [line] = survival.table(cells, ["foo"], ["0"], clean="clean", none="none", trained=True)
+    found = line["purifiers"]["0"]["interval"]
+    if found is not None:
+      inside.append(found[0] <= 0.5 <= found[1])
+  # Two standard errors of the simulation beside the limits.
+  assert len(inside) > 800 and 0.92 - 0.02 <= np.mean(inside) <= 0.97 + 0.015
+
+
+def test_intervals_of_the_worst_case_cover() -> None:
+  """The smallest of several noisy shares, of which some are equal."""
+  inside = []
+  for cells in _trained(4, 20, 300, 4.0, (0.5, 0.5, 0.5, 0.6)):
+    [line] = survival.table(cells, ["foo"], [*"0123"], clean="clean", none="none", trained=True)
+    if line["worst_interval"] is not None:
+      low, high = line["worst_interval"]
+      inside.append(low <= 0.5 <= high)
+      assert low < line["worst"] < high
+  assert len(inside) > 200 and np.mean(inside) >= 0.92
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_chance_rarely_counts_as_an_effect(seeds: int) -> None:
+  found = [
+    survived(cells["foo", "none"], cells["clean", "none"], cells["foo", "none"],
+             cells["clean", "none"], trained=True).reason == ""
+    for cells in _trained(seeds, 20, 1500, 0.0, (1.0,))
+  ]  # fmt: skip
+  assert np.mean(found) <= 0.05 + 0.012

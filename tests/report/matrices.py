@@ -38,14 +38,16 @@ def make_report(purifiers: tuple[str, ...] = PURIFIERS) -> dict:
         "row": row,
         "purifier": purifier,
         "error": None,
-        "metrics": {m.key: statistics.summarise(v, draws=20, seed=0) for m in metrics},
+        "metrics": {m.key: statistics.summarise(v, trained=False) for m in metrics},
       }
       for (row, purifier), v in values.items()
     ]
     if threat and "impress" in purifiers:
       entries[-1] |= {"error": "ValueError: no luck", "metrics": {}}
       del values["bar", "impress"]
-    lines = survival.table(values, ROWS[1:], purifiers[1:], clean="clean", none="none", draws=20)
+    lines = survival.table(
+      values, ROWS[1:], purifiers[1:], clean="clean", none="none", trained=False
+    )
     tables.append(
       {
         "threat": threat,
@@ -53,7 +55,7 @@ def make_report(purifiers: tuple[str, ...] = PURIFIERS) -> dict:
         "metrics": [m._asdict() for m in metrics],
         "cells": entries,
         "survival": {key: lines},
-        "against": {key: differences.table(values, PAIRS, purifiers, better=better, draws=20)},
+        "against": {key: differences.table(values, PAIRS, purifiers, better=better, trained=False)},
       }
     )
   return {
@@ -80,8 +82,9 @@ def make_report(purifiers: tuple[str, ...] = PURIFIERS) -> dict:
     "purifiers": [{"name": name, "label": name} for name in purifiers],
     "threats": [{"name": "img2img", "label": "img2img", "kind": "edits"}],
     "survival_formula": survival.FORMULA,
-    "noise_rule": "an effect within 2 standard errors of zero is none",
+    "noise_rule": survival.GATE,
     "interval_level": 0.95,
+    "interval_meaning": statistics.MEANING,
     "tables": tables,
     "failures": [
       {"row": "bar", "purifier": "impress", "threat": "img2img", "seed": 0,

@@ -282,3 +282,22 @@ def test_browser_notices_what_is_wrong(tmp_path, open_in_browser):
   assert any("undefinedFunction" in error for error in findings["errors"])
   assert any("missing.png" in error for error in findings["errors"])
   assert any("missing.png" in address for address in findings["requests"])
+
+
+def test_differences_from_controls() -> None:
+  report = make_report()
+  claim = {"mean": 30.0, "interval": [20.0, 40.0], "holm": 0.01}
+  unsure = {"mean": -1.0, "interval": [-3.0, 1.0], "holm": 0.4}
+  report["against"] = [
+    {"row": "eudp", "other": "noise", "kind": "control", "metrics": {"fd": claim, "psnr": unsure}}
+  ]
+  report["interval_meaning"] = "It holds the mean."
+  page = Page(html.render(report, {}))
+  assert "against-table" in page.ids() and "It holds the mean." in page.text
+  rows = [[" ".join(cell.split()) for cell in row] for row in page.table]
+  at = next(i for i, row in enumerate(rows) if row[1:2] == ["minus"])
+  assert rows[at] == ["Training set", "minus", "FD", "PSNR"]
+  assert rows[at + 1] == ["EUDP", "Random noise", "30.0 20.0 to 40.0", "-1.00 -3.00 to 1.00"]
+  marked = [attrs.get("class") for attrs in page.all("td")]
+  assert marked.count("kept") == 1 and "lost" not in marked
+  assert "against-table" not in Page(html.render(make_report(), {})).ids()

@@ -11,7 +11,7 @@ import pytest
 
 from tests.report.matrices import PURIFIERS, ROWS, make_report
 from tests.report.pages import NASTY, Page, squeeze
-from udp_jax.metrics import survival
+from udp_jax.metrics import differences, statistics, survival
 from udp_jax.report import matrix
 from udp_jax.report import survival as shown
 from udp_jax.report.mosaics import Mosaics
@@ -57,12 +57,13 @@ def test_survival_table_says_what_the_report_says() -> None:
   assert noise[0] == "Random Noise control" and noise[2:] == ["- no effect"] * 4
   assert foo[0] == "Foo" and foo[1].startswith(("0.9", "1.0"))
   assert foo[2].split()[0] == "0.50" and foo[3].split()[0] == "0.10"
-  assert foo[4:] == ["0.10", "0.30"] and bar[4:] == ["0.10", "0.30"]
+  assert foo[4].startswith("0.10 0.") and foo[4].endswith("of 2 purifiers")
+  assert foo[5] == bar[5] == "0.30 of 2 purifiers"
   # One of its purifiers failed: no worst case to compare with others'.
   edits = start + 1 + rows[start + 1 :].index(rows[start])
   failed = rows[edits + 3]
   assert failed[0] == "Bar"
-  assert failed[3] == "- not measured" and failed[4] == "0.50 of 1 purifiers"
+  assert failed[3] == "- not measured" and failed[4].endswith(" of 1 purifiers")
   notes = [attrs.get("title") for attrs in page.all("td")]
   assert survival.NO_EFFECT in notes and survival.NOT_MEASURED in notes
 
@@ -72,14 +73,15 @@ def test_page_states_formula_command_failures_and_origin() -> None:
   text = squeeze(page.text)
   for words in (
     f"survival = {survival.FORMULA}",
-    "an effect within 2 standard errors of zero is none",
+    survival.GATE,
+    statistics.MEANING,
     "demonstration, not evidence",
     "--rows=foo --purifiers=impress --threats=img2img --workdir=WORKDIR",
     "bar / impress / img2img, seed 0: ValueError: no luck",
     "python -m experiments.impress --config=demo --workdir=here",
     "0123abc", "2026-11-22T10:00:00+00:00", "sha256:12", "a note", "tiny_ldm", "not made",
     "Img2img (edits), SSIM: 2 of 2 had an effect to lose, 2 beyond their noise control and 1 still",
-    "Foo kept most in its worst case, 10 % (after IMPRESS).",
+    "Foo kept most in its worst case, 10 %, interval 10 to 10 % (after IMPRESS, the worst of 2).",
     "Cells that failed and are missing: 1.",
   ):  # fmt: skip
     assert words in text, words
@@ -193,7 +195,7 @@ def test_differences_are_those_of_the_report() -> None:
   assert foo[:2] == ["Foo", "Random Noise"] and adaptive[:2] == ["Bar", "Foo"]
   [line] = [x for x in report["tables"][0]["against"]["latent_distance"] if x["kind"] == "plain"]
   found = line["purifiers"]["jpeg"]
-  assert found["mean"] == pytest.approx(0.5, abs=0.1) and shown.side(found) == 1
+  assert found["mean"] == pytest.approx(0.5, abs=0.1) and differences.side(found) == 1
   low, high = (f"{end:.3f}" for end in found["interval"])
   assert adaptive[3] == f"{found['mean']:.3f} {low} to {high}"
 

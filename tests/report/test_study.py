@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
+from udp_jax.metrics.differences import Pair
 from udp_jax.report import study
 
 CONFIG = ConfigDict({"title": "A study", "notice": "", "radius_255": 16.0, "seed": 1,
@@ -57,3 +59,27 @@ def test_the_summary_ranks_what_was_measured(budgets: tuple, levels: str) -> Non
   assert f"12 pictures were protected with at most {levels} of 255 levels" in said
   assert said.endswith("farthest first: Row 3 200, Row 0 100, Row 1 50.")
   assert "farthest" not in study.summary(CONFIG, [_rows(*budgets)[2]], 12)
+
+
+def test_differences_pair_the_seeds() -> None:
+  """Seeds differ by much, rows by little: only pairs tell, and lower is better for precision."""
+  seeds = {"foo": [1.0, 3.1, 8.2, 5.1], "noise": [0.0, 2.0, 7.0, 4.0]}
+  rows = [
+    {"name": name, "metrics": {"fd_samples": {"values": v}, "precision": {"values": v}}}
+    for name, v in seeds.items()
+  ]
+  pairs = [Pair("foo", "noise", "control")]
+  [line] = study.against(rows, study.columns("FD-Net"), pairs)
+  assert (line["row"], line["other"]) == ("foo", "noise")
+  assert set(line["metrics"]) == {"fd_samples", "precision"}
+  up, down = line["metrics"]["fd_samples"], line["metrics"]["precision"]
+  expected = stats.ttest_rel(seeds["foo"], seeds["noise"])
+  assert up["mean"] == pytest.approx(1.1) and down["mean"] == pytest.approx(-1.1)
+  assert up["interval"] == pytest.approx(expected.confidence_interval(0.95))
+  assert up["p"] == pytest.approx(expected.pvalue)
+  assert up["holm"] == down["holm"] == pytest.approx(2 * expected.pvalue)
+  for row in rows:
+    row["metrics"] = {name: {"values": v["values"][:2]} for name, v in row["metrics"].items()}
+  [line] = study.against(rows, study.columns("FD-Net"), pairs)
+  assert line["metrics"]["fd_samples"]["interval"] is None
+  assert line["metrics"]["fd_samples"]["holm"] is None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.report.matrices import make_report
+from udp_jax.metrics import survival
 from udp_jax.report import survival as shown
 
 
@@ -27,8 +26,15 @@ def test_a_run_that_tells_nothing_says_so() -> None:
   assert all("so the run is too small, or the protections too weak" in line for line in said)
 
 
-@pytest.mark.parametrize(
-  ("interval", "side"), [([0.1, 0.2], 1), ([-0.2, -0.1], -1), ([-0.1, 0.1], 0), (None, 0)]
-)
-def test_what_is_surely_above_zero(interval: list[float] | None, side: int) -> None:
-  assert shown.side({"interval": interval}) == side
+def test_trained_threats_with_few_seeds_claim_nothing() -> None:
+  report = make_report()
+  for table in report["tables"]:
+    for line in table["survival"][next(iter(table["survival"]))]:
+      line |= {"worst": None, "reason": survival.TOO_FEW}
+  said = shown.findings(report)
+  assert all(line.endswith("nothing is claimed from 1 seeds.") for line in said)
+
+
+def test_worst_case_says_of_how_many_it_is() -> None:
+  said = shown.findings(make_report())
+  assert "(after IMPRESS, the worst of 2)." in said[0] and ", interval " in said[0]

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from experiments import _cli
-from udp_jax.studies import rows
+from udp_jax.studies import rows, training_sets_report
 
 
 def _numbers(value):
@@ -47,6 +47,16 @@ def report(smoke) -> dict:
 )
 def test_labels(row: str, label: str) -> None:
   assert rows.label(_cli.get_config("eudp", "cifar10_small"), row) == label
+
+
+def test_protections_are_compared_with_noise_of_their_values_where_there_is_some() -> None:
+  config = _cli.get_config("eudp", "cifar10_small")
+  found = [tuple(pair) for pair in training_sets_report.pairs(config)]
+  assert found == [(name, f"{name}_matched_noise", "control") for name in ("udp", "eudp")]
+  config.rows = ("clean", "random_noise", "udp")
+  assert training_sets_report.pairs(config) == [("udp", "random_noise", "control")]
+  config.rows = ("clean", "udp")
+  assert training_sets_report.pairs(config) == []
 
 
 def test_every_row_of_every_config_has_a_label_of_its_own() -> None:

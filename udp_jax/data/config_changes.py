@@ -83,7 +83,8 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   ['threat.name']
   """
   free: tuple[str, ...] = ("title", "notice", "rows", "checkpoint", "threat.seeds")
-  free += (PLACES, "seeds", "use_purifiers", "use_threats")
+  # Intervals are computed from saved values, and no longer by a bootstrap.
+  free += (PLACES, "seeds", "use_purifiers", "use_threats", "evaluation.bootstrap")
   entries = ("protections", "purifiers", "threats")
   old, new = _completed(old), _completed(new)
   nested = ("data", "prior", "threat", "model", "evaluation", "performance", *entries)

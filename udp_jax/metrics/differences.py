@@ -2,7 +2,9 @@
 
 For a metric m that grows with protection (falling metrics change sign), rows p and c and a purifier
 q, the difference is the mean over pictures of m(p, q) - m(c, q), in units of the metric. A share of
-a small effect says little; the difference shows whether a protection still beats noise.
+a small effect says little; the difference shows whether a protection still beats noise. Rows are
+paired: a picture, a seed and a purifier have the same draws in both. A table makes many claims, so
+only those that pass Holm's correction over the whole table count.
 """
 
 from __future__ import annotations
@@ -35,8 +37,7 @@ def table(
   purifiers: Sequence[str],
   *,
   better: str,
-  draws: int = 1000,
-  seed: int = 0,
+  trained: bool,
 ) -> list[dict[str, Any]]:
   """Returns the differences of one metric for every pair and purifier.
 
@@ -46,12 +47,12 @@ def table(
     pairs: pairs of rows.
     purifiers: names of purifiers, including "none".
     better: "higher" or "lower", the direction of the metric for stronger protection.
-    draws: number of bootstrap resamples.
-    seed: seed of the resamples.
+    trained: whether a model was trained for every seed, so that seeds are a random factor.
 
   Returns:
     One entry per pair: "row", "other", "kind", and "purifiers" {name: {"mean", "interval", "std",
-    "seed_std", "count"}}, None if not measured; positive values mean more protection.
+    "seed_std", "p", "holm", "count"}}, None if not measured; positive values mean more protection.
+    "holm" is the p value corrected over all pairs and purifiers.
   """
   sign = {"higher": 1.0, "lower": -1.0}[better]
   lines = []
@@ -63,6 +64,22 @@ def table(
         difference = np.zeros((1, 0))
       else:
         difference = sign * (own - other)
-      found[purifier] = statistics.summarise(difference, draws=draws, seed=seed)
+      found[purifier] = statistics.summarise(difference, trained=trained)
     lines.append({**pair._asdict(), "purifiers": found})
+  correct([found for line in lines for found in line["purifiers"].values()])
   return lines
+
+
+def correct(claims: Sequence[dict[str, Any]]) -> None:
+  """Sets "holm" of all claims of one table, from their "p"."""
+  for claim, corrected in zip(
+    claims, statistics.holm([claim["p"] for claim in claims]), strict=True
+  ):
+    claim["holm"] = corrected
+
+
+def side(claim: Mapping[str, Any] | None) -> int:
+  """1 if a difference passes Holm's correction and is above zero, -1 if below, else 0."""
+  if claim is None or claim["holm"] is None or claim["holm"] >= 1.0 - statistics.LEVEL:
+    return 0
+  return 1 if claim["mean"] > 0 else -1

@@ -7,8 +7,8 @@
   config.evaluation.face_sha256        SHA-256 of that file, if it is a `.pth`
   config.evaluation.classifier_draws   timesteps of the diffusion classifier: "prompt_hits"; 0: none
 
-Metrics never share a name: without CLIP there is no "clip_style", while "style" of the offline
-classifier is always measured.
+Metrics never share a name: without CLIP there is no "clip_style", while "style_unseen" of the
+offline classifier is always measured.
 """
 
 from __future__ import annotations

@@ -10,6 +10,28 @@ from udp_jax.ops import frechet
 # With fewer pictures, the value would depend more on the count than on the pictures.
 MIN_FRECHET = 256
 NEIGHBOUR = 3
+# Metrics that depend on how many pictures there are, and the name of that number in records.
+COUNTED = ("fd", "mmd", "precision", "recall")
+COUNT = "compared"
+
+
+def equal(real: np.ndarray, fake: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """Draws a subset of the larger set without replacement, so that both have the smaller's count.
+
+  Args:
+    real: (N, D).
+    fake: (M, D).
+    seed: seed of the subset, which is the same for every set of that count; in the old order.
+  """
+  count = min(len(real), len(fake))
+
+  def some(features: np.ndarray) -> np.ndarray:
+    if len(features) == count:
+      return features
+    chosen = np.random.default_rng(seed).choice(len(features), count, replace=False)
+    return features[np.sort(chosen)]
+
+  return some(real), some(fake)
 
 
 def nearest(features: np.ndarray, real: np.ndarray) -> np.ndarray:
@@ -33,11 +55,11 @@ def precision_flags(real: np.ndarray, fake: np.ndarray, *, k: int = NEIGHBOUR) -
   return np.asarray(inside.any(axis=1), np.float64)
 
 
-def distances(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
-  """Frechet distance "fd" and polynomial "mmd" of two feature sets; {} below `MIN_FRECHET`."""
+def distances(real: np.ndarray, fake: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+  """Frechet distance "fd" and polynomial "mmd" of two sets; {} if one is below `MIN_FRECHET`."""
   if min(len(real), len(fake)) < MIN_FRECHET:
     return {}
-  found = distribution_metrics(real, fake)
+  found = distribution_metrics(real, fake, seed=seed)
   return {name: found[name] for name in ("fd", "mmd")}
 
 
@@ -48,21 +70,24 @@ def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def distribution_metrics(real: np.ndarray, generated: np.ndarray, *, seed: int = 0) -> Metrics:
-  """Measures the distance of generated pictures from real ones, in feature space.
+  """Measures the distance of as many generated pictures as real ones, in feature space.
 
   Args:
     real: (N, D), features of held-out clean pictures.
     generated: (M, D), features of samples.
-    seed: seed of the MMD's subsets.
+    seed: seed of the subset of the larger set (`equal`), and of the MMD's subsets.
 
   Returns:
     `fd` (Frechet distance, Heusel et al. 2017), `precision` and `recall` (Kynkaanniemi et al. 2019,
-    k = 3), `mmd` and `mmd_se` (polynomial kernel, Binkowski et al. 2018).
+    k = 3), `mmd` and `mmd_se` (polynomial kernel, Binkowski et al. 2018), and `compared`, the
+    number of pictures of either kind.
   """
+  real, generated = equal(real, generated, seed=seed)
   distance = frechet.frechet_distance(statistics(real), statistics(generated))
   precision, recall = frechet.precision_recall(real, generated)
   mmd = frechet.polynomial_mmd(real, generated, seed=seed)
   values = {"fd": distance, "precision": precision, "recall": recall, "mmd": mmd.mean}
+  values[COUNT] = len(real)
   return {k: float(v) for k, v in values.items()} | {"mmd_se": float(mmd.standard_error)}
 
 

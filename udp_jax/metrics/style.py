@@ -1,8 +1,10 @@
 """Classifies pictures by style (artist, kind of picture) with features and logistic regression.
 
 IMPRESS asks CLIP for the genre of generated pictures. Without CLIP's weights, a linear classifier
-on the features of an available network replaces it. The result is called style accuracy and is
-reported with the classifier's accuracy on held-out real pictures.
+on the features of an available network replaces it. No picture is judged by a classifier that has
+seen it: one fitted on the pictures whose edits it judges recognises the pictures, not their style,
+and scores 1 on random features. The metric is called "style_unseen", as earlier versions
+recorded "style" from such a classifier.
 """
 
 from __future__ import annotations
@@ -11,59 +13,115 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Cross-validation needs at least this many pictures per class.
+METRIC = "style_unseen"
+# Folds of cross-validation, and the least number of pictures of a class.
 _FOLDS = 3
+
+Predict = Any  # Features (N, D) -> class numbers (N,).
 
 
 class StyleClassifier(NamedTuple):
-  """A classifier of pictures by features.
+  """Classifiers of pictures by features, for edits and for samples.
 
   Attributes:
-    predict: features (N, D) -> class numbers (N,).
-    accuracy: share of real pictures classified correctly in cross-validation, in [0, 1].
+    folds: (classifier, numbers of the judged pictures it has not seen), of all `classes`.
     classes: numbers of the known classes.
-    num_pictures: number of real pictures used for fitting.
+    accuracy: share of the judged pictures that their fold's classifier gets right, in [0, 1].
+    num_pictures: number of real pictures of known classes.
+    fresh: classifier fitted on the other pictures alone, for samples of a model that was trained
+      on the judged ones; None if those do not have two classes of three pictures.
+    fresh_classes: numbers of the classes of `fresh`.
   """
 
-  predict: Any
-  accuracy: float
+  folds: tuple[tuple[Predict, np.ndarray], ...]
   classes: tuple[int, ...]
+  accuracy: float
   num_pictures: int
+  fresh: Predict | None
+  fresh_classes: tuple[int, ...]
 
 
-def fit(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> StyleClassifier | None:
-  """Fits a classifier to real pictures; None without two classes of at least three pictures.
+def fit(
+  features: np.ndarray,
+  labels: np.ndarray,
+  others: tuple[np.ndarray, np.ndarray] | None = None,
+  *,
+  seed: int = 0,
+) -> StyleClassifier | None:
+  """Fits classifiers to real pictures; None without two classes of at least three judged pictures.
 
   Args:
-    features: (N, D), features of the pictures.
-    labels: (N,), class numbers. Classes of fewer than three pictures are left out.
+    features: (N, D), features of the pictures whose edits are judged.
+    labels: (N,), their class numbers. Classes of fewer than three pictures are left out.
+    others: features (M, D) and labels (M,) of further pictures, which no model trains on.
     seed: seed of the folds.
   """
   # Imported here: the import takes seconds, and few runs need style.
-  from sklearn.linear_model import LogisticRegression
-  from sklearn.model_selection import StratifiedKFold, cross_val_score
-  from sklearn.pipeline import make_pipeline
-  from sklearn.preprocessing import StandardScaler
+  from sklearn.model_selection import StratifiedKFold
 
-  numbers, counts = np.unique(labels, return_counts=True)
-  known = numbers[counts >= _FOLDS]
+  known = _known(labels)
   if len(known) < 2:
     return None
-  kept = np.isin(labels, known)
-  features, labels = features[kept].astype(np.float64), labels[kept]
-  model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+  more, named = others or (features[:0], labels[:0])
+  judged, extra = np.flatnonzero(np.isin(labels, known)), np.isin(named, known)
+  made, right = [], []
   folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
-  accuracy = float(np.mean(cross_val_score(model, features, labels, cv=folds)))
-  model.fit(features, labels)
+  for seen, unseen in folds.split(features[judged], labels[judged]):
+    seen, unseen = judged[seen], judged[unseen]
+    predict = _fitted(
+      np.concatenate([features[seen], more[extra]]), np.concatenate([labels[seen], named[extra]])
+    )
+    made.append((predict, unseen))
+    right.append(predict(features[unseen]) == labels[unseen])
+  fresh = _known(named)
+  own = np.isin(named, fresh)
   return StyleClassifier(
-    lambda f: model.predict(np.asarray(f, np.float64)),
-    accuracy,
+    tuple(made),
     tuple(int(n) for n in known),
-    len(labels),
+    float(np.mean(np.concatenate(right))),
+    len(judged) + int(extra.sum()),
+    _fitted(more[own], named[own]) if len(fresh) > 1 else None,
+    tuple(int(n) for n in fresh),
   )
 
 
-def hits(classifier: StyleClassifier, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-  """Returns (N,): 1 for pictures assigned to their own class, else 0; NaN for unknown classes."""
-  found = (classifier.predict(features) == labels).astype(np.float64)
-  return np.where(np.isin(labels, classifier.classes), found, np.nan)
+def edit_hits(classifier: StyleClassifier, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns (N,): 1 for edits assigned to their picture's class, else 0; NaN for unknown classes.
+
+  Args:
+    classifier: from `fit`, on the N pictures in this order.
+    features: (N, D), features of one edit of each picture.
+    labels: (N,), class numbers of the pictures.
+  """
+  found = np.full(len(labels), np.nan)
+  for predict, unseen in classifier.folds:
+    found[unseen] = predict(features[unseen]) == labels[unseen]
+  return found
+
+
+def sample_hits(
+  classifier: StyleClassifier, features: np.ndarray, labels: np.ndarray
+) -> np.ndarray | None:
+  """Returns (S,): 1 for samples assigned to the class asked for, else 0; NaN for unknown classes.
+
+  None if there are too few pictures that the sampled model was not trained on.
+  """
+  if classifier.fresh is None:
+    return None
+  found = (classifier.fresh(features) == labels).astype(np.float64)
+  return np.where(np.isin(labels, classifier.fresh_classes), found, np.nan)
+
+
+def _known(labels: np.ndarray) -> np.ndarray:
+  numbers, counts = np.unique(labels, return_counts=True)
+  return numbers[counts >= _FOLDS]
+
+
+def _fitted(features: np.ndarray, labels: np.ndarray) -> Predict:
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+
+  model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+  model.fit(features.astype(np.float64), labels)
+  return lambda f: model.predict(np.asarray(f, np.float64))

@@ -8,6 +8,9 @@ where m(p, q) is measured on pictures protected by p and purified by q. The nume
 purifier's own effect on clean pictures, so that blurring everything does not count as protection.
 1 means the whole effect is left, 0 none, negative values a reversed effect. Metrics may grow or
 fall with the effect.
+
+Intervals are Fieller's (J. R. Stat. Soc. B 16, 1954): all ratios r for which the t test of
+`statistics` does not reject that the mean of numerator - r * denominator is zero.
 """
 
 from __future__ import annotations
@@ -20,11 +23,16 @@ import numpy as np
 from udp_jax.metrics import statistics
 
 FORMULA = "(m(protected, purified) - m(clean, purified)) / (m(protected, none) - m(clean, none))"
-# An effect within this many standard errors of zero counts as none, so survival is undefined.
-NOISE = 2.0
+GATE = (
+  f"there is an effect where its {100 * statistics.LEVEL:g} % interval without a purifier excludes "
+  f"zero; where models are trained, that takes {statistics.MIN_SEEDS} seeds"
+)
 
 NO_EFFECT = "no effect to survive: within the noise of zero without a purifier"
+TOO_FEW = f"too few to survive on: one picture, or under {statistics.MIN_SEEDS} trained models"
 NOT_MEASURED = "not measured"
+# Each divides the bracket of an interval's end by 64.
+_REFINEMENTS = 6
 
 
 class Survival(NamedTuple):
@@ -32,10 +40,10 @@ class Survival(NamedTuple):
 
   Attributes:
     value: the ratio; None if undefined.
-    interval: bootstrap interval of the ratio over pictures, [low, high]; None if undefined.
+    interval: Fieller's interval of the ratio, [low, high]; None if undefined or unbounded.
     kept: the numerator: the remaining effect, in units of the metric; None if not measured.
     effect: the denominator: the effect without a purifier, in units of the metric.
-    noise: standard error of `effect`.
+    noise: standard error of `effect`; None if there are too few values.
     reason: why the ratio is undefined; "" if it is defined.
   """
 
@@ -53,14 +61,14 @@ def survival(
   protected: np.ndarray | None,
   clean: np.ndarray | None,
   *,
-  draws: int = 1000,
-  seed: int = 0,
+  trained: bool,
+  comparisons: int = 1,
 ) -> Survival:
   """Computes the survival of one effect after one purifier.
 
   The four cells hold the same pictures (or samples of the same keys) in the same order, so that
-  differences are taken per picture. There is no effect if its mean is within `NOISE` standard
-  errors of zero; the standard error is the larger of those over pictures and over seeds.
+  differences are taken per picture. The ratio is defined where the interval of the effect (the
+  denominator) excludes zero at `statistics.LEVEL`.
 
   Args:
     protected_purified: (seeds, pictures), values of protected and purified pictures; NaN for
@@ -68,8 +76,8 @@ def survival(
     clean_purified: values of clean, purified pictures, in the same form.
     protected: values of protected pictures without a purifier, in the same form.
     clean: values of clean pictures without a purifier, in the same form.
-    draws: number of bootstrap resamples.
-    seed: seed of the resamples.
+    trained: whether a model was trained for every seed, so that seeds are a random factor.
+    comparisons: number of intervals that shall hold together, for the interval of a minimum.
   """
   cells = (protected_purified, clean_purified, protected, clean)
   if any(cell is None for cell in cells):
@@ -81,41 +89,65 @@ def survival(
   after, clean_after, before, clean_before = (array[:, known] for array in arrays)
   left, whole = after - clean_after, before - clean_before
   kept, effect = float(left.mean()), float(whole.mean())
-  noise = _standard_error(whole)
-  if noise is None or abs(effect) <= NOISE * noise:
+  found = statistics.estimate(whole, trained=trained)
+  if found is None:
+    return Survival(None, None, kept, effect, None, TOO_FEW)
+  noise = float(found[1].error)
+  if abs(effect) <= found[1].reach():
     return Survival(None, None, kept, effect, noise, NO_EFFECT)
-  left_each, whole_each = left.mean(axis=0), whole.mean(axis=0)
-
-  def ratio(rows: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-      return left_each[rows].mean(axis=1) / whole_each[rows].mean(axis=1)
-
-  rows = statistics.resamples(len(left_each), draws=draws, seed=seed)
-  return Survival(kept / effect, statistics.interval(ratio, rows), kept, effect, noise, "")
+  limits = _fieller(left, whole, trained, comparisons)
+  return Survival(kept / effect, limits, kept, effect, noise, "")
 
 
-def _standard_error(whole: np.ndarray) -> float | None:
-  """Standard error of the mean of (seeds, pictures); None for a single value."""
-  seeds, count = whole.shape
-  found = []
-  if count > 1:
-    found.append(float(whole.mean(axis=0).std(ddof=1)) / count**0.5)
-  if seeds > 1:
-    found.append(float(whole.mean(axis=1).std(ddof=1)) / seeds**0.5)
-  # The minimum keeps rounding from counting as an effect if all differences are equal.
-  return max(*found, 1e-12) if found else None
+def _fieller(
+  left: np.ndarray, whole: np.ndarray, trained: bool, comparisons: int
+) -> list[float] | None:
+  """Returns the interval of left.mean() / whole.mean(); None if it is unbounded."""
+  kept, effect = float(left.mean()), float(whole.mean())
+  pairs = ((left, left), (left, whole), (whole, whole))
+  parts = [statistics.products(*pair) for pair in pairs]
+
+  def rejected(a: float, b: np.ndarray) -> np.ndarray:
+    """Whether the mean of a * left - b * whole differs from zero."""
+    squares = statistics.Products(
+      *(a * a * p - 2.0 * a * b * q + b * b * r for p, q, r in zip(*parts, strict=True))
+    )
+    spread = statistics.variance(squares, left.shape, trained=trained)
+    chance = (1.0 - statistics.LEVEL) / comparisons  # Bonferroni's inequality.
+    return np.asarray(np.abs(a * kept - b * effect) > spread.reach(chance))
+
+  if not rejected(0.0, np.ones(1))[0]:
+    return None
+  ratio, ends = kept / effect, []
+  for way in (-1.0, 1.0):
+    tried = np.concatenate([[0.0], 1e-6 * (1.0 + abs(ratio)) * 2.0 ** np.arange(50)])
+    for _ in range(_REFINEMENTS):
+      outside = rejected(1.0, ratio + way * tried)
+      if not outside.any():
+        return None
+      first = int(outside.argmax())
+      tried = np.linspace(tried[max(first - 1, 0)], tried[first], 65)
+    ends.append(float(ratio + way * tried[-1]))
+  return ends
 
 
-def over_purifiers(found: Mapping[str, Survival]) -> dict[str, Any]:
+def over_purifiers(
+  found: Mapping[str, Survival], together: Mapping[str, Survival]
+) -> dict[str, Any]:
   """Returns the worst case and the mean over the purifiers with a defined survival.
+
+  The worst purifier is the minimum of noisy estimates, so its own interval would be too low too
+  often. If the intervals of all purifiers hold together, the minimum lies between the lowest of
+  their low ends and the lowest of their high ends.
 
   Args:
     found: survival by purifier, without "none".
+    together: the same with intervals that hold together (`comparisons` of `survival`).
 
   Returns:
-    "worst" and its purifier "worst_purifier", "mean", "kept_worst" (the smallest remaining effect,
-    signed so that the effect without a purifier is positive), and counts: "judged" purifiers out of
-    "purifiers_count". Values are None if no survival is defined.
+    "worst", its interval "worst_interval" and its purifier "worst_purifier", "mean", "kept_worst"
+    (the smallest remaining effect, signed so that the effect without a purifier is positive), and
+    counts: "judged" purifiers out of "purifiers_count". Values are None if no survival is defined.
   """
   values = {name: s.value for name, s in found.items() if s.value is not None}
   kept = [
@@ -124,8 +156,11 @@ def over_purifiers(found: Mapping[str, Survival]) -> dict[str, Any]:
     if s.value is not None and s.kept is not None and s.effect is not None
   ]
   worst = min(values, key=lambda name: values[name]) if values else None
+  ends = [limits for name in values if (limits := together[name].interval) is not None]
+  bounded = bool(ends) and len(ends) == len(values)
   return {
     "worst": None if worst is None else values[worst],
+    "worst_interval": [min(end) for end in zip(*ends)] if bounded else None,
     "worst_purifier": worst,
     "mean": float(np.mean(list(values.values()))) if values else None,
     "kept_worst": float(min(kept)) if kept else None,
@@ -141,8 +176,7 @@ def table(
   *,
   clean: str,
   none: str,
-  draws: int = 1000,
-  seed: int = 0,
+  trained: bool,
 ) -> list[dict[str, Any]]:
   """Returns the survival of every row after every purifier, for one metric.
 
@@ -152,29 +186,25 @@ def table(
     purifiers: names of purifiers, without the identity.
     clean: name of the row of unprotected pictures.
     none: name of the purifier that does nothing.
-    draws: number of bootstrap resamples.
-    seed: seed of the resamples.
+    trained: whether a model was trained for every seed.
 
   Returns:
     One entry per row: "row", "effect", "noise", "reason", "purifiers" {name: {"value", "interval",
     "kept", "reason"}}, and the fields of `over_purifiers`.
   """
+
+  def of(row: str, purifier: str, comparisons: int = 1) -> Survival:
+    places = ((row, purifier), (clean, purifier), (row, none), (clean, none))
+    cells = [values.get(place) for place in places]
+    return survival(*cells, trained=trained, comparisons=comparisons)
+
   lines = []
   for row in rows:
-    found = {
-      purifier: survival(
-        values.get((row, purifier)),
-        values.get((clean, purifier)),
-        values.get((row, none)),
-        values.get((clean, none)),
-        draws=draws,
-        seed=seed,
-      )
-      for purifier in purifiers
-    }
+    found = {purifier: of(row, purifier) for purifier in purifiers}
+    judged = max(1, sum(s.value is not None for s in found.values()))
+    together = {purifier: of(row, purifier, judged) for purifier in purifiers}
     # Survival without a purifier is 1 by definition; it supplies the effect and its noise.
-    own = [values.get((row, none)), values.get((clean, none))]
-    alone = survival(own[0], own[1], own[0], own[1], draws=draws, seed=seed)
+    alone = of(row, none)
     lines.append(
       {
         "row": row,
@@ -185,7 +215,7 @@ def table(
           name: {"value": s.value, "interval": s.interval, "kept": s.kept, "reason": s.reason}
           for name, s in found.items()
         },
-        **over_purifiers(found),
+        **over_purifiers(found, together),
       }
     )
   return lines

@@ -20,6 +20,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from udp_jax.metrics import differences
 from udp_jax.report import plots, text
 from udp_jax.runtime import files
 
@@ -37,8 +38,9 @@ def write_report(
     path: the HTML file to write.
     report: the content of report.json. Required: "title", "summary", "command", "commit",
       "date", "seeds", "hardware", "versions", "config", "data", "radius_255" (8-bit levels),
-      "feature_label", "columns" and "rows". Optional, with their sections: "notice", "curves"
-      ("victims", "protection"), "timesteps". None and NaN are shown as "-".
+      "feature_label", "columns" and "rows". Optional, with their sections: "notice", "against"
+      (of `report.study.against`), "interval_meaning", "curves" ("victims", "protection"),
+      "timesteps". None and NaN are shown as "-".
     assets: uint8 images, each key optional: "clean" (n, H, W, 3), "protected" {method: (n, H, W,
       3)} of the same pictures, "samples" {training set: (m, H, W, 3)}.
 
@@ -72,6 +74,8 @@ def render(report: Mapping[str, Any], assets: Mapping[str, Any]) -> str:
     budget=text.budget(report),
     directions=_DIRECTIONS,
     table=_table(report, series),
+    against=_against(report, series),
+    meaning=report.get("interval_meaning"),
     pictures=_pictures(report, assets.get("clean"), protected, series),
     samples=_samples(samples, series),
     curves=_curves(curves, timesteps, series),
@@ -146,12 +150,34 @@ def _table(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> lis
           "sort": "" if mean is None else repr(mean),
           "mean": text.format_number(mean, digits),
           "std": None if std is None else text.format_number(std, digits),
+          "range": text.format_interval((row["metrics"].get(key) or {}).get("interval"), digits),
           "values": ", ".join(text.format_number(value, digits) for value in values),
           "best": mean is not None and best.get(key) == mean,
         }
       )
     rows.append({"series": series[row["name"]], "cells": cells})
   return rows
+
+
+def _against(report: Mapping[str, Any], series: Mapping[str, plots.Series]) -> dict[str, Any]:
+  """Lines of differences between rows, and the columns that have any."""
+  found = report.get("against") or []
+  keys = {key for line in found for key, claim in line["metrics"].items() if claim["interval"]}
+  columns = [column for column in report["columns"] if column["key"] in keys]
+  lines = []
+  for line in found:
+    cells = []
+    for column in columns:
+      claim, digits = line["metrics"].get(column["key"]) or {}, column.get("digits", 3)
+      cells.append(
+        {
+          "text": text.format_number(claim.get("mean"), digits),
+          "range": text.format_interval(claim.get("interval"), digits),
+          "side": {1: "kept", -1: "lost", 0: ""}[differences.side(claim or None)],
+        }
+      )
+    lines.append({"series": series[line["row"]], "other": series[line["other"]], "cells": cells})
+  return {"columns": columns, "lines": lines}
 
 
 def _pictures(

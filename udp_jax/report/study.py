@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from udp_jax.metrics import differences, statistics
 from udp_jax.report import text
 from udp_jax.runtime import provenance
 
@@ -33,6 +37,7 @@ def frame(
     "commit": provenance.commit() or "not a checkout",
     "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     "seeds": list(config.threat.seeds),
+    "interval_meaning": statistics.MEANING_OF_SEEDS,
     "hardware": provenance.hardware(),
     "versions": provenance.versions(),
     "config": config.to_dict(),
@@ -50,8 +55,8 @@ def _constant(value: float | None) -> dict[str, Any]:
 def columns(feature_label: str) -> list[dict[str, Any]]:
   """Returns the columns of the main table; "better" is what the pictures' owner prefers."""
   distance = (
-    "Frechet distance between {} and held-out clean pictures, in features of the network named "
-    "in the notes. "
+    "Frechet distance between {} and held-out clean pictures, as many of either, in features of "
+    "the network named in the notes. "
   )
   return [
     column(
@@ -90,6 +95,38 @@ def columns(feature_label: str) -> list[dict[str, Any]]:
     column("ssim", "SSIM", "Protected against clean; 1 is identical.", "higher", 3),
     column("rms_ratio", "RMS / budget", "How much of the budget is used.", None, 2),
   ]
+
+
+def against(
+  rows: list[dict[str, Any]], columns: list[dict[str, Any]], pairs: Sequence[differences.Pair]
+) -> list[dict[str, Any]]:
+  """Returns the differences of pairs of rows, each seed with itself, positive if better.
+
+  All rows use the same draws for a seed, so that only their training sets differ. Claims are
+  corrected over all pairs and columns (Holm); columns that no training changes make none.
+
+  Args:
+    rows: rows of the report, with their "metrics" over seeds.
+    columns: columns of the report.
+    pairs: the rows to compare.
+
+  Returns:
+    One entry per pair: "row", "other", "kind", and "metrics" {key: {"mean", "std", "interval",
+    "p", "holm", "values"}} of the columns that have a better direction.
+  """
+  known = {row["name"]: row["metrics"] for row in rows}
+  lines = []
+  for pair in pairs:
+    found = {}
+    for column in columns:
+      values = [known[name].get(column["key"], {}).get("values") for name in (pair.row, pair.other)]
+      if column["better"] and all(values):
+        sign = 1.0 if column["better"] == "higher" else -1.0
+        own, other = (np.array(v, float) for v in values)
+        found[column["key"]] = statistics.over_seeds(list(sign * (own - other)))
+    lines.append({**pair._asdict(), "metrics": found})
+  differences.correct([claim for line in lines for claim in line["metrics"].values()])
+  return lines
 
 
 def summary(config: Any, rows: list[dict[str, Any]], count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from udp_jax.metrics import differences, survival
 from udp_jax.report import names as names_lib
 from udp_jax.report import plots, text
 from udp_jax.report.names import NONE
@@ -102,6 +103,9 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     # Worst cases over different sets of purifiers cannot be compared.
     own = [line for line in known if is_complete(line)]
     where = f"{subject(table)}, {metric['label']}"
+    if not known and any(x["reason"] == survival.TOO_FEW for x in table["survival"][key]):
+      said.append(f"{where}: nothing is claimed from {len(report['seeds'])} seeds.")
+      continue
     if not known:
       said.append(
         f"{where}: no protection had an effect in its favour that could be told from none, so the "
@@ -114,28 +118,31 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     best = max(own, key=lambda line: line["worst"])
     said.append(
       f"{where}: {len(known)} of {count} had an effect to lose{_beyond(table, key)}; "
-      f"{names[best['row']]} kept most in its worst case, {100 * best['worst']:.0f} % (after "
-      f"{names_lib.method_label(best['worst_purifier'])})."
+      f"{names[best['row']]} kept most in its worst case, {100 * best['worst']:.0f} %"
+      f"{_limits(best)} (after {names_lib.method_label(best['worst_purifier'])}, the worst of "
+      f"{best['judged']})."
     )
   return said
 
 
+def _limits(line: Mapping[str, Any]) -> str:
+  """The interval of a worst case in words."""
+  if line["worst_interval"] is None:
+    return ", with no bound on it"
+  low, high = line["worst_interval"]
+  return f", interval {100 * low:.0f} to {100 * high:.0f} %"
+
+
 def _beyond(table: Mapping[str, Any], key: str) -> str:
-  """Says how many protections do more than noise, before and after every purifier."""
+  """Says how many protections do more than noise (Holm), before and after every purifier."""
   lines = [line for line in table["against"].get(key, ()) if line["kind"] == "control"]
   if not lines:
     return ""
-  before = sum(side(line["purifiers"].get(NONE)) > 0 for line in lines)
-  after = sum(all(side(found) > 0 for found in line["purifiers"].values()) for line in lines)
+  before = sum(differences.side(line["purifiers"].get(NONE)) > 0 for line in lines)
+  after = sum(
+    all(differences.side(found) > 0 for found in line["purifiers"].values()) for line in lines
+  )
   return f", {before} beyond their noise control and {after} still so after every purifier"
-
-
-def side(found: Mapping[str, Any] | None) -> int:
-  """1 if a difference is clearly above zero, -1 if it is clearly below, else 0."""
-  if found is None or found["interval"] is None:
-    return 0
-  low, high = found["interval"]
-  return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def block(
@@ -186,15 +193,12 @@ def _against(
     cells = []
     for purifier in report["purifiers"]:
       found = line["purifiers"][purifier["name"]]
-      interval = found["interval"]
       cells.append(
         {
           "text": text.format_number(found["mean"], digits),
           "sort": sortable(found["mean"]),
-          "side": {1: "kept", -1: "lost", 0: ""}[side(found)],
-          "range": ""
-          if interval is None
-          else " to ".join(text.format_number(end, digits) for end in interval),
+          "side": {1: "kept", -1: "lost", 0: ""}[differences.side(found)],
+          "range": text.format_interval(found["interval"], digits),
         }
       )
     lines.append(
@@ -205,9 +209,12 @@ def _against(
 
 def _over_purifiers(line: Mapping[str, Any], field: str) -> dict[str, Any]:
   """A cell over all purifiers, with a note if some of them have no result."""
-  made = _ratio({"value": line[field], "interval": None, "reason": line["reason"]})
-  if line[field] is not None and not is_complete(line):
-    made |= {"range": f"of {line['judged']} purifiers", "side": ""}
+  interval = line["worst_interval"] if field == "worst" else None
+  made = _ratio({"value": line[field], "interval": interval, "reason": line["reason"]})
+  if line[field] is not None:
+    made["range"] = f"{made['range']} of {line['judged']} purifiers".strip()
+    if not is_complete(line):
+      made["side"] = ""
   return made
 
 
@@ -215,6 +222,7 @@ def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
   value = found["value"]
   if value is None:
     # Visible without hovering, because phones have no pointer.
+    # "No effect to survive: ..." and "too few to survive on: ..." are cut before their reasons.
     short = found["reason"].partition(" to survive")[0]
     return {
       "text": text.MISSING,
@@ -224,14 +232,12 @@ def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
       "range": short,
     }
   judged = "kept" if value >= _GOOD else "lost" if value <= _BAD else ""
-  interval = found["interval"]
-  limits = "" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
   return {
     "text": text.format_number(value, 2),
     "sort": repr(value),
     "side": judged,
     "note": "",
-    "range": limits,
+    "range": text.format_interval(found["interval"], 2),
   }
 
 

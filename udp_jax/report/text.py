@@ -43,11 +43,17 @@ def format_number(value: Any, digits: int) -> str:
   return text.lstrip("-") if float(text) == 0 else text
 
 
+def format_interval(interval: Sequence[float] | None, digits: int) -> str:
+  """Formats [low, high] as "low to high"; "" for None."""
+  return "" if interval is None else " to ".join(format_number(end, digits) for end in interval)
+
+
 def format_table(report: Mapping[str, Any]) -> str:
   """Formats the main table as plain text: one line per training set, "mean +- std", aligned.
 
   Args:
-    report: content of report.json; only "columns", "rows" and "seeds" are read.
+    report: content of report.json; "columns", "rows", "seeds" and "interval_meaning" are
+      read.
 
   Returns:
     Several lines without a final newline.
@@ -83,6 +89,8 @@ def format_table(report: Mapping[str, Any]) -> str:
     lines.append("  ".join(cells[i] for _, cells in blocks).rstrip())
   if has_spread:
     lines.append(f"+-: standard deviation over {len(report['seeds'])} seed(s)")
+    if report.get("interval_meaning"):
+      lines.append(f"the page has intervals and differences: {report['interval_meaning']}")
   return "\n".join(lines)
 
 

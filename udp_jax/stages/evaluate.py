@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,12 @@ import numpy as np
 from udp_jax.metrics import denoising, sets, statistics, visibility
 from udp_jax.models import features
 from udp_jax.models.base import DiffusionModel, Params
+from udp_jax.runtime import files
+
+
+def is_judged(path: Path) -> bool:
+  """Whether a record is there, and of equal counts: earlier versions compared all of either."""
+  return path.exists() and sets.COUNT in files.read_json(path)
 
 
 class Judge:
@@ -66,6 +73,7 @@ class Judge:
       "recall": generated["recall"],
       "mmd": generated["mmd"],
       "mmd_se": generated["mmd_se"],
+      sets.COUNT: generated[sets.COUNT],
       **losses,
     }
     metrics |= visibility.picture_metrics(self._clean, images, radius_255)
@@ -79,7 +87,7 @@ class Judge:
 
 
 def spread(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Returns the mean, standard deviation and values of every metric over the seeds."""
+  """Returns what `statistics.over_seeds` does for every metric."""
   return {
     name: statistics.over_seeds([np.nan if f[name] is None else f[name] for f in found])
     for name in found[0]

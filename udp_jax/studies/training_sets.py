@@ -122,7 +122,9 @@ def run(study: Study, *, evaluate: bool = True) -> Results:
     for row, images in training_sets.items():
       folder = workdir / "threats" / row / f"seed{seed}"
       name = f"{row} seed {seed}"
-      if not processes.from_main((folder / "evaluation.json").exists, f"look at {name}"):
+      if not processes.from_main(
+        partial(evaluate_lib.is_judged, folder / "evaluation.json"), f"look at {name}"
+      ):
         # Every row uses the same draws, so the trained models differ only by their training set.
         every = config.checkpoint.every_steps
         run = study.run(f"threat/{seed}", folder, f"train {name}", checkpoint_every=every)

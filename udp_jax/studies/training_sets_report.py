@@ -10,6 +10,7 @@ import numpy as np
 from udp_jax import registry
 from udp_jax.data import manifest
 from udp_jax.data.marks import CLEAN
+from udp_jax.metrics.differences import Pair
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import timesteps
 from udp_jax.report import study
@@ -37,7 +38,9 @@ def build(
   table = [row | rows_lib.naming(config, row["name"]) for row in rows]
   notes = [str(origin[name]) for name in ("note", "notes") if origin.get(name)]
   words = study.summary(config, table, len(clean.images))
-  report = study.frame(config, words, table, study.columns(feature_label)) | {
+  columns = study.columns(feature_label)
+  report = study.frame(config, words, table, columns) | {
+    "against": study.against(table, columns, pairs(config)),
     "data": {
       "source": str(origin.get("source", config.data.source)),
       "train_images": len(clean.images),
@@ -62,6 +65,19 @@ def build(
     samples[row] = manifest.read_folder(folder)[0].images[:_SHOWN_SAMPLES]
   assets = {"clean": clean.images[shown], "protected": protected, "samples": samples}
   return report, assets
+
+
+def pairs(config: Any) -> list[Pair]:
+  """Returns every protection with its control: noise of its own values, else random noise."""
+  known = [row for row in config.rows if row != CLEAN]
+  matched = {
+    rows_lib.settings(config, row).imitates: row
+    for row in known
+    if rows_lib.settings(config, row).method == "matched_noise"
+  }
+  noise = "random_noise" if "random_noise" in known else None
+  chosen = [(row, matched.get(row, noise)) for row in known if not rows_lib.is_control(config, row)]
+  return [Pair(row, other, "control") for row, other in chosen if other is not None]
 
 
 def _victims(config: Any, workdir: Path) -> dict[str, Any]:

@@ -12,8 +12,8 @@ def get_config(variant=None):
   """Seven protections, five purifiers, two threats; `variant` "smoke" takes seconds."""
   config = m.matrix("Which protection survives purification? A demonstration", model=m.PACKAGED)
   config.notice = (
-    "A demonstration, not evidence: few pictures, one seed, and a small latent diffusion model "
-    "trained for this package. Nothing here is a statement about Stable Diffusion."
+    "A demonstration, not evidence: few pictures, a small latent diffusion model of our own, and "
+    "one seed, too few to claim anything of LoRA. Nothing here is about Stable Diffusion."
   )
   config.data.update({"source": "builtin", "limit": 28, "holdout": 8.0})
   # 20 pictures to protect, 8 held out.

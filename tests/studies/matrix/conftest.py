@@ -83,6 +83,6 @@ def small(model: Path) -> Any:
   config.use_purifiers = ("jpeg",)
   config.threats.img2img = {"strength": 0.5, "sample_steps": 4, "guidance_scale": 1.0}
   config.use_threats = ("img2img",)
-  config.evaluation.update({"loss_draws": 2, "bootstrap": 50})
+  config.evaluation.update({"loss_draws": 2})
   config.performance.sample_batch_size = 4
   return config

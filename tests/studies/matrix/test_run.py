@@ -15,6 +15,7 @@ import pytest
 from tests.studies.matrix.conftest import small
 from udp_jax.data import manifest
 from udp_jax.errors import ConfigError, OutputError, Preempted
+from udp_jax.metrics import survival
 from udp_jax.runtime import files
 from udp_jax.studies import build
 from udp_jax.studies.matrix import cells, measuring, plan, purifying, results, run
@@ -380,6 +381,15 @@ def test_pixel_model_and_training_threat(tiny_model, tmp_path: Path) -> None:
   assert not {"fd", "mmd"} & known
   numbers = learned["cells"][1]["metrics"]["loss_clean"]
   assert numbers["count"] == report["data"]["pictures"] and numbers["seed_std"] > 0
+  # Two trainings claim nothing, of a model or of what it learned; pictures have an interval.
+  assert numbers["interval"] is None
+  assert learned["survival"]["loss_clean"][0]["reason"] == survival.TOO_FEW
+  assert learned["against"]["loss_clean"] == []  # There are no protections.
+  assert own["cells"][1]["metrics"]["denoising_loss"]["interval"] is not None
+  record = json.loads(
+    (Cell("clean", "none", "scratch", 0).folder(workdir) / "cell.json").read_text()
+  )
+  assert record["scalars"]["compared"] == 4
   for seed in (0, 1):
     folder = Cell("random_noise", "none", "scratch", seed).folder(workdir)
     assert len(manifest.read_folder(folder / "samples")[0].images) == 4

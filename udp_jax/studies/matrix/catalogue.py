@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+from udp_jax.metrics import style
 from udp_jax.report.names import EDITS, PICTURES, SAMPLES
 
 
@@ -59,7 +60,8 @@ def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict
       ),
       *_compared(perceptual_label, "edit", "edit of the clean picture, same draws"),
       _STYLE._replace(
-        help="Share of edits that a classifier of real pictures takes for the picture's class."
+        help="Share of edits that are taken for the picture's class by a classifier of real "
+        "pictures that has not seen this picture."
       ),
       *_classified("edits", "picture's class"),
       Metric(
@@ -81,7 +83,7 @@ def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict
       Metric(
         "fd",
         f"{feature_label}, {num_samples} samples",
-        "Frechet distance of the samples from real pictures.",
+        "Frechet distance of the samples from real pictures, as many of either.",
         digits=1,
         better="higher",
         of_set=True,
@@ -89,7 +91,7 @@ def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict
       Metric(
         "mmd",
         f"MMD, {num_samples} samples",
-        "Polynomial-kernel distance of the samples from real pictures.",
+        "Polynomial-kernel distance of the samples from real pictures, as many of either.",
         digits=4,
         better="higher",
         of_set=True,
@@ -219,7 +221,8 @@ _LEARNED = [
   _SURVIVES(
     "precision",
     "Precision",
-    "Share of samples that look like real pictures (k = 3; clean and held-out ones).",
+    "Share of samples that look like real pictures (k = 3; clean and held-out ones, as many of "
+    "either).",
     better="lower",
   ),
   _SURVIVES(
@@ -249,9 +252,9 @@ _LEARNED = [
 ]
 
 _STYLE = Metric(
-  "style",
-  "Style accuracy",
-  "Share of samples that a classifier of real pictures takes for the class that was asked for.",
+  style.METRIC,
+  "Style accuracy (unseen)",
+  "Share of samples taken for the class that was asked for, by a classifier of held-out pictures.",
   better="lower",
   survives=True,
 )

@@ -92,7 +92,8 @@ class Measures:
     values = self._compare(of_clean, images)
     values["edit_shift"] = self._compare(of_unprotected, images)["perceptual"]
     if self._classifier is not None and self._clean.labels is not None:
-      values["style"] = style.hits(self._classifier, self._features(images), self._clean.labels)
+      found = self._features(images)
+      values[style.METRIC] = style.edit_hits(self._classifier, found, self._clean.labels)
     values |= self._given.pictures(images, self._clean.labels)
     return values | self._given.against_clean(images, self._clean.images)
 
@@ -125,11 +126,14 @@ class Measures:
     values["nearest_clean"] = sets.nearest(found, known[0])
     if holdout:
       values["nearest_holdout"] = sets.nearest(found, known[1])
-    values["precision"] = sets.precision_flags(real, found)
-    values["recall"] = sets.precision_flags(found, real)
+    # Shares inside of balls depend on how many pictures there are, as distances do.
+    some_real, some = sets.equal(real, found, seed=self._seed)
+    values["precision"] = sets.precision_flags(some_real, some)
+    values["recall"] = sets.precision_flags(some, some_real)
     if self._classifier is not None and labels is not None:
-      values["style"] = style.hits(self._classifier, found, labels)
-    return values, sets.distances(real, found)
+      hits = style.sample_hits(self._classifier, found, labels)
+      values |= {} if hits is None else {style.METRIC: hits}
+    return values, sets.distances(real, found, seed=self._seed) | {sets.COUNT: float(len(some))}
 
   def describe(self) -> dict[str, Any]:
     """Returns the networks that the numbers depend on, for the record."""
@@ -143,7 +147,7 @@ class Measures:
       }
     if self._classifier is not None:
       described["style_classifier"] = {
-        "cross_validated_accuracy": self._classifier.accuracy,
+        "accuracy_out_of_fold": self._classifier.accuracy,
         "classes": len(self._classifier.classes),
         "pictures": self._classifier.num_pictures,
       }
@@ -175,9 +179,9 @@ class Measures:
   def _classifier(self) -> Any:
     if self._clean.labels is None or self.extractor is None:
       return None
-
-    labels = [part.labels for part in (self._clean, self._holdout) if part.labels is not None]
-    return style.fit(np.concatenate(self._real), np.concatenate(labels), seed=self._seed)
+    clean, holdout = self._real
+    others = None if self._holdout.labels is None else (holdout, self._holdout.labels)
+    return style.fit(clean, self._clean.labels, others, seed=self._seed)
 
   def _features(self, images: np.ndarray) -> np.ndarray:
     assert self.extractor is not None

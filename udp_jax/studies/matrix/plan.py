@@ -32,7 +32,6 @@ _AT_LEAST = {
   "global_batch_size": 1,
   "num_samples": 4,
   "evaluation.loss_draws": 1,
-  "evaluation.bootstrap": 2,
   "checkpoint.every_rounds": 1,
   "checkpoint.every_steps": 1,
   "performance.steps_per_call": 1,

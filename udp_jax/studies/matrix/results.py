@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from udp_jax.data.marks import CLEAN
-from udp_jax.metrics import differences, statistics, survival
-from udp_jax.report.names import NONE, PICTURES, method_label
+from udp_jax.metrics import differences, sets, statistics, survival
+from udp_jax.report.names import NONE, PICTURES, SAMPLES, method_label
 from udp_jax.runtime import files
 from udp_jax.studies import rows
 from udp_jax.studies.matrix import cells, pairs
@@ -68,8 +68,9 @@ def build(workdir: Path, finished: Finished, *, command: str = "") -> dict[str, 
       _method(config, "threats", name) | {"kind": finished.kinds[name]} for name in plan.threats
     ],
     "survival_formula": survival.FORMULA,
-    "noise_rule": f"an effect within {survival.NOISE:g} standard errors of zero is none",
+    "noise_rule": survival.GATE,
     "interval_level": statistics.LEVEL,
+    "interval_meaning": statistics.MEANING,
     "tables": tables,
     "failures": _failures(plan, workdir),
   }
@@ -133,7 +134,8 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
   config, plan = finished.config, finished.plan
   kind = PICTURES if threat is None else finished.kinds[threat]
   seeds: Sequence[int | None] = [None] if threat is None else plan.seeds
-  draws, seed = config.evaluation.bootstrap, config.seed
+  # Seeds of edits are draws for the same model; those of samples are models of their own.
+  trained = kind == SAMPLES
   records: dict[tuple[str, str], list[dict[str, Any]]] = {}
   entries: list[dict[str, Any]] = []
   for cell in plan_lib.picture_cells(plan):
@@ -153,7 +155,7 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
         "error": None if measured else (errors or ["not made"])[0],
         "command": reproducing(command, cell._replace(threat=threat)),
         "metrics": {
-          metric.key: _summary(whole, metric, draws, seed) for metric in finished.metrics[kind]
+          metric.key: _summary(whole, metric, trained) for metric in finished.metrics[kind]
         }
         if measured
         else {},
@@ -173,7 +175,7 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
     "metrics": [metric._asdict() for metric in shown],
     "cells": entries,
     "survival": {
-      metric.key: _survival(records, metric.key, plan, draws, seed)
+      metric.key: _survival(records, metric.key, plan, trained)
       for metric in shown
       if metric.survives
     },
@@ -183,8 +185,7 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
         pairs.pairs(config, plan),
         plan.purifiers,
         better=metric.better,
-        draws=draws,
-        seed=seed,
+        trained=trained,
       )
       for metric in shown
       if metric.headline and metric.better
@@ -194,27 +195,31 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
 
 def _values(records: list[dict[str, Any]], key: str) -> np.ndarray | None:
   """Returns one metric of one cell, (seeds, pictures)."""
+  if key in sets.COUNTED and not _counted(records):
+    return None
   found = [cells.values_of(record, key) for record in records]
   if any(values is None for values in found):
     return None
   return np.stack([values for values in found if values is not None])
 
 
-def _summary(
-  records: list[dict[str, Any]], metric: Metric, draws: int, seed: int
-) -> dict[str, Any]:
+def _counted(records: list[dict[str, Any]]) -> bool:
+  """Whether sets were of equal counts; earlier versions compared all of either."""
+  return all(record["scalars"].get(sets.COUNT) is not None for record in records)
+
+
+def _summary(records: list[dict[str, Any]], metric: Metric, trained: bool) -> dict[str, Any]:
   if metric.of_set:
     found = [record["scalars"].get(metric.key) for record in records]
-    known = np.array([[v] for v in found if v is not None], float).reshape(-1, 1)
-    if len(known) < len(found):
-      known = known[:0]
-    mean = float(known.mean()) if len(known) else None
-    std = float(known.std(ddof=1)) if len(known) > 1 else None
-    return {"mean": mean, "std": None, "seed_std": std, "interval": None, "count": len(known)}
+    if not _counted(records):
+      found = [None]
+    # One value for a set has no spread over pictures, only over seeds.
+    whole = np.array([[np.nan if v is None else v] for v in found], float)
+    return statistics.summarise(whole, trained=True)
   values = _values(records, metric.key)
   if values is None:
     values = np.zeros((1, 0))
-  return statistics.summarise(values, draws=draws, seed=seed)
+  return statistics.summarise(values, trained=trained)
 
 
 def _by_place(
@@ -225,7 +230,7 @@ def _by_place(
 
 
 def _survival(
-  records: dict[tuple[str, str], list[dict[str, Any]]], key: str, plan: Plan, draws: int, seed: int
+  records: dict[tuple[str, str], list[dict[str, Any]]], key: str, plan: Plan, trained: bool
 ) -> list[dict[str, Any]]:
   return survival.table(
     _by_place(records, key),
@@ -233,8 +238,7 @@ def _survival(
     [purifier for purifier in plan.purifiers if purifier != NONE],
     clean=CLEAN,
     none=NONE,
-    draws=draws,
-    seed=seed,
+    trained=trained,
   )
 
 
