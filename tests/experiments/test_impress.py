@@ -77,7 +77,7 @@ def test_everything_builds_from_the_config(
     (
       "full",
       ("fsmg", "aspl"),
-      {"prior_weight": 1.0, "class_prompt": "a photo of a person", "num_class_images": 200},
+      {"trains": "denoiser_and_text", "prior_weight": 1.0, "num_class_images": 200},
     ),
   ],
 )
