@@ -179,6 +179,24 @@ def test_a_folder_is_named_without_its_path(tiny_pipeline_folder: Path) -> None:
   assert str(tiny_pipeline_folder.parent) not in str(found)
 
 
+def test_a_manifest_says_what_a_surrogate_trained_on_and_a_budget_in_l2(tmp_path: Path) -> None:
+  config = _cli.get_config("impress", "photoguard")
+  made = rows.record(config, "photoguard_diffusion")
+  # An L2 ball of 16 on [-1, 1] is the only promise: 255 levels are none.
+  assert made["radius_255"] == 255 and made["l2_radius_255"] == 8.0 * 255
+  assert "l2_radius_255" not in rows.record(config, "photoguard_encoder")
+  config = common.study("a test")
+  config.protections.alone = {"method": "aspl"}
+  assert "before protection" in rows.record(config, "alone")["surrogate_pictures"]
+  assert "clean_set" not in rows.settings(config, "alone").options
+  config.data.clean_set = str(tmp_path / "mine")
+  for row in ("alone", "fsmg"):
+    assert rows.record(config, row)["surrogate_pictures"] == "clean set mine"
+    assert rows.settings(config, row).options["clean_set"] == config.data.clean_set
+  assert "surrogate_pictures" not in rows.record(config, "udp")
+  assert "clean_set" not in rows.settings(config, "udp").options
+
+
 LINE_ART = np.full((40, 48, 3), 255, np.uint8)
 
 
