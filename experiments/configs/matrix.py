@@ -35,6 +35,11 @@ ANTI_DREAMBOOTH = {
   "num_class_images": 200,
   "sample_steps": 50,
 }
+FSMG = ANTI_DREAMBOOTH | {"train_steps": 1000, "num_rounds": 101}
+ASPL = ANTI_DREAMBOOTH | {"num_rounds": 50, "clip_norm": 0.0}
+# PhotoGuard's encoder attack on img2img, and its diffusion attack in an L-inf ball.
+PHOTOGUARD_ENCODER = {"num_rounds": 1000, "step_size_255": 2.55, "decay_steps": 1000}
+PHOTOGUARD_LINF = {"num_rounds": 200, "step_size_255": 0.765, "num_draws": 5}
 # Metrics that need weights or draws, turned off; `udp_jax.metrics.given` documents them.
 GIVEN = {
   "clip": "",

@@ -47,6 +47,14 @@ def test_the_decoded_picture_is_projected_into_the_budget(latent_model):
   np.testing.assert_allclose(near.delta, np.clip(last.delta, -RADIUS, RADIUS), atol=1e-5)
 
 
+def test_what_the_autoencoder_loses_can_be_kept(latent_model):
+  first, *_, last = states(latent_model, 3, radius=0.9, keep_lost=True)
+  moved = np.asarray(last.latents - last.first) / 2  # Latents are on [-1, 1], each for 2x2 pixels.
+  expected = moved.repeat(2, axis=2).repeat(2, axis=3)
+  np.testing.assert_allclose(last.delta, expected, atol=1e-5)
+  assert not np.any(first.delta)
+
+
 def test_mistakes(gaussian_model, latent_model):
   with pytest.raises(ConfigError, match="sds_z needs a latent diffusion model"):
     states(gaussian_model, 0)

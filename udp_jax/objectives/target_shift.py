@@ -1,6 +1,6 @@
 """Anti-DreamBooth's target shift: a denoising step that is moved towards another picture.
 
-Le et al. 2023 (arXiv:2303.15433), after VinAIResearch/Anti-DreamBooth, attacks/fsmg.py and aspl.py.
+Le et al. 2023 (arXiv:2303.15433), after FSMG and ASPL of VinAIResearch/Anti-DreamBooth.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ forward pass is needed. Published, in scaled latents: box 2 * 16/255, steps 2 * 
 
 Difference: there the decoded picture is the result, with no limit on the pixels, so that it also
 has the autoencoder's own errors. Here the decoded picture is projected into the budget around the
-clean one, which every saved file keeps. At 16 levels this cuts off a part of the change.
+clean one, which every saved file keeps. Where the autoencoder loses more than the budget, little of
+the change is left; `keep_lost` then adds only the change that the moved latents decode to.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def sds_z(
   latent_radius: float = 2 * 16 / 255,
   latent_step: float = 2 / 255,
   direction: str = "minus",
+  keep_lost: bool = False,
   adaptive: Annotated[Adaptive, ADAPTIVE] = Adaptive(),
 ) -> Protection:
   """Sign steps on latents along the score distillation gradient.
@@ -61,6 +63,8 @@ def sds_z(
       variance of about 1; published: 32 / 255.
     latent_step: length of a sign step there; published: 2 / 255, 100 steps.
     direction: "minus" (latents that are easy to denoise) or "plus".
+    keep_lost: whether pictures keep what the autoencoder loses: clean + decode(latents) -
+      decode(first latents). False is decode(latents), as published. Both are projected.
     adaptive: the number of (timestep, noise) draws that a step averages.
 
   Raises:
@@ -80,9 +84,12 @@ def sds_z(
   distilled = averaged(latent.sds(on_latents, uniform), adaptive.num_draws)
   budget = constraints.linf(radius)
 
-  def decoded(latents: jax.Array, batch: Batch, params: Params) -> jax.Array:
+  def decoded(latents: jax.Array, first: jax.Array, batch: Batch, params: Params) -> jax.Array:
     images = to_float(batch.images)
-    made = model.decode(params, latents) - images
+    if keep_lost:
+      made = model.decode(params, latents, False) - model.decode(params, first, False)
+    else:
+      made = model.decode(params, latents) - images
     return allowed(budget.project(made, images), batch)
 
   def init(key: jax.Array, batch: Batch, params: Params) -> SDSZState:
@@ -101,7 +108,9 @@ def sds_z(
     gradients, losses = jax.grad(total, has_aux=True)(state.latents)
     moved = state.latents - DIRECTIONS[direction] * latent_step * jnp.sign(gradients)
     latents = jnp.clip(moved, state.first - latent_radius, state.first + latent_radius)
-    done = SDSZState(decoded(latents, batch, params), latents, state.first, state.step + 1)
+    done = SDSZState(
+      decoded(latents, state.first, batch, params), latents, state.first, state.step + 1
+    )
     return done, Info(losses, jnp.zeros((0,)))
 
   return over_batches(Protection(init, update, needs_params=True), hold=model.hold)

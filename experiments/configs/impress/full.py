@@ -15,19 +15,15 @@ SIGN = ("advdm", "mist", "sds", "photoguard_encoder")
 def get_config(variant=None):
   """Published settings (`udp_jax.published`) at one budget, 8 levels; "smoke" takes minutes."""
   config = m.stable_diffusion("Protections, purifiers and threats")
-  long = {"num_rounds": 1000, "step_size_255": 2.55, "decay_steps": 1000}
   for name in SIGN:
-    own = long if name == "photoguard_encoder" else {}
+    own = m.PHOTOGUARD_ENCODER if name == "photoguard_encoder" else {}
     config.protections[name] = own
     config.protections[f"{name}_adaptive"] = own | m.ADAPTIVE | {"method": name}
-  linf = {"num_draws": 5, "num_rounds": 200, "step_size_255": 0.765}
-  config.protections.photoguard_diffusion = linf
+  config.protections.photoguard_diffusion = m.PHOTOGUARD_LINF
   config.protections.glaze = {"num_rounds": 500, "step_size_255": 1.275}
   game = {"num_rounds": 50, "train_steps": 20, "perturb_steps": 5, "trains": "lora", "rank": 4}
   game |= {"start": "sign", "learning_rate": 8e-4}
-  fsmg = m.ANTI_DREAMBOOTH | {"train_steps": 1000, "num_rounds": 101}
-  aspl = m.ANTI_DREAMBOOTH | {"num_rounds": 50, "clip_norm": 0.0}
-  config.protections.update({"udp": game, "eudp": game, "fsmg": fsmg, "aspl": aspl})
+  config.protections.update({"udp": game, "eudp": game, "fsmg": m.FSMG, "aspl": m.ASPL})
   config.rows = tuple(config.protections)
   config.purifiers.update({"jpeg": {"quality": 75}, "gaussian_noise": {"std": 0.05}})
   config.purifiers.update({"gaussian_blur": {"sigma": 1.0}, "resize": {}, "total_variation": {}})
