@@ -138,7 +138,8 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     entries = config.get(kind)
     if isinstance(entries, dict):
       names = [name for name in config.get(listed) or () if (kind, name) in _CHANGED_DEFAULTS]
-      entries = {name: {} for name in names} | entries
+      bare: dict[str, Any] = {name: {} for name in names}
+      entries = bare | entries
       completed[kind] = {
         name: _of_entry(kind, name, entry, generation) for name, entry in entries.items()
       }
