@@ -71,6 +71,12 @@ _PROMPT = flags.DEFINE_string(
   None,
   "For models with text: the caption of pictures that have none in their folder.",
 )
+_CLEAN_SET = flags.DEFINE_string(
+  "clean_set",
+  None,
+  "Further pictures of the subject, which the surrogates of fsmg and aspl train on; default: the "
+  "config's, or the pictures of --input as they are.",
+)
 _STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
@@ -88,7 +94,11 @@ def main(argv: Sequence[str]) -> int:
 
   config = _CONFIG.value or _cli.get_config("eudp", "folder")
   with places.use(
-    pictures={"--input": _INPUT.value, "--mask": _MASK.value},
+    pictures={
+      "--input": _INPUT.value,
+      "--mask": _MASK.value,
+      "--clean_set": _CLEAN_SET.value or config.data.get("clean_set") or None,
+    },
     named={"--model": _MODEL.value or config.model.path},
     outputs={"--output": _OUTPUT.value},
     work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
@@ -111,6 +121,7 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
     "data.strict": _STRICT.value or config.data.strict,
     "rows": (_METHOD.value,),
   }
+  changes |= _clean_set_changes(config)
   changes |= _model_changes(config) | _BUDGET.changes(config, row=_METHOD.value)
   config = settings.frozen(config, changes)
   settings.check_values(config)
@@ -142,6 +153,26 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
   for file, reason in skipped:
     print(naming.printable(f"skipped: {file}: {reason}"))
   return 0
+
+
+def _clean_set_changes(config: Any) -> dict[str, Any]:
+  """Returns the config value that --clean_set sets, if it is given.
+
+  Raises:
+    ConfigError: the method trains on no clean set, or the set is what is protected.
+  """
+  from udp_jax import registry
+  from udp_jax.data import places
+
+  if not _CLEAN_SET.value:
+    return {}
+  method = config.protections.get(_METHOD.value, {}).get("method", _METHOD.value)
+  if "clean_set" not in registry.fields(registry.constructor("udp_jax.protections", method)):
+    raise ConfigError(f"--clean_set is for fsmg and aspl: {method} trains on no clean set")
+  given, source = (v.removeprefix("folder:") for v in (_CLEAN_SET.value, _INPUT.value or ""))
+  if places.resolve(given) == places.resolve(source):
+    raise ConfigError("--clean_set is the same folder as --input: give pictures apart from those")
+  return {"data.clean_set": _CLEAN_SET.value}
 
 
 def _model_changes(config: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from udp_jax.errors import ConfigError
 
 # Modules in packages of methods that are not methods themselves.
 _SHARED = (
-  *("adaptive", "base", "constraints", "finetuning", "lookup"),
+  *("adaptive", "base", "constraints", "ensembles", "finetuning", "lookup"),
   *("maxmin", "options", "ranges", "surrogates", "targets"),
 )
 # (constructor, old name) -> new name, for options that older configs may still give.

@@ -44,6 +44,7 @@ TINY = {
 }
 # A round of the max-min game; experiments/results/game_settings.md says why.
 GAME = {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3}
+GAME |= {"num_draws": 1}
 ROWS = ("clean", "random_noise", "udp", "eudp")
 
 
@@ -71,6 +72,8 @@ def study(title: str) -> ConfigDict:
   config.data.holdout = 0.25
   config.data.classes = ()
   config.data.strict = False
+  # Further pictures of the subject, which FSMG and ASPL train on; "" is the protected ones, clean.
+  config.data.clean_set = ""
 
   config.model = ConfigDict()
   config.model.path = ""
@@ -83,7 +86,7 @@ def study(title: str) -> ConfigDict:
   config.protections.sign_noise = ConfigDict({"method": "random_noise", "distribution": "sign"})
   config.protections.udp = ConfigDict(GAME)
   config.protections.eudp = ConfigDict(GAME | {"a": 2.0, "b": 0.0})
-  config.protections.advdm = ConfigDict({"num_rounds": 100})
+  config.protections.advdm = ConfigDict({"num_rounds": 100, "num_draws": 1})
   for method in ("udp", "eudp"):
     config.protections[f"{method}_matched_noise"] = ConfigDict(
       {"method": "matched_noise", "of": method}

@@ -25,13 +25,21 @@ IMPRESS_PHOTOGUARD = IMPRESS_GLAZE | {
   "perceptual_weight": 0.01,
   "noise_std": 0.05,
 }
-# The class that Anti-DreamBooth's surrogates preserve.
-PERSON = {
+# What Anti-DreamBooth's surrogates train, by which steps, and the class that they preserve.
+ANTI_DREAMBOOTH = {
+  "trains": "denoiser_and_text",
+  "step_size_255": 0.6375,
+  "learning_rate": 5e-7,
   "prior_weight": 1.0,
-  "class_prompt": "a photo of a person",
+  "class_prompt": "a photo of person",
   "num_class_images": 200,
   "sample_steps": 50,
 }
+FSMG = ANTI_DREAMBOOTH | {"train_steps": 1000, "num_rounds": 101}
+ASPL = ANTI_DREAMBOOTH | {"num_rounds": 50, "clip_norm": 0.0}
+# PhotoGuard's encoder attack on img2img, and its diffusion attack in an L-inf ball.
+PHOTOGUARD_ENCODER = {"num_rounds": 1000, "step_size_255": 2.55, "decay_steps": 1000}
+PHOTOGUARD_LINF = {"num_rounds": 200, "step_size_255": 0.765, "num_draws": 5}
 # Metrics that need weights or draws, turned off; `udp_jax.metrics.given` documents them.
 GIVEN = {
   "clip": "",
@@ -41,6 +49,8 @@ GIVEN = {
   "face_sha256": "",
   "classifier_draws": 0,
 }
+# Methods whose steps average one (timestep, noise) draw, unless `num_draws` says more.
+ONE_DRAW = ("udp", "eudp", "advdm", "mist", "sds")
 ADAPTIVE = {"transforms": "identity,jpeg,resize,blur,noise"}
 
 
@@ -77,6 +87,8 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   config.data = ConfigDict(
     {"source": "", "image_size": 0, "limit": 0, "holdout": 0.25, "classes": (), "strict": False}
   )
+  # Further pictures of the subject, which FSMG and ASPL train on; "" is the protected ones, clean.
+  config.data.clean_set = ""
   # image_size: side in pixels; 0 for the model's own size.
   config.model = ConfigDict({"path": model, "image_size": 0})
   # The model that protections are made on, if it is not the one that is edited and fine-tuned.
@@ -132,7 +144,13 @@ def stable_diffusion(title: str) -> ConfigDict:
 
 
 def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
-  """Applies the `:smoke` variant: runs every part in seconds; the numbers mean nothing."""
+  """Applies the `:smoke` variant: runs every part in seconds; the numbers mean nothing.
+
+  Gives rows the field `num_draws`, so that a flag can set it.
+  """
+  for name, options in config.protections.items():
+    if options.get("method", name) in ONE_DRAW and "num_draws" not in options:
+      options.num_draws = 1
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
     config.model.update({"path": PACKAGED, "image_size": 0})

@@ -58,7 +58,39 @@ def test_other_methods_and_records_are_left_alone():
   assert changed({"protections": None}, record()) == ["num_rounds"]
 
 
-@pytest.mark.parametrize("generation", [3, "2", [2], None])
+def threats(**entries):
+  return {"threats": entries, DEFAULTS: NEWEST_DEFAULTS}
+
+
+def test_threats_whose_defaults_changed():
+  """A record of before learned words at 5e-4, clipped and without flips."""
+  before = {"learning_rate": 5e-4, "clip_norm": 1.0, "flip": False}
+  old = {"threats": {"word": {"method": "textual_inversion"}}, DEFAULTS: 2}
+  assert changed(old, threats(word={"method": "textual_inversion"})) == ["threats.word"]
+  assert changed(old, threats(word={"method": "textual_inversion"} | before)) == []
+  assert changed(threats(textual_inversion={}), threats(textual_inversion={})) == []
+  assert changed({"threats": {"lora": {}}, DEFAULTS: 2}, threats(lora={})) == []
+
+
+@pytest.mark.parametrize(
+  ("entry", "rate"),
+  [({}, 5e-6), ({"train_text_encoder": True}, 2e-6), ({"rank": 4}, 1e-4)],
+)
+def test_the_rate_of_dreambooth_is_that_of_what_is_trained(entry, rate):
+  assert (
+    changed(threats(dreambooth=entry), threats(dreambooth=entry | {"learning_rate": rate})) == []
+  )
+  old = {"threats": {"dreambooth": entry}, DEFAULTS: 2}
+  assert changed(old, threats(dreambooth=entry)) == (["threats.dreambooth"] if rate != 5e-6 else [])
+
+
+def test_a_record_without_a_clean_set_had_none():
+  old = {"data": {"source": "builtin"}, DEFAULTS: NEWEST_DEFAULTS}
+  assert changed(old, old | {"data": {"source": "builtin", "clean_set": ""}}) == []
+  assert changed(old, old | {"data": {"source": "builtin", "clean_set": "a"}}) == ["data.clean_set"]
+
+
+@pytest.mark.parametrize("generation", [4, "2", [2], None])
 def test_a_generation_that_is_not_known(generation):
   assert changed(record() | {DEFAULTS: generation}, record()) == [DEFAULTS]
 
@@ -87,15 +119,13 @@ def test_the_number_of_resamples_changes_no_value():
   assert changed(old, {"evaluation": {"loss_draws": 16}}) == ["evaluation.loss_draws"]
 
 
-@pytest.mark.parametrize("name", ["demo", "finetuning", "full"])
+@pytest.mark.parametrize("name", ["demo", "finetuning"])
 def test_matrices_of_before_are_gone_on_with(name):
   """Their configs left out what was at the first defaults, and say it now."""
   config = _cli.get_config("impress", name)
   made = config.to_dict()
   for row in {"udp", "eudp"} & made["protections"].keys():
     del made["protections"][row]["start"]
-    if name == "full":
-      del made["protections"][row]["learning_rate"]
   assert changed(made, config_changes.recorded(config)) == []
 
 

@@ -74,6 +74,21 @@ def protected(pictures: Path, tmp_path_factory: pytest.TempPathFactory, entry_po
   return done, source, folder / "out"
 
 
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (["--method=udp", "--clean_set=elsewhere"], "--clean_set is for fsmg and aspl: udp trains on"),
+    (["--method=aspl", "--clean_set=INPUT", "--model=tiny_ldm"], "the same folder as --input"),
+  ],
+)
+def test_clean_sets_that_cannot_be_used(
+  words: list[str], message: str, pictures: Path, tmp_path: Path, entry_point
+) -> None:
+  given = [word.replace("INPUT", f"folder:{pictures}") for word in words]
+  done = entry_point("protect", *_smoke(pictures, tmp_path / "out", *given))
+  assert message in _error(done, 2)
+
+
 def test_bad_file_is_skipped_and_the_others_are_protected(protected, entry_point) -> None:
   done, _, output = protected
   assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ ORDER = (
   ("runtime",),
   ("ops",),
   ("registry",),
+  ("published",),
   ("errors",),
 )
 # The public face stands outside: it may import everything, and nothing imports it.

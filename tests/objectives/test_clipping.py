@@ -69,3 +69,10 @@ def test_arrays_are_joined_on_nvidia_s_gpus_alone(platform, joined):
   # The scalar is summed by optax too, but over no axis.
   sums = len(re.findall(r"stablehlo\.reduce\(", text))
   assert sums == (3 if joined else 5)
+
+
+def test_a_norm_of_zero_clips_nothing_and_has_the_same_state():
+  gradients, none = draw(1e3), clipping.clip_by_global_norm(0.0)
+  state = none.init(gradients)
+  assert jax.tree.structure(state) == jax.tree.structure(optax.clip_by_global_norm(1.0).init({}))
+  jax.tree.map(np.testing.assert_array_equal, none.update(gradients, state)[0], gradients)

@@ -7,17 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.protections.rounds import DATA, PARAMS, blocks, build, deltas
+from experiments import _cli
+from tests.protections.rounds import DATA, KEY, PARAMS, blocks, build, deltas
 from udp_jax import protections, registry
 from udp_jax.data import batches
 from udp_jax.errors import ConfigError
 from udp_jax.objectives import latent, transforms
+from udp_jax.objectives.base import negate
+from udp_jax.objectives.denoising import denoising
 from udp_jax.objectives.transforms import over_transforms
-from udp_jax.ops import image
+from udp_jax.ops import image, timesteps
 from udp_jax.ops.image import to_float
-from udp_jax.ops.keys import example_keys
+from udp_jax.ops.keys import example_keys, stream
 from udp_jax.protections import adaptive, targets
 from udp_jax.protections.options import Adaptive
+from udp_jax.studies import rows
 
 
 def adapted(model, objective, **options):
@@ -127,7 +131,10 @@ def test_options_that_cannot_be_used(latent_model, gaussian_model):
     adapted(gaussian_model, first_value, consistency_weight=1)
 
 
-@pytest.mark.parametrize("name", [n for n in protections.available() if n not in CONTROLS])
+# What `sds_z` moves are latents, which no transform takes.
+@pytest.mark.parametrize(
+  "name", [n for n in protections.available() if n not in (*CONTROLS, "sds_z")]
+)
 def test_every_method_has_an_adaptive_form(name, latent_model):
   """Both options reach the objective: they are refused, or traced into the round."""
   known = registry.fields(registry.constructor("udp_jax.protections", name))
@@ -138,6 +145,52 @@ def test_every_method_has_an_adaptive_form(name, latent_model):
     protections.build(name, latent_model, required | {"transforms": "swirl"})
   with pytest.raises(ConfigError, match="consistency_weight must not be negative"):
     protections.build(name, latent_model, required | {"consistency_weight": -1.0})
+
+
+@pytest.mark.parametrize("name", ["advdm", "mist", "sds"])
+def test_a_step_follows_the_mean_of_its_draws_gradients(name, latent_model):
+  """Each draw's gradient is computed by itself, with the key that it has in `averaged`."""
+  uniform = timesteps.uniform(50)
+  objective = {
+    "advdm": negate(denoising(latent_model, uniform)),
+    "mist": negate(denoising(latent_model, uniform)),
+    "sds": latent.sds(latent_model, uniform),
+  }[name]
+  options = {"start": "zero", "num_draws": 4} | ({"kind": "semantic"} if name == "mist" else {})
+  found = deltas(build(name, latent_model, **options), 1)[1]
+  keys = jax.vmap(lambda ids: example_keys(KEY, 0, ids))(DATA.ids)
+
+  @jax.jit
+  @jax.vmap
+  def gradient(images, keys):
+    return jax.grad(lambda seen: objective(PARAMS, seen, None, keys)[0].sum())(images)
+
+  def numbered(number):
+    fold = lambda key: jax.random.fold_in(stream(key, "draws"), number)
+    return jax.vmap(jax.vmap(fold))(keys)
+
+  each = [gradient(to_float(DATA.images), numbered(number)) for number in range(4)]
+  mean = np.mean(each, axis=0)
+  sure = np.abs(mean) > 1e-3 * np.abs(mean).max()
+  np.testing.assert_array_equal(np.sign(found)[sure], -np.sign(mean)[sure])
+  assert sure.mean() > 0.9
+  assert np.mean(np.sign(each[0])[sure] == np.sign(mean)[sure]) < 1  # One draw goes elsewhere.
+
+
+@pytest.mark.parametrize("name", ["udp", "eudp"])
+def test_the_game_takes_the_draws_of_its_config(name, gaussian_model, monkeypatch):
+  config = _cli.get_config("eudp", "demo")
+  config.protections[name].num_draws = 4  # The field is there: `--config.protections...` sets it.
+  options = dict(rows.settings(config, name).options)
+  taken = []
+
+  def spy(model, objective, adaptive):
+    taken.append(adaptive.num_draws)
+    return objective
+
+  monkeypatch.setattr("udp_jax.protections.udp.adapted", spy)
+  protections.build(name, gaussian_model, options)
+  assert taken and set(taken) == {4}
 
 
 def test_draws_are_averaged_by_every_method(gaussian_model):

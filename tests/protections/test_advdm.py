@@ -5,10 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.protections.rounds import KEY, PICTURES, RADIUS, STEP
 from udp_jax import protections
 from udp_jax.data import batches
+from udp_jax.errors import ConfigError
 
 PARAMS = {"mean": jnp.zeros((8, 8, 3)), "log_spread": jnp.full((3,), -1.0)}
 DATA = batches.make_batches(PICTURES, 3)
@@ -48,3 +50,11 @@ def test_a_network_that_looks_at_nothing_gives_no_direction(gaussian_model) -> N
     return 0.0 * jax.lax.stop_gradient(x_t)
 
   assert not _after(gaussian_model._replace(apply=apply), 2).any()
+
+
+def test_minus_goes_the_other_way(gaussian_model) -> None:
+  plus, minus = (_after(gaussian_model, 1, direction=d) for d in ("plus", "minus"))
+  np.testing.assert_allclose(plus, -minus, atol=1e-7)
+  np.testing.assert_array_equal(plus, _after(gaussian_model, 1))
+  with pytest.raises(ConfigError, match="advdm: unknown direction 'up'; known: plus, minus"):
+    _after(gaussian_model, 1, direction="up")

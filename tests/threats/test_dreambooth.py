@@ -7,6 +7,7 @@ import pytest
 from tests.threats.parts import changed, params, text_model
 from udp_jax import threats
 from udp_jax.errors import ConfigError
+from udp_jax.threats import dreambooth
 
 OPTIONS = {"train_steps": 1, "sample_steps": 2}
 
@@ -46,3 +47,26 @@ def test_the_class_weighs_at_least_nothing(gaussian_model) -> None:
   assert threat.prior_weight == 0.0
   with pytest.raises(ConfigError, match="prior_weight is -1.0; it must be at least 0"):
     threats.build("dreambooth", model, OPTIONS | {"prior_weight": -1.0})
+
+
+@pytest.mark.parametrize(
+  ("options", "rate"),
+  [
+    ({}, 5e-6),
+    ({"train_text_encoder": True}, 2e-6),
+    ({"rank": 2}, 1e-4),
+    ({"rank": 2, "learning_rate": 3e-4}, 3e-4),
+  ],
+)
+def test_the_learning_rate_is_the_published_one_of_what_is_trained(
+  options, rate: float, gaussian_model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  taken, fine_tune = [], dreambooth.fine_tune
+
+  def spy(*args, training, **more):
+    taken.append(training)
+    return fine_tune(*args, training=training, **more)
+
+  monkeypatch.setattr(dreambooth, "fine_tune", spy)
+  threats.build("dreambooth", text_model(gaussian_model), OPTIONS | options)
+  assert [training.learning_rate for training in taken] == [rate]

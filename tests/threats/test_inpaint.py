@@ -47,6 +47,15 @@ def test_a_cell_is_made_anew_if_any_of_its_pixels_is() -> None:
   np.testing.assert_array_equal(found, expected)
 
 
+def test_nine_channels_get_the_mask_as_pytorch_resizes_it() -> None:
+  """torch.nn.functional.interpolate without a mode takes pixel floor(i * scale): 0, 2, 4, ..."""
+  masks = np.random.default_rng(0).random((2, 8, 6, 1)).astype(np.float32)
+  found = inpaint._nearest(jnp.asarray(masks), (2, 4, 3, 4))
+  rows, columns = np.floor(np.arange(4) * 2.0).astype(int), np.floor(np.arange(3) * 2.0).astype(int)
+  np.testing.assert_array_equal(found, masks[:, rows][:, :, columns] > 0.5)
+  assert not np.array_equal(found, inpaint._smaller(jnp.asarray(masks), (2, 4, 3, 4)))
+
+
 def test_a_network_of_nine_channels_is_told_the_mask(gaussian_model, pictures) -> None:
   seen = []
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from udp_jax import published
 from udp_jax.data import places
 from udp_jax.runtime import files
 
@@ -18,18 +20,38 @@ _CHANGES_RESULTS = {
   "performance.shard_batches": 0,
   "spare_flat": 0.0,
   "protection_model.path": "",
+  "data.clean_set": "",
 }
 
 
 # The generation of constructor defaults that applies to options missing from a record. Older
 # records do not say, and use generation 1.
 DEFAULTS = "defaults"
-NEWEST_DEFAULTS = 2
-_GAMES = ("udp", "eudp")
-_DEFAULTS_OF_GAMES: dict[int, dict[str, Any]] = {
-  1: {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 8e-4},
-  2: {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3},
+NEWEST_DEFAULTS = 3
+_Defaults = Mapping[str, Any]
+# Configs have the field now; the default is as it was.
+_ONE_DRAW = {"num_draws": 1}
+_GAMES: dict[int, _Defaults] = {
+  1: _ONE_DRAW | {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 8e-4},
+  2: _ONE_DRAW | {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3},
 }
+_TEXTUAL_INVERSION: dict[int, _Defaults] = {
+  1: {"learning_rate": 5e-4, "clip_norm": 1.0, "flip": False},
+  3: {"learning_rate": 2e-3, "clip_norm": 0.0, "flip": True},
+}
+# (kind, method) -> defaults of fields that records may lack, by the generation that brought them.
+_CHANGED_DEFAULTS: dict[tuple[str, str], dict[int, _Defaults]] = {
+  ("protections", "udp"): _GAMES,
+  ("protections", "eudp"): _GAMES,
+  ("protections", "advdm"): {1: _ONE_DRAW},
+  ("protections", "mist"): {1: _ONE_DRAW},
+  ("protections", "sds"): {1: _ONE_DRAW},
+  ("threats", "textual_inversion"): _TEXTUAL_INVERSION,
+  # The newest, a rate of 0, depends on what is trained: `_of_entry` resolves it.
+  ("threats", "dreambooth"): {1: {"learning_rate": 5e-6}, 3: {"learning_rate": 0.0}},
+}
+# Where a config lists entries by the bare name of a method.
+_LISTS = {"protections": "rows", "purifiers": "use_purifiers", "threats": "use_threats"}
 
 
 def recorded(config: Any) -> dict[str, Any]:
@@ -37,7 +59,7 @@ def recorded(config: Any) -> dict[str, Any]:
 
   >>> from ml_collections import ConfigDict
   >>> recorded(ConfigDict({"seed": 0}))
-  {'seed': 0, 'defaults': 2}
+  {'seed': 0, 'defaults': 3}
   """
   return config.to_dict() | {DEFAULTS: NEWEST_DEFAULTS}
 
@@ -107,26 +129,37 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
-  """Fills in the constructor defaults that the UDP and EUDP rows of a record left out.
+  """Fills in the constructor defaults that entries of a record left out and that have changed.
 
   A record of an unknown generation stays unchanged, and so counts as different.
   """
   generation = config.get(DEFAULTS, 1)
-  if not isinstance(generation, int) or generation not in _DEFAULTS_OF_GAMES:
+  if not isinstance(generation, int) or not 1 <= generation <= NEWEST_DEFAULTS:
     return config
   completed = config | {DEFAULTS: NEWEST_DEFAULTS}
-  entries = config.get("protections")
-  if isinstance(entries, dict):
-    # A row may be the bare name of a method.
-    bare: dict[str, Any] = {name: {} for name in config.get("rows") or () if name in _GAMES}
-    entries = bare | entries
-    games = {
-      name: _DEFAULTS_OF_GAMES[generation] | entry
-      for name, entry in entries.items()
-      if isinstance(entry, dict) and entry.get("method", name) in _GAMES
-    }
-    completed["protections"] = entries | games
+  for kind, listed in _LISTS.items():
+    entries = config.get(kind)
+    if isinstance(entries, dict):
+      names = [name for name in config.get(listed) or () if (kind, name) in _CHANGED_DEFAULTS]
+      bare: dict[str, Any] = {name: {} for name in names}
+      entries = bare | entries
+      completed[kind] = {
+        name: _of_entry(kind, name, entry, generation) for name, entry in entries.items()
+      }
   return completed
+
+
+def _of_entry(kind: str, name: str, entry: Any, generation: int) -> Any:
+  """Returns an entry with the changed defaults of its method that held in a generation."""
+  if not isinstance(entry, dict):
+    return entry
+  changes = _CHANGED_DEFAULTS.get((kind, entry.get("method", name)), {})
+  held = [defaults for since, defaults in sorted(changes.items()) if since <= generation]
+  made = {**held[-1], **entry} if held else dict(entry)
+  if kind == "threats" and made.get("learning_rate") == 0.0:
+    rank, trains_text = made.get("rank", 0), made.get("train_text_encoder", False)
+    made["learning_rate"] = published.dreambooth_rate(rank, trains_text)
+  return made
 
 
 def _only_results(flat: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 Given = str | os.PathLike | None
 
 # Config fields that name a run's inputs: folders of pictures, and files that are read by name.
-_SOURCES = ("data.source", "data.photos", "data.paintings", "prior.source")
+_SOURCES = ("data.source", "data.clean_set", "data.photos", "data.paintings", "prior.source")
 _NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.face")
 _NAMED += ("protection_model.path",)
 # Sources whose files are read by name.

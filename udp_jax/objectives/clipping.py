@@ -21,7 +21,8 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   GPUs the squares are summed in another order.
 
   Args:
-    max_norm: norm above which gradients are scaled to it (Pascanu et al., arXiv:1211.5063).
+    max_norm: norm above which gradients are scaled to it (Pascanu et al., arXiv:1211.5063); 0 for
+      no clipping, with the same (empty) state.
 
   >>> clip = clip_by_global_norm(1.0)
   >>> gradients = {"kernel": jnp.array([3.0]), "bias": jnp.array([4.0])}
@@ -29,6 +30,9 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
   >>> [round(float(clipped[name][0]), 3) for name in ("kernel", "bias")]
   [0.6, 0.8]
   """
+
+  if not max_norm:
+    return optax.identity()
 
   def update(
     updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None

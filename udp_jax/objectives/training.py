@@ -115,7 +115,8 @@ def apply_gradients(
   params = optax.apply_updates(state.params, updates)
   average = state.ema_params
   if average is not None:
-    # As in Ho et al.'s code and its successors: a short memory at first, so that few steps suffice.
+    # The warm-up of diffusers' EMAModel: a short memory at first, so that few steps suffice. (Ho et
+    # al. keep their decay constant.)
     step = jnp.asarray(state.step, jnp.float32)
     decay = jnp.minimum(ema_decay, (1.0 + step) / (10.0 + step))
     average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)

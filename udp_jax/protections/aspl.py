@@ -1,16 +1,18 @@
 """ASPL: alternates surrogate and perturbation, and looks ahead by training on clean pictures.
 
 Alternating surrogate and perturbation learning, Anti-DreamBooth (Le et al. 2023, arXiv:2303.15433).
-In each round a copy of the surrogate trains on the clean pictures, delta ascends the copy's
-denoising loss, the copy is discarded, and the surrogate trains on the protected pictures. Published
-on [-1, 1]: radius 0.05, steps 0.005, which are 6.4 and 0.64 of 255 levels; 50 rounds of 3 train and
-6 perturb steps; AdamW at 5e-7 (the program's default is 5e-6) with a fresh optimiser for each
-training; U-Net and text encoder are trained. See `surrogates` for the differences.
+In each round a copy of the surrogate trains on set A (clean pictures of the subject), delta ascends
+the copy's denoising loss, the copy is discarded, and the surrogate trains on the protected
+pictures. Published on [-1, 1]: radius 0.05, steps 0.005, which are 6.4 and 0.64 of 255 levels; 50
+rounds of 3 train and 6 perturb steps; AdamW at 5e-7 (the program's default is 5e-6) with a fresh
+optimiser for each training; U-Net and text encoder are trained, without clipping. See `surrogates`
+for the differences.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -22,8 +24,8 @@ from udp_jax.models.sampling import Sampling
 from udp_jax.objectives.training import TrainState
 from udp_jax.ops.keys import stream
 from udp_jax.protections import surrogates
-from udp_jax.protections.base import Info, PGDState, Protection, Rounds, divisible
-from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
+from udp_jax.protections.base import Info, PGDState, Protection, Rounds, divisible, taking
+from udp_jax.protections.options import Adaptive, Game, Prior, Shift, Surrogate
 from udp_jax.protections.surrogates import Learner
 
 
@@ -51,6 +53,8 @@ def aspl(
   prior: Prior = Prior(),
   sampling: Annotated[Sampling, surrogates.SAMPLING] = Sampling(),
   adaptive: Adaptive = Adaptive(),
+  shift: Shift = Shift(),
+  clean_set: str = "",
 ) -> Protection:
   """Each round trains a copy on clean pictures, perturbs, and trains on protected pictures.
 
@@ -66,9 +70,13 @@ def aspl(
     prior: the class that the surrogate must not forget (published: weight 1).
     sampling: how the model draws the class pictures.
     adaptive: transforms, draws and consistency of the perturb steps.
+    shift: the target shift of the perturb steps; published as an option.
+    clean_set: source of set A, further pictures of the subject (`surrogates.clean_pictures`); ""
+      takes the protected ones before protection. Configs give `data.clean_set` once for all rows.
 
   Raises:
     ConfigError: an option cannot be used.
+    MissingDataError, BadDataError: the clean set, or the target's file, is missing or damaged.
 
   >>> from udp_jax.models import toy
   >>> game = Game(train_steps=3, perturb_steps=6, learning_rate=5e-6)
@@ -77,18 +85,22 @@ def aspl(
   (3, 6)
   """
   surrogates.check("aspl", game, surrogate, sampling)
-  perturb = surrogates.climbing(model, radius, step_size, game, adaptive)
+  perturb = surrogates.climbing(model, radius, step_size, game, adaptive, shift)
   preserved = surrogates.preserved(model, prior, sampling)
+  pictures = surrogates.clean_pictures(clean_set, model)
 
-  def made(rounds: Rounds) -> Protection:
+  def made(clean: jax.Array | None, rounds: Rounds) -> Protection:
     training = dataclasses.replace(game, train_steps=rounds.train_steps)
     learner = surrogates.fine_tuned(model, training, surrogate, preserved)
-    return _alternating(learner, perturb)
+    return _alternating(learner, perturb, clean)
 
-  return divisible(made, Rounds(game.train_steps, game.perturb_steps))
+  rounds = Rounds(game.train_steps, game.perturb_steps)
+  if pictures is None:
+    return divisible(partial(made, None), rounds)
+  return taking(lambda clean: divisible(partial(made, clean), rounds), pictures)
 
 
-def _alternating(learner: Learner, perturb: Protection) -> Protection:
+def _alternating(learner: Learner, perturb: Protection, clean: jax.Array | None) -> Protection:
   """Rounds that train a surrogate and move the perturbations up the loss of its copy."""
 
   def init(key: jax.Array, data: Batch, params: Params) -> ASPLState:
@@ -102,7 +114,8 @@ def _alternating(learner: Learner, perturb: Protection) -> Protection:
     del phase  # Rounds have no parts: the copy would have to be kept between them.
     kept = state.surrogate._replace(opt_state=learner.tx.init(state.surrogate.params))
     of_class = state.class_images
-    copy, _ = learner.steps(stream(key, "copy"), kept, data, None, params, of_class)
+    seen = data if clean is None else surrogates.clean_batches(clean, data)
+    copy, _ = learner.steps(stream(key, "copy"), kept, seen, None, params, of_class)
     target = surrogates.attacked(learner, copy.params, params)
     deltas, info = perturb.update(stream(key, "perturb"), state.inner, data, target)
     trained, train_loss = learner.steps(

@@ -1,14 +1,16 @@
-"""FSMG: the max step against a surrogate that was fine-tuned once on the clean pictures.
+"""FSMG: the max step against a surrogate that was fine-tuned once on clean pictures.
 
 Fully-trained surrogate model guidance, Anti-DreamBooth (Le et al. 2023, arXiv:2303.15433).
 Published on [-1, 1]: radius 0.05, steps 0.005, which are 6.4 and 0.64 of 255 levels, 100 steps; the
 surrogate trains for 1000 steps with AdamW at 5e-7 (5e-6 is the program's default), U-Net and text
-encoder. See `surrogates` for the differences.
+encoder, on set A: pictures of the subject that are not protected. See `surrogates` for the
+differences.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
@@ -22,8 +24,8 @@ from udp_jax.objectives.training import TrainState
 from udp_jax.ops.control import run_if
 from udp_jax.ops.keys import stream
 from udp_jax.protections import surrogates
-from udp_jax.protections.base import Info, PGDState, Protection, Rounds, divisible
-from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
+from udp_jax.protections.base import Info, PGDState, Protection, Rounds, divisible, taking
+from udp_jax.protections.options import Adaptive, Game, Prior, Shift, Surrogate
 from udp_jax.protections.surrogates import Learner
 
 # Fields of `Game` that this method uses.
@@ -57,6 +59,8 @@ def fsmg(
   prior: Prior = Prior(),
   sampling: Annotated[Sampling, surrogates.SAMPLING] = Sampling(),
   adaptive: Adaptive = Adaptive(),
+  shift: Shift = Shift(),
+  clean_set: str = "",
 ) -> Protection:
   """Fine-tunes a surrogate in the first rounds, then attacks the fixed surrogate.
 
@@ -73,9 +77,13 @@ def fsmg(
     prior: the class that the surrogate must not forget (published: weight 1).
     sampling: how the model draws the class pictures.
     adaptive: transforms, draws and consistency of the perturb steps.
+    shift: the target shift of the perturb steps; published as an option.
+    clean_set: source of set A, further pictures of the subject (`surrogates.clean_pictures`); ""
+      takes the protected ones before protection. Configs give `data.clean_set` once for all rows.
 
   Raises:
     ConfigError: an option cannot be used.
+    MissingDataError, BadDataError: the clean set, or the target's file, is missing or damaged.
 
   >>> from udp_jax.models import toy
   >>> method = fsmg(toy.on_latents(), radius=8 / 255, step_size=1 / 255)
@@ -86,18 +94,24 @@ def fsmg(
   surrogates.check("fsmg", game, surrogate, sampling, taken=GAME)
   if game.warmup_rounds < 1:
     raise ConfigError("fsmg: without a warm-up round the surrogate is the model itself: use advdm")
-  perturb = surrogates.climbing(model, radius, step_size, game, adaptive)
+  perturb = surrogates.climbing(model, radius, step_size, game, adaptive, shift)
   preserved = surrogates.preserved(model, prior, sampling)
+  pictures = surrogates.clean_pictures(clean_set, model)
 
-  def made(rounds: Rounds) -> Protection:
+  def made(clean: jax.Array | None, rounds: Rounds) -> Protection:
     training = dataclasses.replace(game, train_steps=rounds.train_steps)
     learner = surrogates.fine_tuned(model, training, surrogate, preserved)
-    return _first_and_then(learner, perturb, rounds)
+    return _first_and_then(learner, perturb, rounds, clean)
 
-  return divisible(made, Rounds(game.train_steps, game.perturb_steps, game.warmup_rounds))
+  rounds = Rounds(game.train_steps, game.perturb_steps, game.warmup_rounds)
+  if pictures is None:
+    return divisible(partial(made, None), rounds)
+  return taking(lambda clean: divisible(partial(made, clean), rounds), pictures)
 
 
-def _first_and_then(learner: Learner, perturb: Protection, rounds: Rounds) -> Protection:
+def _first_and_then(
+  learner: Learner, perturb: Protection, rounds: Rounds, clean: jax.Array | None
+) -> Protection:
   """The first rounds train the surrogate, the later ones move the perturbations."""
 
   def init(key: jax.Array, data: Batch, params: Params) -> FSMGState:
@@ -113,7 +127,8 @@ def _first_and_then(learner: Learner, perturb: Protection, rounds: Rounds) -> Pr
 
     def fine_tuned(carry):
       key_train = stream(key, "train")
-      return learner.steps(key_train, carry[0], data, None, params, state.class_images)
+      seen = data if clean is None else surrogates.clean_batches(clean, data)
+      return learner.steps(key_train, carry[0], seen, None, params, state.class_images)
 
     trained, train_loss = run_if(~warm, fine_tuned, (state.surrogate, state.train_loss))
     target = surrogates.attacked(learner, trained.params, params)

@@ -3,7 +3,10 @@
 Liang and Wu 2023 (arXiv:2305.12683), after psyker-team/mist (version 1). Published on [-1, 1]:
 radius 16/255 * 2, steps 1/255 * 2, which are 16 and 1 of 255 levels, 100 steps, random start.
 Differences: the target is our own pattern (theirs is a picture file, which `target` accepts),
-and pictures are not cut into tiles here (`experiments.protect` does that, with blended seams).
+pictures are not cut into tiles here (`experiments.protect` does that, with blended seams), and no
+crop is drawn. In the published code the denoising loss of the textural and fused kinds sees a
+random crop of `input_size`; blocks have that size there, so that the crop is the whole block unless
+`--non_resize` keeps a picture larger.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class Game:
     start: the first perturbation, "zero", "uniform" (in the budget) or "sign" (every pixel at plus
       or minus the radius).
     learning_rate: step size of the surrogate's Adam or AdamW.
-    clip_norm: global norm at which the surrogate's gradient is clipped.
+    clip_norm: global norm at which the surrogate's gradient is clipped; 0 clips nothing.
     warmup_rounds: number of first rounds that train but do not perturb.
     joint_gradients: whether one backward pass gives the gradients of both sides (`maxmin.joint`);
       `perturb_steps` is then ignored, and `probs` holds for both sides.
@@ -93,3 +93,17 @@ class Prior:
   prior_weight: float = 0.0
   class_ids: Sequence[int] | None = None
   num_class_images: int = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+  """Anti-DreamBooth's target shift (see `objectives.target_shift`).
+
+  Attributes:
+    target: one of `targets.PATTERNS`, "zero", or the path of a picture, towards which the model's
+      denoising step is moved; "" for no shift.
+    target_weight: weight of the distance to it beside the denoising loss; published is 1.
+  """
+
+  target: str = ""
+  target_weight: float = 1.0

@@ -4,7 +4,8 @@ Salman et al. 2023 (arXiv:2302.06588), after the inpainting notebook of MadryLab
 un-squared norm of the edited picture minus a target (0 on [-1, 1]), through 4 steps of DDIM with
 eta 1, the gradient averaged over 10 draws of the noise. Published: an L2 ball of radius 16 with
 normalised steps of length 1 on [-1, 1], 200 of them, for 512x512 (radius 8 and steps of 0.5 here);
-or L-inf 0.1 with steps of 0.006, 5 draws (12.75 and 0.77 of 255 levels).
+or L-inf 0.1 with steps of 0.006, 5 draws (12.75 and 0.77 of 255 levels). It is one or the other:
+the L2 form has no limit for a single value, which is `radius` 1 (255 levels) here.
 
 Differences: models without 9 input channels are attacked through SDEdit instead of inpainting, and
 guidance is off by default, since it has no effect with the published empty prompt.
@@ -44,10 +45,11 @@ def photoguard_diffusion(
 
   Args:
     model: a latent model; if `cond` has a mask, the attacked edit inpaints.
-    radius: L-inf budget on the [0, 1] scale, which always holds.
+    radius: L-inf budget on the [0, 1] scale, which always holds; 1, no limit, with the published
+      `l2_radius`.
     step_size: change of each value, or with `l2_radius` the length of a step; on the [0, 1] scale.
-    l2_radius: additional budget: Euclidean norm of a picture's delta on the [0, 1] scale; 0 for
-      none.
+    l2_radius: Euclidean norm of a picture's delta on the [0, 1] scale, before delta is rounded to 8
+      bits; 0 for none.
     target: one of `targets.PATTERNS` or the path of a picture.
     start: the first delta, "zero", "uniform" or "sign".
     strength: share of the chain that SDEdit runs, in (0, 1].

@@ -1,11 +1,19 @@
 """Surrogates that are fine-tuned from the attacked model, shared by FSMG and ASPL.
 
-They train as in VinAIResearch/Anti-DreamBooth: AdamW, gradient clipped to a norm of 1, uniform
-timesteps, and with a `prior_weight` DreamBooth's prior preservation (theirs: weight 1, 200 class
-pictures, which the model makes before it is trained). As there, delta maximises only the denoising
-loss of its own pictures. Differences: a step trains on a batch of pictures (theirs: on one) and as
-many class pictures, and the clean pictures are the protected ones before protection (theirs: others
-of the same person).
+They train as in VinAIResearch/Anti-DreamBooth: AdamW, uniform timesteps, and with a `prior_weight`
+DreamBooth's prior preservation (theirs: weight 1, 200 class pictures, which the model makes before
+it is trained). As there, delta maximises only the denoising loss of its own pictures, minus a
+target shift if there is a target. Differences:
+
+* A step trains on a batch of pictures (theirs: on one) and as many class pictures.
+* Set A, the clean pictures, is `clean_set`; without one, the protected pictures before protection
+  (theirs: always other pictures of the same person).
+* `clip_norm` clips by the gradient's norm; 0 clips nothing. FSMG's surrogate is clipped to 1 there;
+  ASPL's code means to, but hands the clipping an iterator that its optimiser has used up, so
+  nothing is clipped.
+* Trained parameters are float32. ASPL's are bfloat16 there, where an AdamW step of 5e-7 is lost on
+  every weight above 2.4e-4: about 0.45 % of a network's weights move in 3 steps, so that its
+  surrogate hardly differs from the model that it starts from.
 """
 
 from __future__ import annotations
@@ -20,14 +28,14 @@ import numpy as np
 import optax
 
 from udp_jax import registry
-from udp_jax.data import batches
+from udp_jax.data import batches, sources
 from udp_jax.data.batches import Batch
 from udp_jax.errors import ConfigError
 from udp_jax.models import trainable as trainable_lib
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.sampling import Sampling, make_sample
 from udp_jax.models.trainable import Theta, Trainable
-from udp_jax.objectives import clipping, training
+from udp_jax.objectives import clipping, target_shift, training
 from udp_jax.objectives.base import negate, weighted
 from udp_jax.objectives.denoising import denoising
 from udp_jax.objectives.training import TrainState, of_theta
@@ -37,14 +45,15 @@ from udp_jax.ops.keys import stream
 from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
+from udp_jax.protections.options import Adaptive, Game, Prior, Shift, Surrogate
 
 WITH_TEXT = "denoiser_and_text"
 # Fields of the option groups that FSMG and ASPL use.
 GAME = ("train_steps", "perturb_steps", "start", "learning_rate", "clip_norm")
 SURROGATE = ("trains", "rank", "weight_decay")
 SAMPLING = ("sample_steps", "guidance_scale", "uncond_ids")
-# First id of class pictures in random draws, beyond the ids of any data set.
+# First ids of set A and of class pictures in random draws, beyond the ids of any data set.
+_FIRST_CLEAN_ID = 2**29
 _FIRST_CLASS_ID = 2**30
 
 
@@ -245,7 +254,12 @@ def _beside_class(
 
 
 def climbing(
-  model: DiffusionModel, radius: float, step_size: float, game: Game, adaptive: Adaptive
+  model: DiffusionModel,
+  radius: float,
+  step_size: float,
+  game: Game,
+  adaptive: Adaptive,
+  shift: Shift = Shift(),
 ) -> Protection:
   """Sign steps of delta that raise the denoising loss of the given parameters.
 
@@ -255,19 +269,69 @@ def climbing(
     step_size: length of a sign step on the [0, 1] scale.
     game: `perturb_steps` of each picture in one update, and the `start` of delta.
     adaptive: transforms, draws and consistency.
+    shift: the target shift.
 
   Raises:
     ConfigError: an option cannot be used.
+    MissingDataError, BadDataError: the target's file is missing or damaged.
 
   >>> from udp_jax.models import toy
   >>> climbing(toy.on_pixels(), 8 / 255, 1 / 255, Game(perturb_steps=6), Adaptive()).perturb_steps
   6
   """
   probs = timesteps.uniform(model.schedule.num_steps)
-  objective = adapted(model, negate(denoising(model, probs)), adaptive)
+  if shift.target:
+    picture = targets.picture(shift.target, model.image_shape)
+    raised = target_shift.shifted(model, probs, picture, shift.target_weight)
+  else:
+    raised = denoising(model, probs)
+  objective = adapted(model, negate(raised), adaptive)
   constraint = constraints.linf(radius, start=game.start)
   inner = pgd(objective, constraint, sign_descent(step_size))
   return over_batches(inner, num_steps=game.perturb_steps, hold=model.hold)
+
+
+def clean_pictures(clean_set: str, model: DiffusionModel) -> np.ndarray | None:
+  """Loads set A, further pictures of the subject: uint8 (N, H, W, 3); None for "".
+
+  Args:
+    clean_set: a source of `data.sources`, whose pictures are centre-cropped and resized to the
+      model's size.
+    model: the attacked model.
+
+  Raises:
+    MissingDataError, BadDataError, ConfigError: as `data.sources.load`.
+
+  >>> from udp_jax.models import toy
+  >>> clean_pictures("", toy.on_pixels()) is None
+  True
+  """
+  if not clean_set:
+    return None
+  return sources.load(clean_set, image_size=model.image_shape[0]).images
+
+
+def clean_batches(clean: jax.Array | np.ndarray, data: Batch) -> Batch:
+  """Arranges set A in as many lanes as `data` has; a picture gets the prompt of its place there.
+
+  Args:
+    clean: uint8 (N, H, W, 3), from `clean_pictures`.
+    data: the protected pictures, leaves (num_batches, B, ...). Their prompts are one and the same
+      in the published code.
+
+  >>> data = batches.make_batches(np.zeros((4, 8, 8, 3), np.uint8), 2)
+  >>> clean_batches(np.ones((3, 8, 8, 3), np.uint8), data).weight.tolist()
+  [[1.0, 1.0], [1.0, 0.0]]
+  """
+  num_batches, lanes = data.ids.shape[:2]
+  rows = -(-len(clean) // lanes)
+  places = np.arange(rows * lanes).reshape(rows, lanes)
+  return Batch(
+    images=jnp.asarray(clean)[places % len(clean)],
+    ids=jnp.asarray(_FIRST_CLEAN_ID + places),
+    weight=jnp.asarray(places < max(len(clean), lanes), jnp.float32),
+    cond=jax.tree.map(lambda leaf: jnp.asarray(leaf)[np.arange(rows) % num_batches], data.cond),
+  )
 
 
 def attacked(learner: Learner, theta: Theta, params: Params) -> Params:

@@ -21,6 +21,7 @@ METHODS = {
   "photoguard_diffusion": "PhotoGuard (diffusion)",
   "photoguard_encoder": "PhotoGuard (encoder)",
   "sds": "SDS",
+  "sds_z": "SDS on latents",
   "udp": "UDP",
   "vae_roundtrip": "VAE round trip",
 }

@@ -38,6 +38,11 @@ class Row(NamedTuple):
   record: Mapping[str, Any] = {}
 
   @property
+  def trains_text(self) -> bool:
+    """Whether the text encoder is trained, so that prompts must be token ids."""
+    return bool(self.options.get("trains") == "denoiser_and_text")
+
+  @property
   def stream(self) -> str:
     """Random stream of the row; a control draws from the stream of the row that it imitates."""
     return f"protect/{self.imitates or self.name}"

@@ -167,6 +167,10 @@ def protect_row(
     ConfigError, DivergedError, OutputError, Preempted: as `protect_pictures.protect`.
   """
   row = study.row(name)
+  if row.trains_text and (tokenizer := study.model.tokenizer) is not None:
+    # Fixed embeddings could not be trained.
+    texts = pictures.texts
+    pictures = pictures._replace(cond_of=lambda file: tokenizer([texts[file.relative]])[0])
   run = study.protect_run(row, name, overwrite=overwrite, copies=copies)
   return protect_pictures.protect(row, study.model, pictures, output, run)
 

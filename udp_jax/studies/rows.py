@@ -75,7 +75,10 @@ def spared(config: Any) -> float:
 
 
 def record(config: Any, row: str) -> dict[str, Any]:
-  """Returns a row's manifest entries: "radius_255", "against", and "spare_flat" if it is on.
+  """Returns a row's manifest entries: "radius_255", "against", and those that only some rows have.
+
+  These are "spare_flat"; "l2_radius_255", an L2 budget of delta (of the method's own radius, before
+  it is rounded to 8 bits); and "surrogate_pictures", the clean pictures that a surrogate trains on.
 
   Raises:
     ConfigError, MissingDataError, BadDataError: as `row_radius_255`, `spared` and `against`.
@@ -84,6 +87,17 @@ def record(config: Any, row: str) -> dict[str, Any]:
     "radius_255": row_radius_255(config, row),
     "against": against(config, row),
   }
+  own = config.protections.get(row, {})
+  if own.get("l2_radius"):
+    said["l2_radius_255"] = 255.0 * own["l2_radius"]
+  method = own.get("method", row)
+  if method in protections.available():
+    options = registry.fields(registry.constructor("udp_jax.protections", method))
+    if "clean_set" in options:
+      source = own.get("clean_set") or config.data.get("clean_set")
+      said["surrogate_pictures"] = (
+        f"clean set {Path(source).name}" if source else "the protected pictures before protection"
+      )
   if strength := spared(config):
     said["spare_flat"] = {
       "strength": strength,
@@ -241,6 +255,8 @@ def settings(config: Any, name: str, model: Model | None = None) -> Row:
   for prompt in [option for option in options if option.endswith("_prompt")]:
     if (ids := f"{prompt.removesuffix('_prompt')}_ids") in accepted:
       options[ids] = _token_ids(config, model, options.pop(prompt))
+  if "clean_set" in accepted and config.data.get("clean_set"):
+    options.setdefault("clean_set", config.data.clean_set)
   if "joint_gradients" in accepted and config.performance.get("joint_gradients"):
     options.setdefault("joint_gradients", True)
   return Row(name, method, options, rounds, radius_255, imitates, spared(config))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
+from udp_jax import published
 from udp_jax.errors import ConfigError
 from udp_jax.models import lora as low_rank
 from udp_jax.models import lora_files, trainable
@@ -23,7 +25,7 @@ def dreambooth(
   scale: float = 1.0,
   targets: Sequence[str] = low_rank.UNET_TARGETS,
   train_text_encoder: bool = False,
-  training: Training = Training(learning_rate=5e-6),
+  training: Training = Training(learning_rate=0.0),
   sampling: Annotated[Sampling, SAMPLING] = Sampling(),
 ) -> Threat:
   """Fine-tunes on "a photo of sks CLASS" with the prior-preservation loss (equation 2).
@@ -39,7 +41,9 @@ def dreambooth(
     scale: factor of low-rank updates; PEFT's lora_alpha / rank.
     targets: names of the U-Net's modules that get a low-rank update.
     train_text_encoder: whether to train the text encoder too (or its low-rank updates).
-    training: learning rate, warm-up, decays, clipping, averaging and flips.
+    training: learning rate, warm-up, decays, clipping, averaging and flips. A learning rate of 0 is
+      the published one for what is trained: 5e-6 for the U-Net, 2e-6 with the text encoder, 1e-4
+      for low-rank updates (`udp_jax.published`).
     sampling: how the fine-tuned model is sampled from.
 
   Raises:
@@ -53,6 +57,9 @@ def dreambooth(
   """
   if prior_weight < 0:
     raise ConfigError(f"prior_weight is {prior_weight}; it must be at least 0")
+  if not training.learning_rate:
+    rate = published.dreambooth_rate(rank, train_text_encoder)
+    training = dataclasses.replace(training, learning_rate=rate)
   if rank:
     text_targets = low_rank.TEXT_ENCODER_TARGETS if train_text_encoder else ()
     theta = trainable.lora(rank, scale, targets, text_encoder_targets=text_targets)

@@ -39,7 +39,7 @@ class Training:
     warmup_steps: optimiser steps of the linear warm-up from 0.
     decay: "constant", or "cosine" to 0 over the steps after the warm-up.
     weight_decay: weight decay of AdamW.
-    clip_norm: global norm at which the gradient is clipped.
+    clip_norm: global norm at which the gradient is clipped; 0 clips nothing.
     ema_decay: decay of the averaged theta; 0 keeps no average.
     flip: whether to flip pictures left to right half of the time.
   """

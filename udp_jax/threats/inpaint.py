@@ -28,9 +28,10 @@ def inpaint(
   """Repaints the masked region of each picture.
 
   `inpainting_unet` is for models with 9 channels (Rombach et al., arXiv:2112.10752, section 4.5),
-  which see the mask and the rest of the picture. Otherwise any model works: after every step, the
-  kept region is restored with the noise of that step (Lugmayr et al., arXiv:2201.09865, equation
-  8). Outside the mask the result is exactly the given picture.
+  which see the mask and the rest of the picture; the mask becomes as small as the latents by the
+  nearest pixel, the upper left one of a cell, as in diffusers' pipeline. Otherwise any model works:
+  after every step, the kept region is restored with the noise of that step (Lugmayr et al.,
+  arXiv:2201.09865, equation 8). Outside the mask the result is exactly the given picture.
 
   Args:
     model: the model that edits.
@@ -57,7 +58,7 @@ def inpaint(
     x0 = model.encode(params, images, key_encode)
     noise = normal_each(key_noise, x0.shape[1:])
     x_t = noise if strength == 1.0 else start.noised(x0, noise)
-    small = _smaller(masks, x0.shape)
+    small = (_nearest if inpainting_unet else _smaller)(masks, x0.shape)
     held = model.hold(params)
     if inpainting_unet:
       # Grey, which is 0 in the VAE's range, where the picture is repainted.
@@ -79,6 +80,12 @@ def _smaller(masks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   count, height, width = shape[:3]
   cells = masks.reshape(count, height, masks.shape[1] // height, width, -1)
   return (jnp.max(cells, axis=(2, 4)) > 0.5).astype(jnp.float32)[..., None]
+
+
+def _nearest(masks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Masks (B, H, W, 1) at the size of x0 by PyTorch's nearest interpolation, 1 above a half."""
+  rows, columns = masks.shape[1] // shape[1], masks.shape[2] // shape[2]
+  return (masks[:, ::rows, ::columns] > 0.5).astype(jnp.float32)
 
 
 def _guided_inpainting(

@@ -1,8 +1,9 @@
-"""The paper's setting: CIFAR-10, the 35.7 M DDPM of Ho et al., for an accelerator.
+"""CIFAR-10 at full size against the 35.7 M DDPM of Ho et al., for an accelerator.
 
 python -m experiments.eudp --config=cifar10 --config.data.source=cifar10:PATH --workdir=runs/cifar10
 PATH: cifar-10-binary.tar.gz or its extracted folder. Hardware: a TPU slice or a large GPU; days for
-all rows on one device. Expected numbers: none yet, as nobody has run it to the end.
+all rows on one device. Expected numbers: none yet, as nobody has run it to the end. The model and
+its training are Ho et al.'s; the game is ours, as only the abstract of UDP's paper was at hand.
 """
 
 from experiments.configs import common

@@ -15,17 +15,14 @@ def get_config(variant=None):
   """The published settings; `variant` "smoke" takes seconds with a small model."""
   config = m.stable_diffusion("IMPRESS against PhotoGuard")
   config.prompt = ""
-  # 0.06 and 0.02 on [-1, 1]; the diffusion attack has an L2 ball of 16 on [-1, 1] within 16 levels.
-  config.radius_255, config.step_size_255, config.num_rounds = 16.0, 2.55, 1000
-  config.protections.photoguard_encoder = {"radius_255": 7.65, "decay_steps": 1000}
-  config.protections.photoguard_encoder_adaptive = m.ADAPTIVE | {
-    "method": "photoguard_encoder",
-    "radius_255": 7.65,
-    "decay_steps": 1000,
-  }
-  config.protections.photoguard_diffusion = {"num_rounds": 200, "l2_radius": 8.0}
-  # Length of a step in the L2 ball, 1 on [-1, 1].
-  config.protections.photoguard_diffusion.step_size_255 = 127.5
+  # 0.06 and 0.02 on [-1, 1].
+  config.radius_255, config.step_size_255, config.num_rounds = 7.65, 2.55, 1000
+  encoder = {"method": "photoguard_encoder", "decay_steps": 1000}
+  config.protections.photoguard_encoder = encoder
+  config.protections.photoguard_encoder_adaptive = m.ADAPTIVE | encoder
+  # An L2 ball of 16 on [-1, 1], steps of length 1, and no limit for a single value.
+  l2 = {"l2_radius": 8.0, "radius_255": 255.0, "step_size_255": 127.5}
+  config.protections.photoguard_diffusion = l2 | {"num_rounds": 200}
   config.rows = tuple(config.protections)
   config.purifiers.jpeg = {"quality": 75}
   config.purifiers.impress = m.IMPRESS_PHOTOGUARD

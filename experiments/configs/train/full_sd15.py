@@ -3,7 +3,7 @@
 python -m experiments.train --config=full_sd15 --model=FOLDER --input=PICTURES \\
   --workdir=runs/full_sd15
 FOLDER: Stable Diffusion 1.5 in diffusers' layout. Captions: metadata.jsonl, or --prompt.
-Source: diffusers' train_text_to_image.py, 15,000 steps of 16.
+Source: the README of diffusers' train_text_to_image.py, 15,000 steps of 4.
 Hardware: one accelerator with 40 GiB or more. Time: not measured.
 """
 
@@ -20,5 +20,4 @@ def get_config(variant=None):
     ema_decay=0.9999,
     flip=True,
   )
-  config.global_batch_size = 16
   return finetuning.finish(finetuning.stable_diffusion(config), variant)

@@ -17,5 +17,8 @@ def get_config(variant=None):
     "Textual inversion for Stable Diffusion 1.5",
     train_steps=3000,
     learning_rate=2e-3,
+    # The script clips no gradients, and flips pictures half of the time.
+    clip_norm=0.0,
+    flip=True,
   )
   return finetuning.finish(finetuning.stable_diffusion(config), variant)

@@ -1,4 +1,4 @@
-"""UDP in the paper's setting: the config `cifar10` of `experiments.eudp` without its EUDP row.
+"""UDP on CIFAR-10 at full size: the config `cifar10` of `experiments.eudp` without its EUDP row.
 
 python -m experiments.udp --config=cifar10 --workdir=runs/udp_cifar10, and the flags of that config.
 """

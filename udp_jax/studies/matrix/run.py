@@ -90,12 +90,15 @@ class _Matrix:
   def make_pictures(self) -> None:
     """Protects, purifies and measures the pictures of all rows."""
     study = self._protecting
-    cond = study.model.embeddings(subject_lib.texts_of(study.config.prompt, self._clean))
+    texts = subject_lib.texts_of(study.config.prompt, self._clean)
+    embedded = study.model.embeddings(texts)
     for row in self._plan.rows:
       images: np.ndarray | None = None
       error = ""
       with self._timed("protect"):
         try:
+          trains_text = row != CLEAN and study.row(row).trains_text
+          cond = study.model.token_ids(texts) if trains_text else embedded
           images = self._protected(row, cond)
         except Exception as raised:
           error = _tolerated(raised, f"protect {row}")
