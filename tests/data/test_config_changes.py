@@ -58,7 +58,7 @@ def test_other_methods_and_records_are_left_alone():
   assert changed({"protections": None}, record()) == ["num_rounds"]
 
 
-@pytest.mark.parametrize("generation", [3, "2", [2], None])
+@pytest.mark.parametrize("generation", [NEWEST_DEFAULTS + 1, "2", [2], None])
 def test_a_generation_that_is_not_known(generation):
   assert changed(record() | {DEFAULTS: generation}, record()) == [DEFAULTS]
 
@@ -90,4 +90,20 @@ def test_matrices_of_before_are_gone_on_with(name):
     del made["protections"][row]["start"]
     if name == "full":
       del made["protections"][row]["learning_rate"]
-  assert changed(made, config_changes.recorded(config)) == []
+  # IMPRESS's epsilon was not scaled then.
+  impress = [n for n, e in config.purifiers.items() if e.get("method", n) == "impress"]
+  now = config_changes.recorded(config)
+  assert changed(made, now) == [f"purifiers.{name}" for name in sorted(impress)]
+  for name in impress:
+    now["purifiers"][name]["scale_epsilon"] = False
+  assert changed(made, now) == []
+
+
+def test_impress_of_before_had_one_epsilon_for_all_sizes():
+  old = {"purifiers": {"strong": {"method": "impress"}, "jpeg": {}}}
+  assert changed(old, old | {DEFAULTS: 2}) == []
+  assert changed(old, old | {DEFAULTS: 3}) == ["purifiers.strong"]
+  bare = {"purifiers": {}, "use_purifiers": ["impress"]}
+  literal = {"purifiers": {"impress": {"scale_epsilon": False}}, "use_purifiers": ["impress"]}
+  assert changed(bare, bare | {DEFAULTS: 3}) == ["purifiers.impress"]
+  assert changed(bare, literal | {DEFAULTS: 3}) == []

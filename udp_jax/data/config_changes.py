@@ -23,12 +23,15 @@ _CHANGES_RESULTS = {
 # The generation of constructor defaults that applies to options missing from a record. Older
 # records do not say, and use generation 1.
 DEFAULTS = "defaults"
-NEWEST_DEFAULTS = 2
+NEWEST_DEFAULTS = 3
 _GAMES = ("udp", "eudp")
+# Since generation 3, IMPRESS scales Adam's epsilon by the size of the pictures.
+_EPSILON_SCALED = 3
 _DEFAULTS_OF_GAMES: dict[int, dict[str, Any]] = {
   1: {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 8e-4},
   2: {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3},
 }
+_DEFAULTS_OF_GAMES[3] = _DEFAULTS_OF_GAMES[2]
 
 
 def recorded(config: Any) -> dict[str, Any]:
@@ -36,7 +39,7 @@ def recorded(config: Any) -> dict[str, Any]:
 
   >>> from ml_collections import ConfigDict
   >>> recorded(ConfigDict({"seed": 0}))
-  {'seed': 0, 'defaults': 2}
+  {'seed': 0, 'defaults': 3}
   """
   return config.to_dict() | {DEFAULTS: NEWEST_DEFAULTS}
 
@@ -104,7 +107,7 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
-  """Fills in the constructor defaults that the UDP and EUDP rows of a record left out.
+  """Fills in the constructor defaults that the rows and purifiers of a record left out.
 
   A record of an unknown generation stays unchanged, and so counts as different.
   """
@@ -123,6 +126,16 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
       if isinstance(entry, dict) and entry.get("method", name) in _GAMES
     }
     completed["protections"] = entries | games
+  found = config.get("purifiers")
+  if isinstance(found, dict):
+    scaled = {"scale_epsilon": generation >= _EPSILON_SCALED}
+    bare = {name: {} for name in config.get("use_purifiers") or () if name == "impress"}
+    completed["purifiers"] = {
+      name: scaled | entry
+      if isinstance(entry, dict) and entry.get("method", name) == "impress"
+      else entry
+      for name, entry in (bare | found).items()
+    }
   return completed
 
 
