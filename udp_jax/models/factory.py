@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from udp_jax.errors import ConfigError
-from udp_jax.models import latent, places, published, weights
+from udp_jax.models import adm, latent, places, published, weights
 from udp_jax.models import performance as performance_lib
 from udp_jax.models import pipeline as pipeline_lib
 from udp_jax.models.base import DiffusionModel, Params
@@ -100,7 +100,7 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
 
 
 def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNet2DConfig, Params]:
-  """Loads a diffusers `UNet2DModel` or `DDPMPipeline` folder; `options` go to `UNet2D`.
+  """Loads a `UNet2DModel`, `DDPMPipeline` or ADM folder; `options` go to `UNet2D`.
 
   A folder without a scheduler uses the linear schedule of Ho et al.
 
@@ -112,12 +112,18 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
     raise ConfigError(f"{folder} holds a latent diffusion model: a model of pixels is needed here")
   folder = places.resolve(folder)
   raw, tensors = weights.load_pretrained(folder)
+  scheduler = weights.load_scheduler_config(folder) or {}
   try:
-    unet_config = UNet2DConfig.from_dict(raw)
+    if raw.get("_class_name") == adm.CLASS:
+      tensors = adm.renamed(tensors, raw)
+      unet_config, schedule = adm.unet_config(raw), adm.schedule(raw)
+    else:
+      unet_config = UNet2DConfig.from_dict(raw)
+      schedule = weights.schedule_from_config(scheduler) if scheduler else schedules.linear()
+    if scheduler.get("variance_type") == "learned":
+      raise ConfigError("variance_type='learned' is not supported, only 'learned_range'")
   except ConfigError as error:
     raise places.unsupported(folder, error) from error
-  scheduler = weights.load_scheduler_config(folder)
-  schedule = weights.schedule_from_config(scheduler) if scheduler else schedules.linear()
   model = pixel_diffusion(UNet2D(unet_config, **options), schedule)
   template = jax.eval_shape(model.init, jax.random.key(0))
   params = weights.from_torch_names(tensors, template)
