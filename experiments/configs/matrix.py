@@ -79,6 +79,8 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   )
   # image_size: side in pixels; 0 for the model's own size.
   config.model = ConfigDict({"path": model, "image_size": 0})
+  # The prior of DiffPure and GrIDPure; "" for the attacked model.
+  config.purifier_model = ConfigDict({"path": ""})
 
   config.protections = ConfigDict({"random_noise": {"distribution": "uniform"}})
   config.purifiers = ConfigDict()

@@ -17,6 +17,8 @@ _CHANGES_RESULTS = {
   "performance.joint_gradients": False,
   "performance.shard_batches": 0,
   "spare_flat": 0.0,
+  "purifier_model.path": "",
+  "model.timestep_probs": "",
 }
 
 
@@ -88,7 +90,8 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   free += (PLACES, "seeds", "use_purifiers", "use_threats")
   entries = ("protections", "purifiers", "threats")
   old, new = _completed(old), _completed(new)
-  nested = ("data", "prior", "threat", "model", "evaluation", "performance", *entries)
+  nested = ("data", "prior", "threat", "model", "evaluation", "performance")
+  nested += ("purifier_model", *entries)
   flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))
   known_old, known_new = (config.get(PLACES) or {} for config in (old, new))
 

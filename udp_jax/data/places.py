@@ -38,12 +38,13 @@ Given = str | os.PathLike | None
 
 # Config fields that name a run's inputs: folders of pictures, and files that are read by name.
 _SOURCES = ("data.source", "data.photos", "data.paintings", "prior.source")
-_NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.face")
+_NAMED = ("model.path", "model.timestep_probs", "purifier_model.path")
+_NAMED += ("evaluation.weights", "evaluation.clip", "evaluation.face")
 # Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
 _NO_PLACES = frozenset({"", "builtin", "tiny_ldm"})
 # Manifest fields outside its config that may hold one or more paths.
-_PATHS = ("model", "init_image", "mask", "loras", "embeddings")
+_PATHS = ("model", "purifier_model", "init_image", "mask", "loras", "embeddings")
 
 
 class Place(NamedTuple):

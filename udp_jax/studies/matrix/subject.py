@@ -1,5 +1,7 @@
 """The one model of a matrix: protections attack it, purifiers and threats run it.
 
+Purifiers that denoise with a prior (`purifiers.PRIORS`) may have another model.
+
 A latent model comes from a Stable Diffusion folder (or "tiny_ldm", the one in the package), a pixel
 model from a DDPM folder. The rest of the matrix treats both alike; a pixel model has no prompts.
 """
@@ -49,6 +51,23 @@ def load(config: Any) -> tuple[Model, FrozenConfigDict]:
   )
   changes = {} if model.uncond_ids is None else {"model.uncond_ids": model.uncond_ids}
   return model._replace(measuring=measuring), settings.frozen(config, changes)
+
+
+def load_prior(config: Any) -> Model | None:
+  """Loads the model of `config.purifier_model.path`; None if the attacked model purifies.
+
+  Raises:
+    ConfigError: the model is not supported.
+    MissingDataError, BadDataError: the folder is missing or damaged.
+  """
+  if not path_of_prior(config):
+    return None
+  return factory.open_model(config.purifier_model, config.performance)
+
+
+def path_of_prior(config: Any) -> str:
+  """Returns `config.purifier_model.path`; "" also for configs of before there was such a field."""
+  return str(config.purifier_model.path) if "purifier_model" in config else ""
 
 
 def texts_of(prompt: str, pictures: ImageSet) -> list[str]:
