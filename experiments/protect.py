@@ -89,7 +89,10 @@ def main(argv: Sequence[str]) -> int:
   config = _CONFIG.value or _cli.get_config("eudp", "folder")
   with places.use(
     pictures={"--input": _INPUT.value, "--mask": _MASK.value},
-    named={"--model": _MODEL.value or config.model.path},
+    named={
+      "--model": _MODEL.value or config.model.path,
+      "config.model.timestep_probs": config.model.timestep_probs or None,
+    },
     outputs={"--output": _OUTPUT.value},
     work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
     protects=True,

@@ -78,7 +78,8 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
     {"source": "", "image_size": 0, "limit": 0, "holdout": 0.25, "classes": (), "strict": False}
   )
   # image_size: side in pixels; 0 for the model's own size.
-  config.model = ConfigDict({"path": model, "image_size": 0})
+  # timestep_probs: what `experiments.timesteps` measured, for rows with probs="measured".
+  config.model = ConfigDict({"path": model, "image_size": 0, "timestep_probs": ""})
   # The prior of DiffPure and GrIDPure; "" for the attacked model.
   config.purifier_model = ConfigDict({"path": ""})
 

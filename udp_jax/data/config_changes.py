@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _CHANGES_RESULTS = {
 }
 
 
+# What `experiments.timesteps` writes.
+TIMESTEPS = "timesteps.json"
 # The generation of constructor defaults that applies to options missing from a record. Older
 # records do not say, and use generation 1.
 DEFAULTS = "defaults"
@@ -43,7 +46,17 @@ def recorded(config: Any) -> dict[str, Any]:
   >>> recorded(ConfigDict({"seed": 0}))
   {'seed': 0, 'defaults': 3}
   """
-  return config.to_dict() | {DEFAULTS: NEWEST_DEFAULTS}
+  made = config.to_dict() | {DEFAULTS: NEWEST_DEFAULTS}
+  if path := made.get("model", {}).get("timestep_probs"):
+    # A file that is measured again under its name is another setting.
+    made["model"]["timestep_probs_sha256"] = _sha256(path)
+  return made
+
+
+def _sha256(path: str) -> str | None:
+  place = Path(path).expanduser()
+  place = place / TIMESTEPS if place.is_dir() else place
+  return hashlib.sha256(place.read_bytes()).hexdigest() if place.is_file() else None
 
 
 def changed_from_published(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

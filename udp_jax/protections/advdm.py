@@ -7,6 +7,8 @@ a Barrier" (Xue and Chen 2024), who find it hard to attack.
 
 from __future__ import annotations
 
+from jax.typing import ArrayLike
+
 from udp_jax.models.base import DiffusionModel
 from udp_jax.objectives.base import negate
 from udp_jax.objectives.denoising import denoising
@@ -25,6 +27,7 @@ def advdm(
   start: str = "uniform",
   a: float = 0.0,
   b: float = 0.0,
+  probs: ArrayLike | None = None,
   adaptive: Adaptive = Adaptive(),
 ) -> Protection:
   """Sign-gradient ascent of the denoising loss of a fixed model.
@@ -36,6 +39,7 @@ def advdm(
     start: the first delta, "zero", "uniform" or "sign".
     a: power of abar_t in the distribution over timesteps (`schedule_power`); published: 0.
     b: power of 1 - abar_t in it; published: 0. With (0, 0) it is uniform.
+    probs: (T,) distribution over timesteps, used instead of (a, b); in configs "measured".
     adaptive: transforms, draws and consistency.
 
   Raises:
@@ -46,7 +50,7 @@ def advdm(
   >>> method.needs_params, method.perturb_steps
   (True, 1)
   """
-  probs = timesteps.schedule_power(model.schedule, a, b)
+  probs = timesteps.schedule_power(model.schedule, a, b) if probs is None else probs
   attacked = adapted(model, negate(denoising(model, probs)), adaptive)
   constraint = constraints.linf(radius, start=start)
   return over_batches(pgd(attacked, constraint, sign_descent(step_size)), hold=model.hold)

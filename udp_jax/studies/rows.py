@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from udp_jax import protections, registry
 from udp_jax.data import config_changes
 from udp_jax.data.budget import check_radius_255
@@ -21,6 +23,7 @@ from udp_jax.ops import visibility
 from udp_jax.protections.lookup import CONTROLS
 from udp_jax.report import names
 from udp_jax.stages.records import Row
+from udp_jax.studies import usefulness
 
 _NOISES = {"uniform": "Uniform noise", "sign": "Sign noise, full strength"}
 _LABELS = {CLEAN: "Clean", "random_noise": "Random noise", "sign_noise": "Sign noise"}
@@ -243,7 +246,19 @@ def settings(config: Any, name: str, model: Model | None = None) -> Row:
       options[ids] = _token_ids(config, model, options.pop(prompt))
   if "joint_gradients" in accepted and config.performance.get("joint_gradients"):
     options.setdefault("joint_gradients", True)
-  return Row(name, method, options, rounds, radius_255, imitates, spared(config))
+  found = Row(name, method, options, rounds, radius_255, imitates, spared(config))
+  return found._replace(probs=_measured(config, name, options.get("probs"), model))
+
+
+def _measured(config: Any, name: str, asked: Any, model: Model | None) -> np.ndarray | None:
+  """Returns the measured distribution over timesteps of a row that asks for it, else None."""
+  if not isinstance(asked, str):
+    return None
+  if asked != usefulness.MEASURED:
+    raise ConfigError(
+      f'config.protections.{name}.probs is {asked!r}; it may be "{usefulness.MEASURED}"'
+    )
+  return usefulness.read(config.model.get("timestep_probs", ""), config.model.path, model)
 
 
 def _token_ids(config: Any, model: Model | None, prompt: str) -> tuple[int, ...]:
