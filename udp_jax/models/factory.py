@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from udp_jax.errors import ConfigError
-from udp_jax.models import adm, latent, places, published, weights
+from udp_jax.models import adm, galaxies, latent, places, published, weights
 from udp_jax.models import performance as performance_lib
 from udp_jax.models import pipeline as pipeline_lib
 from udp_jax.models.base import DiffusionModel, Params
@@ -29,6 +29,8 @@ SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
 def open_model(config: Any, performance: Any) -> Model:
   """Opens the model of a config: a Stable Diffusion folder, "tiny_ldm", or as in `build`.
 
+  "galaxygrad:hsc64" and the like are the score models of `models.galaxies`, in float32.
+
   Raises:
     ConfigError, MissingDataError, BadDataError: the folder is missing, damaged or unsupported.
   """
@@ -37,6 +39,9 @@ def open_model(config: Any, performance: Any) -> Model:
       "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes "
       "it, or tiny_ldm for the small one in the package"
     )
+  if config.path and config.path.startswith(places.GALAXIES):
+    found, params = galaxies.load(config.path)
+    return Model(performance_lib.precise(found, performance), params)
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None
     opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size)
@@ -108,6 +113,10 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
     MissingDataError: the folder or one of its files does not exist.
     BadDataError: tensors do not fit.
   """
+  if os.fspath(folder).startswith(places.GALAXIES):
+    raise ConfigError(
+      f"{folder} has no U-Net: it is attacked and purifies, but is not trained here"
+    )
   if places.kind_of(folder) != places.PIXEL:
     raise ConfigError(f"{folder} holds a latent diffusion model: a model of pixels is needed here")
   folder = places.resolve(folder)

@@ -22,6 +22,8 @@ from udp_jax.runtime import files
 LATENT, PIXEL = "latent", "pixel"
 # Names of models in the package; each stands for a folder.
 PACKAGED = ("tiny_ldm",)
+# What names of score models of galaxies start with (`models.galaxies`).
+GALAXIES = "galaxygrad:"
 # The pixel model that `experiments.protect` trains on the pictures themselves.
 FRESH = "pixel"
 
@@ -65,13 +67,15 @@ def kind_of(path: str | os.PathLike[str]) -> str:
   Weights are not opened.
 
   Args:
-    path: a folder, or a name in `PACKAGED`.
+    path: a folder, a name in `PACKAGED`, or one of `models.galaxies`.
 
   Raises:
     MissingDataError: the folder or a part is missing; says which one, and how to get it.
     ConfigError: the path is not a supported model; says what it is.
     BadDataError: a config is damaged.
   """
+  if os.fspath(path).startswith(GALAXIES):
+    return PIXEL
   folder = find_folder(path, "a model")
   _refuse_families(folder)
   unet = _config(folder, "unet")

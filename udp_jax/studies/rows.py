@@ -17,7 +17,7 @@ from udp_jax.data import config_changes
 from udp_jax.data.budget import check_radius_255
 from udp_jax.data.marks import CLEAN
 from udp_jax.errors import ConfigError
-from udp_jax.models import places, prompts
+from udp_jax.models import galaxies, places, prompts
 from udp_jax.models.context import Model
 from udp_jax.ops import visibility
 from udp_jax.protections.lookup import CONTROLS
@@ -109,8 +109,8 @@ def against(config: Any, row: str) -> dict[str, str]:
     row: an entry of `config.protections`, or a method.
 
   Returns:
-    "kind" ("none", "pixel", "ddpm", "tiny_ldm" or "stable_diffusion"), "model" (a name, not a
-    path) and "statement", a sentence for people.
+    "kind" ("none", "pixel", "ddpm", "tiny_ldm", "galaxies" or "stable_diffusion"), "model" (a name,
+    not a path) and "statement", a sentence for people.
 
   Raises:
     ConfigError, MissingDataError, BadDataError: as `models.places.kind_of`.
@@ -131,6 +131,10 @@ def against(config: Any, row: str) -> dict[str, str]:
     )
     said += "fine-tune; evidence for Stable Diffusion: none"
     return {"kind": "tiny_ldm", "model": path, "statement": said}
+  if path.startswith(places.GALAXIES):
+    said = f"{galaxies.LABEL}, score models that were not trained here: not pictures of people's "
+    said += "making; evidence for Stable Diffusion: none"
+    return {"kind": "galaxies", "model": galaxies.LABEL, "statement": said}
   name = Path(path).expanduser().resolve().name
   latent = places.kind_of(path) == places.LATENT
   kind, what = ("stable_diffusion", "Stable Diffusion") if latent else ("ddpm", "the pixel DDPM")

@@ -17,7 +17,7 @@ from udp_jax.data.config_changes import TIMESTEPS as FILE
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError, OutputError
 from udp_jax.metrics import usefulness
-from udp_jax.models import places
+from udp_jax.models import galaxies, places
 from udp_jax.models.base import DiffusionModel
 from udp_jax.models.context import Model
 from udp_jax.ops import timesteps
@@ -38,6 +38,8 @@ def fingerprint(path: str) -> str:
   Raises:
     MissingDataError, ConfigError: as `places.find_folder`.
   """
+  if path.startswith(places.GALAXIES):
+    return hashlib.sha256(galaxies.file_of(path).read_bytes()).hexdigest()
   return _fingerprint(places.find_folder(path, "a model").resolve()) if path else ""
 
 
@@ -84,7 +86,7 @@ def describe(
   return {
     "kind": _KIND,
     "format": 1,
-    "model": Path(path).name,
+    "model": path if path.startswith(places.GALAXIES) else Path(path).name,
     "model_sha256": fingerprint(path),
     "schedule_sha256": _schedule_sha256(schedule),
     "image_shape": list(model.image_shape),

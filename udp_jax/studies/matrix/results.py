@@ -16,6 +16,7 @@ import numpy as np
 
 from udp_jax.data.marks import CLEAN
 from udp_jax.metrics import differences, statistics, survival
+from udp_jax.models import galaxies, places
 from udp_jax.purifiers import uses_prior
 from udp_jax.report.names import NONE, PICTURES, method_label
 from udp_jax.runtime import files
@@ -118,13 +119,17 @@ def _method(config: Any, kind: str, name: str) -> dict[str, Any]:
   given = plan_lib.settings(config, kind, name)
   label, prior = method_label(name), subject_lib.path_of_prior(config)
   if prior and kind == "purifiers" and uses_prior(given.method, given.options):
-    label += f" (prior: {Path(prior).name})"
+    label += f" (prior: {_name_of(prior)})"
   return {
     "name": name,
     "label": label,
     "method": given.method,
     "options": _plain(given.options),
   }
+
+
+def _name_of(prior: str) -> str:
+  return galaxies.LABEL if prior.startswith(places.GALAXIES) else Path(prior).name
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
