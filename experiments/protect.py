@@ -99,7 +99,10 @@ def main(argv: Sequence[str]) -> int:
       "--mask": _MASK.value,
       "--clean_set": _CLEAN_SET.value or config.data.get("clean_set") or None,
     },
-    named={"--model": _MODEL.value or config.model.path},
+    named={
+      "--model": _MODEL.value or config.model.path,
+      "config.model.timestep_probs": config.model.timestep_probs or None,
+    },
     outputs={"--output": _OUTPUT.value},
     work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
     protects=True,

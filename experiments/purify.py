@@ -32,6 +32,11 @@ _OPTION = flags.DEFINE_multi_string(
 _MODEL = flags.DEFINE_string(
   "model", "", "Diffusers folder, or tiny_ldm, for methods that work with a diffusion model."
 )
+_PURIFIER_MODEL = flags.DEFINE_string(
+  "purifier_model",
+  "",
+  "Folder of the prior of diffpure and gridpure, instead of --model: a DDPM or an ADM for pixels.",
+)
 _PROMPT = flags.DEFINE_string("prompt", "", "For diffusion methods on models with text.")
 _STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
@@ -53,7 +58,10 @@ def main(argv: Sequence[str]) -> int:
   config = _CONFIG.value or purification(_METHOD.value)
   with places.use(
     pictures={"--input": _INPUT.value},
-    named={"--model": _MODEL.value or config.model.path},
+    named={
+      "--model": _MODEL.value or config.model.path,
+      "--purifier_model": _PURIFIER_MODEL.value or config.purifier_model.path,
+    },
     outputs={"--output": _OUTPUT.value},
     work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
   ) as used:
@@ -73,6 +81,7 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
   assert _INPUT.value is not None
   given = config.options.to_dict() | _parse_options(_OPTION.value)
   changes = {"model.path": _MODEL.value or config.model.path, "options": given}
+  changes["purifier_model.path"] = _PURIFIER_MODEL.value or config.purifier_model.path
   config = settings.frozen(config, changes)
   for field in ("per_device_batch_size", "steps_per_call"):
     if config[field] < 1:
@@ -124,6 +133,7 @@ def _prepare(config: Any) -> Any:
   from udp_jax import purifiers, registry
   from udp_jax.models import factory
   from udp_jax.models.context import Model
+  from udp_jax.purifiers import diffpure
   from udp_jax.stages.purify import Prepared
 
   options = config.options.to_dict()
@@ -131,13 +141,20 @@ def _prepare(config: Any) -> Any:
     "method": config.method,
     "options": config.options.to_dict(),
     "model": config.model.path,
+    "purifier_model": config.purifier_model.path,
     "prompt": _PROMPT.value,
     "dtype": config.performance.dtype,
     "seed": config.seed,
   }
   model = Model(None)  # type: ignore[arg-type]  # Most purifiers work without one.
-  if config.model.path:
-    model = factory.open_model(config.model, config.performance)
+  chosen = config.model
+  if config.purifier_model.path:
+    if not purifiers.uses_prior(config.method, options):
+      known = " and ".join(purifiers.PRIORS)
+      raise ConfigError(f"{config.method} has no prior: --purifier_model is for {known}")
+    chosen = config.purifier_model
+  if chosen.path:
+    model = factory.open_model(chosen, config.performance)
     accepted = registry.fields(registry.constructor("udp_jax.purifiers", config.method))
     if model.tokenizer is not None and model.model.embed is not None:
       if "cond" in accepted:
@@ -146,6 +163,9 @@ def _prepare(config: Any) -> Any:
     elif _PROMPT.value:
       raise ConfigError("--prompt is for models with a text encoder; this one has none")
   purifier = purifiers.build(config.method, model.model, options)
+  if config.method in purifiers.PRIORS:
+    timestep, variance = options["timestep"], options["variance"]
+    record["options"]["variance"] = diffpure.check(model.model, "", timestep, variance)
   params = purifier.init(jax.random.key(config.seed), model.params)
   return Prepared(purifier, params, record)
 

@@ -134,7 +134,11 @@ def _check_pictures(images: np.ndarray, wanted: str) -> None:
   from udp_jax.errors import ConfigError
 
   kind = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}".strip()
-  if str(getattr(images, "dtype", "")) != "uint8" or images.ndim != 4 or images.shape[-1] != 3:
+  if (
+    str(getattr(images, "dtype", "")) != "uint8"
+    or images.ndim != 4
+    or images.shape[-1] not in (1, 3)
+  ):
     raise ConfigError(f"images are {kind}: uint8 (N, {wanted}) are needed")
   if not len(images):
     raise ConfigError("there are no pictures")

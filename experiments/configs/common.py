@@ -77,6 +77,8 @@ def study(title: str) -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.path = ""
+  # What `experiments.timesteps` measured on this model, for rows with probs="measured".
+  config.model.timestep_probs = ""
   config.model.unet = ConfigDict(DDPM_SMALL)
   config.model.schedule = "linear"
   config.model.num_train_timesteps = 1000

@@ -90,9 +90,12 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   # Further pictures of the subject, which FSMG and ASPL train on; "" is the protected ones, clean.
   config.data.clean_set = ""
   # image_size: side in pixels; 0 for the model's own size.
-  config.model = ConfigDict({"path": model, "image_size": 0})
+  # timestep_probs: what `experiments.timesteps` measured, for rows with probs="measured".
+  config.model = ConfigDict({"path": model, "image_size": 0, "timestep_probs": ""})
   # The model that protections are made on, if it is not the one that is edited and fine-tuned.
   config.protection_model = ConfigDict({"path": ""})
+  # The prior of DiffPure and GrIDPure; "" for the attacked model.
+  config.purifier_model = ConfigDict({"path": ""})
 
   config.protections = ConfigDict({"random_noise": {"distribution": "uniform"}})
   config.purifiers = ConfigDict()

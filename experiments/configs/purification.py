@@ -32,6 +32,8 @@ def purification(method: str, **options: Any) -> ConfigDict:
   config.per_device_batch_size = 8
   config.steps_per_call = 50
   config.model = ConfigDict({"path": "", "image_size": 0})
+  # The prior of diffpure and gridpure; "" for `model`.
+  config.purifier_model = ConfigDict({"path": ""})
   config.performance = ConfigDict(
     {
       "dtype": "float32",

@@ -90,7 +90,7 @@ def test_a_record_without_a_clean_set_had_none():
   assert changed(old, old | {"data": {"source": "builtin", "clean_set": "a"}}) == ["data.clean_set"]
 
 
-@pytest.mark.parametrize("generation", [4, "2", [2], None])
+@pytest.mark.parametrize("generation", [NEWEST_DEFAULTS + 1, "2", [2], None])
 def test_a_generation_that_is_not_known(generation):
   assert changed(record() | {DEFAULTS: generation}, record()) == [DEFAULTS]
 
@@ -126,7 +126,23 @@ def test_matrices_of_before_are_gone_on_with(name):
   made = config.to_dict()
   for row in {"udp", "eudp"} & made["protections"].keys():
     del made["protections"][row]["start"]
-  assert changed(made, config_changes.recorded(config)) == []
+  # IMPRESS's epsilon was not scaled then.
+  impress = [n for n, e in config.purifiers.items() if e.get("method", n) == "impress"]
+  now = config_changes.recorded(config)
+  assert changed(made, now) == [f"purifiers.{name}" for name in sorted(impress)]
+  for name in impress:
+    now["purifiers"][name]["scale_epsilon"] = False
+  assert changed(made, now) == []
+
+
+def test_impress_of_before_had_one_epsilon_for_all_sizes():
+  old = {"purifiers": {"strong": {"method": "impress"}, "jpeg": {}}}
+  assert changed(old, old | {DEFAULTS: 2}) == []
+  assert changed(old, old | {DEFAULTS: 3}) == ["purifiers.strong"]
+  bare = {"purifiers": {}, "use_purifiers": ["impress"]}
+  literal = {"purifiers": {"impress": {"scale_epsilon": False}}, "use_purifiers": ["impress"]}
+  assert changed(bare, bare | {DEFAULTS: 3}) == ["purifiers.impress"]
+  assert changed(bare, literal | {DEFAULTS: 3}) == []
 
 
 def test_a_matrix_of_before_protected_on_its_own_model():

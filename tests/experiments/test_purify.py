@@ -10,6 +10,7 @@ from PIL import Image
 
 from experiments import _cli
 from udp_jax import purifiers, registry
+from udp_jax.models import factory
 
 CONFIGS = _cli.config_names("purify")
 
@@ -39,6 +40,28 @@ def test_a_folder_goes_through(tmp_path, entry_point):
   assert manifest["options"] == {"quality": 40, "codec": "libjpeg", "chroma_subsampling": True}
   assert {entry["file"] for entry in manifest["images"]} == {"a.png", "b.png"}
   assert Image.open(output / "a.png").size == (47, 33)
+
+
+def test_diffpure_with_a_prior_of_its_own(tmp_path, entry_point, tiny_model):
+  source, output, prior = tmp_path / "source", tmp_path / "purified", tmp_path / "prior"
+  source.mkdir()
+  levels = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+  Image.fromarray(levels).save(source / "a.png")
+  factory.save(prior, tiny_model.model, tiny_model.config, tiny_model.params)
+  words = [f"--input={source}", f"--output={output}", "--option=timestep=2"]
+  words += ["--method=diffpure", "--model=tiny_ldm"]  # Whose pictures have 64x64.
+  done = entry_point("purify", *words, f"--purifier_model={prior}")
+  assert done.returncode == 0, done.stderr
+  record = json.loads((output / "manifest.json").read_text())
+  assert (record["model"], record["purifier_model"]) == ("tiny_ldm", "prior")
+  assert record["options"]["variance"] == "fixed_small"
+  # A finished folder is not extended with another prior.
+  done = entry_point("purify", *words[:-1], f"--model={prior}")
+  assert done.returncode == 4 and "it is a finished output already" in done.stderr
+  words = [f"--input={source}", f"--output={tmp_path / 'other'}", "--method=jpeg"]
+  done = entry_point("purify", *words, f"--purifier_model={prior}")
+  assert done.returncode == 2
+  assert "jpeg has no prior: --purifier_model is for diffpure and gridpure" in done.stderr
 
 
 def test_an_error_is_one_line(tmp_path, entry_point):

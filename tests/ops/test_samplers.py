@@ -42,6 +42,29 @@ def _point_denoiser(schedule, x0):
   return predict
 
 
+def test_a_learned_variance_lies_between_the_two_fixed_ones():
+  """Nichol & Dhariwal 2021, equation 15, in float64; share 0 and 1 are the fixed variances."""
+  schedule = schedules.linear(50, beta_end=0.2)
+  x_t, prediction, noise = np.random.default_rng(0).normal(size=(3, 2, 5)).astype(np.float32)
+  abar = np.asarray(schedule.alphas_cumprod, np.float64)
+  beta = 1 - abar[30] / abar[29]
+  low = np.log(beta * (1 - abar[29]) / (1 - abar[30]))
+
+  def step(share, noise=noise, at=30, **options):
+    given = (schedule, prediction, x_t, at, at - 1, noise)
+    return samplers.ddpm_step(*given, options=samplers.DDPM(**options), share=share)
+
+  mean = step(None, 0 * noise)
+  share = np.random.default_rng(1).uniform(size=(2, 5)).astype(np.float32)
+  spread = np.exp(0.5 * (share * np.log(beta) + (1 - share) * low))
+  np.testing.assert_allclose(step(share), mean + spread * noise, rtol=1e-4, atol=1e-5)
+  for fixed, end in (("fixed_small", 0.0), ("fixed_large", 1.0)):
+    ends = jnp.full((2, 5), end)
+    np.testing.assert_allclose(step(ends), step(None, variance=fixed), rtol=1e-4, atol=1e-5)
+  # No noise in the step to the data, whose posterior has no variance.
+  np.testing.assert_array_equal(step(share, at=0), step(None, at=0))
+
+
 @pytest.mark.parametrize(
   "num_steps,spacing,offset,expected",
   [

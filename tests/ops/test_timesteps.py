@@ -121,3 +121,21 @@ def test_probabilities_may_be_traced():
   sampler = jax.jit(lambda key, probs: timesteps.sample(key, probs, (50,)))
   assert set(np.unique(sampler(jax.random.key(6), jnp.array([0.0, 1.0, 0.0])))) == {1}
   assert set(np.unique(sampler(jax.random.key(6), jnp.array([0.0, 0.0, 1.0])))) == {2}
+
+
+def test_measured_is_piecewise_linear_and_never_negative():
+  probs = timesteps.measured([1.5, 3.5, 7.0], [2.0, 4.0, -2.0], 10)
+  # Constant to the first point, linear between, 0 where the interpolation is negative.
+  raw = np.array([2, 2, 2.5, 3.5, 22 / 7, 10 / 7, 0, 0, 0, 0])
+  raw[4:7] = 4 - 6 / 3.5 * (np.arange(4, 7) - 3.5)
+  np.testing.assert_allclose(probs, np.maximum(raw, 0) / np.maximum(raw, 0).sum(), rtol=1e-6)
+  assert probs.dtype == np.float32
+  for grid, values, said in (
+    ([0, 1], [1.0], "equal vectors"),
+    ([1, 0], [1.0, 1.0], "must increase"),
+    ([0, 10], [1.0, 1.0], r"within \[0, 9\]"),
+    ([0, 1], [1.0, np.nan], "finite"),
+    ([0, 1], [-1.0, 0.0], "no timestep is useful"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      timesteps.measured(grid, values, 10)

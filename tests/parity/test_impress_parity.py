@@ -38,6 +38,7 @@ SETTINGS = {
   "perceptual_weight": 0.1,
   "perceptual_budget": 0.05,
   "noise_std": 0.1,
+  "scale_epsilon": False,
 }
 
 

@@ -29,6 +29,22 @@ THREE_LEVELS = {
   "attention_head_dim": 12,
   "norm_eps": 1e-4,
 }
+# As ADM's networks are, but for the numbers.
+SCALE_SHIFT = {
+  "sample_size": 16,
+  "in_channels": 3,
+  "out_channels": 6,
+  "block_out_channels": (16, 32, 32),
+  "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+  "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+  "layers_per_block": 1,
+  "norm_num_groups": 8,
+  "attn_norm_num_groups": 8,
+  "attention_head_dim": 16,
+  "resnet_time_scale_shift": "scale_shift",
+  "downsample_type": "resnet",
+  "upsample_type": "resnet",
+}
 CASES = {
   "cifar10": CIFAR10,
   "small_cifar_like": SMALL_CIFAR_LIKE,
@@ -37,6 +53,7 @@ CASES = {
   "small_groups": SMALL | {"norm_num_groups": 8, "attention_head_dim": 4, "downsample_padding": 0},
   "no_mid_attention": SMALL | {"add_attention": False, "freq_shift": 1, "layers_per_block": 3},
   "three_levels": THREE_LEVELS,
+  "scale_shift": SCALE_SHIFT,
 }
 CONV_METHODS = ("xla", "direct", "winograd")
 

@@ -33,6 +33,30 @@ def test_diffpure_with_a_network(tiny_model):
   assert got.shape == images.shape and np.isfinite(got).all()
 
 
+def test_the_variance_is_the_models_own_if_it_learns_one(gaussian_model):
+  learns = gaussian_model._replace(
+    apply_learned=lambda *at: (gaussian_model.apply(*at), jnp.ones_like(at[1]))
+  )
+  images, params = to_float(photograph(2, 8, 8)), gaussian_model.init(KEYS[0])
+
+  def purified(model, **options):
+    method = purifiers.build("diffpure", model, {"timestep": 5, **options})
+    return np.asarray(method.apply(params, KEYS[:2], images))
+
+  # A share of 1 is beta, the large variance.
+  large = purified(gaussian_model, variance="fixed_large")
+  np.testing.assert_allclose(purified(learns), large, atol=1e-5)
+  np.testing.assert_array_equal(purified(learns, variance="learned"), purified(learns))
+  small = purified(gaussian_model, variance="fixed_small")
+  np.testing.assert_array_equal(purified(gaussian_model), small)
+  np.testing.assert_array_equal(purified(learns, variance="fixed_small"), small)
+  assert np.abs(large - small).max() > 1e-3
+  with pytest.raises(ConfigError, match="this model predicts no variance"):
+    purified(gaussian_model, variance="learned")
+  with pytest.raises(ConfigError, match="not one of fixed_small, fixed_large, learned"):
+    purified(learns, variance="large")
+
+
 def test_diffpure_names_the_way_out_for_other_sizes(gaussian_model):
   purifier = purifiers.build("diffpure", gaussian_model, {"timestep": 2})
   with pytest.raises(ConfigError, match="24x30 do not fit diffpure .* 8x8: .*gridpure"):

@@ -85,9 +85,13 @@ def test_progress_comes_in_calls_of_equal_length(outcome):
     np.testing.assert_array_equal(last, losses[done - 1])
 
 
-def test_first_steps_by_hand(latent_model, plain_distance, pictures):
-  """Adam with epsilon 1e-5, the cosine rate and the clamp, from the formula in NumPy."""
+@pytest.mark.parametrize(
+  ("scale_epsilon", "epsilon"), [(False, 1e-5), (True, 1e-5 * 512**2 / 16**2)]
+)
+def test_first_steps_by_hand(latent_model, plain_distance, pictures, scale_epsilon, epsilon):
+  """Adam with its epsilon, the cosine rate and the clamp, from the formula in NumPy."""
   settings = SETTINGS | {"num_steps": 4, "perceptual_budget": 0.0, "perceptual": plain_distance}
+  settings["scale_epsilon"] = scale_epsilon
   purifier = purifiers.build("impress", latent_model, settings)
   params = purifier.init(jax.random.key(0))
   gain, weights = (
@@ -114,10 +118,36 @@ def test_first_steps_by_hand(latent_model, plain_distance, pictures):
     mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
     rate = 1e-5 + (0.02 - 1e-5) * 0.5 * (1 + np.cos(np.pi * step / 4))
     unbiased = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
-    x = np.clip(x - rate * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-5), -1, 1)
+    x = np.clip(x - rate * unbiased[0] / (np.sqrt(unbiased[1]) + epsilon), -1, 1)
     state, losses = advance(params, pictures[:2], state)
     np.testing.assert_allclose(losses, loss, rtol=1e-4)
     np.testing.assert_allclose(state.x, x, atol=2e-5)
+
+
+@pytest.mark.parametrize("scale_epsilon", [True, False])
+def test_every_size_takes_the_steps_of_512_pixels(latent_model, plain_distance, scale_epsilon):
+  """The same residuals, tiled to other sizes: the same steps only if epsilon is scaled."""
+  settings = SETTINGS | {"num_steps": 3, "perceptual": plain_distance, "perceptual_weight": 0.0}
+  purifier = purifiers.build("impress", latent_model, settings | {"scale_epsilon": scale_epsilon})
+  params = purifier.init(jax.random.key(0))
+  tile = np.random.default_rng(0).normal(0, 0.2, (1, 32, 32, 3)).astype(np.float32)
+  moved = {}
+  for size in (32, 128, 512):
+    x = jnp.tile(tile, (1, size // 32, size // 32, 1))
+    images = jnp.zeros_like(x)
+    state = purifier.iteration.start(params, KEYS[:1], images)._replace(x=x)
+    for _ in range(2):
+      state, _ = purifier.iteration.advance(params, images, state)
+    moved[size] = np.asarray(state.x - x)
+    np.testing.assert_allclose(moved[size][:, -32:, -32:], moved[size][:, :32, :32], atol=1e-6)
+  steps = [np.abs(moved[size]).mean() for size in (32, 128, 512)]
+  for size in (32, 128):
+    if scale_epsilon:
+      np.testing.assert_allclose(moved[size], moved[512][:, :size, :size], rtol=1e-3, atol=1e-7)
+  if not scale_epsilon:
+    assert steps[0] > 1.5 * steps[1] > 1.5 * 1.5 * steps[2]
+  # What the option leaves alone: the published size.
+  assert 1e-5 < steps[2] < 2 * 0.02
 
 
 def test_within_the_budget_the_distance_costs_nothing(latent_model, plain_distance, pictures):

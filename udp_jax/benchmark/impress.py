@@ -39,9 +39,9 @@ class Contestant:
     (work,) = works
     generator = np.random.default_rng(0)
     model = models.build(unet, performance, vae=vae, image_size=image_size)
-    self._purifier = purifiers.build(
-      "impress", model, {"num_steps": num_steps, "perceptual": random_lpips(generator)}
-    )
+    options = {"num_steps": num_steps, "perceptual": random_lpips(generator)}
+    # PyTorch's contestant has the published epsilon.
+    self._purifier = purifiers.build("impress", model, options | {"scale_epsilon": False})
     model_params = jax.device_put(models.random_params(model, generator))
     self._params = self._purifier.init(jax.random.key(0), model_params)
     self._images = jax.device_put(generator.random((batch, *model.image_shape), np.float32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,13 @@ _CHANGES_RESULTS = {
   "spare_flat": 0.0,
   "protection_model.path": "",
   "data.clean_set": "",
+  "purifier_model.path": "",
+  "model.timestep_probs": "",
 }
 
 
+# What `experiments.timesteps` writes.
+TIMESTEPS = "timesteps.json"
 # The generation of constructor defaults that applies to options missing from a record. Older
 # records do not say, and use generation 1.
 DEFAULTS = "defaults"
@@ -47,6 +52,8 @@ _CHANGED_DEFAULTS: dict[tuple[str, str], dict[int, _Defaults]] = {
   ("protections", "mist"): {1: _ONE_DRAW},
   ("protections", "sds"): {1: _ONE_DRAW},
   ("threats", "textual_inversion"): _TEXTUAL_INVERSION,
+  # Adam's epsilon is scaled by the size of the pictures.
+  ("purifiers", "impress"): {1: {"scale_epsilon": False}, 3: {"scale_epsilon": True}},
   # The newest, a rate of 0, depends on what is trained: `_of_entry` resolves it.
   ("threats", "dreambooth"): {1: {"learning_rate": 5e-6}, 3: {"learning_rate": 0.0}},
 }
@@ -61,7 +68,17 @@ def recorded(config: Any) -> dict[str, Any]:
   >>> recorded(ConfigDict({"seed": 0}))
   {'seed': 0, 'defaults': 3}
   """
-  return config.to_dict() | {DEFAULTS: NEWEST_DEFAULTS}
+  made = config.to_dict() | {DEFAULTS: NEWEST_DEFAULTS}
+  if path := made.get("model", {}).get("timestep_probs"):
+    # A file that is measured again under its name is another setting.
+    made["model"]["timestep_probs_sha256"] = _sha256(path)
+  return made
+
+
+def _sha256(path: str) -> str | None:
+  place = Path(path).expanduser()
+  place = place / TIMESTEPS if place.is_dir() else place
+  return hashlib.sha256(place.read_bytes()).hexdigest() if place.is_file() else None
 
 
 def changed_from_published(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -109,8 +126,8 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   free += (PLACES, "seeds", "use_purifiers", "use_threats", "evaluation.bootstrap")
   entries = ("protections", "purifiers", "threats")
   old, new = _completed(old), _completed(new)
-  nested = ("data", "prior", "threat", "model", "evaluation", "performance", *entries)
-  nested += ("protection_model",)
+  nested = ("data", "prior", "threat", "model", "evaluation", "performance")
+  nested += ("protection_model", "purifier_model", *entries)
   flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))
   known_old, known_new = (config.get(PLACES) or {} for config in (old, new))
 

@@ -38,14 +38,16 @@ Given = str | os.PathLike | None
 
 # Config fields that name a run's inputs: folders of pictures, and files that are read by name.
 _SOURCES = ("data.source", "data.clean_set", "data.photos", "data.paintings", "prior.source")
-_NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.face")
-_NAMED += ("protection_model.path",)
+_NAMED = ("model.path", "model.timestep_probs", "protection_model.path", "purifier_model.path")
+_NAMED += ("evaluation.weights", "evaluation.clip", "evaluation.face")
 # Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
 _KINDS = (*_BY_NAME, "folder", "npz", "windows")
 _NO_PLACES = frozenset({"", "builtin", "tiny_ldm"})
+# What starts the names of models that are files of an installed package (`models.galaxies`).
+_PACKAGED = "galaxygrad:"
 # Manifest fields outside its config that may hold one or more paths.
-_PATHS = ("model", "init_image", "mask", "loras", "embeddings")
+_PATHS = ("model", "purifier_model", "init_image", "mask", "loras", "embeddings")
 
 
 class Place(NamedTuple):
@@ -97,7 +99,7 @@ def from_config(config: Any) -> dict[str, Given]:
     value = config
     for part in field.split("."):
       value = value[part] if hasattr(value, "keys") and part in value else None
-    if isinstance(value, str) and value not in _NO_PLACES:
+    if isinstance(value, str) and not _is_no_place(value):
       found[f"config.{field}"] = value
   return found
 
@@ -239,7 +241,7 @@ def canonical(spec: str) -> str:
   if kind == "tfds":
     name, at, folder = place.partition("@")
     return f"tfds:{name}@{resolve(folder)}" if at else spec
-  if spec in _NO_PLACES or not place:
+  if _is_no_place(spec) or not place:
     return spec
   return f"{kind}:{resolve(place)}" if kind else str(resolve(place))
 
@@ -299,7 +301,7 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
   def base(value: Any) -> Any:
     if isinstance(value, list):
       return [base(entry) for entry in value]
-    if not isinstance(value, str) or value in _NO_PLACES:
+    if not isinstance(value, str) or _is_no_place(value):
       return value
     kind, place = _divided(value)
     if kind == "tfds":
@@ -334,6 +336,10 @@ def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     section, name = field.split(".")
     changed[section] = {**changed[section], name: value}
   return changed
+
+
+def _is_no_place(value: str) -> bool:
+  return value in _NO_PLACES or (value.startswith(_PACKAGED) and "@" not in value)
 
 
 def _divided(spec: str) -> tuple[str, str]:
@@ -435,7 +441,7 @@ def _read_places(
     for spec in _several(specs):
       found += _source(what, spec) if what not in by_name else [Place(what, resolve(spec))]
   for what, specs in named.items():
-    found += [Place(what, resolve(spec)) for spec in _several(specs) if spec not in _NO_PLACES]
+    found += [Place(what, resolve(spec)) for spec in _several(specs) if not _is_no_place(spec)]
   return found
 
 
@@ -448,7 +454,7 @@ def _several(specs: Given | Iterable[Given]) -> list[str]:
 def _source(what: str, spec: str) -> list[Place]:
   """Returns the place of a `data.sources` source; [] for pictures that come with a package."""
   kind, colon, place = spec.partition(":")
-  if spec in _NO_PLACES:
+  if _is_no_place(spec):
     return []
   if colon and kind == "tfds":
     place = place.partition("@")[2]

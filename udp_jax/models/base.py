@@ -49,6 +49,9 @@ class DiffusionModel(NamedTuple):
       keep the parameters constant and do not differentiate with respect to them.
     reconstruct: (params, images) -> the autoencoder's reconstruction from the posterior mean, not
       clipped, so that gradients reach every pixel; None for models without an autoencoder.
+    apply_learned: (params, x_t, timesteps, cond) -> (prediction, share), both of x_t's shape, for
+      models that learn the variance of reverse steps; share is in [0, 1] (`samplers.ddpm_step`).
+      None for models whose variance is fixed.
   """
 
   init: Callable[[jax.Array], Params]
@@ -61,6 +64,7 @@ class DiffusionModel(NamedTuple):
   image_shape: tuple[int, int, int]
   hold: Callable[[Params], Params] = lambda params: params
   reconstruct: Callable[[Params, jax.Array], jax.Array] | None = None
+  apply_learned: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
 
 def embed_prompts(

@@ -1,5 +1,8 @@
 """The U-Net of Ho et al. 2020 (DDPM, arXiv:2006.11239, appendix B) in flax.linen.
 
+Further fields make it that of Dhariwal & Nichol 2021 (ADM, arXiv:2105.05233; `models.adm` reads its
+files): time as scale and shift, and residual blocks that change the resolution.
+
 The parameter tree uses the names of diffusers' `UNet2DModel` with `.N` written `_N`, so that
 `models.weights` converts both ways by rule.
 """
@@ -26,8 +29,13 @@ from udp_jax.models.layers import (
 )
 from udp_jax.ops.attention import AttentionFn, dot_product_attention
 
-_DOWN = ("DownBlock2D", "AttnDownBlock2D")
-_UP = ("UpBlock2D", "AttnUpBlock2D")
+_DOWN = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+_UP = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+_ALLOWED = {
+  "resnet_time_scale_shift": ("default", "scale_shift"),
+  "downsample_type": ("conv", "resnet"),
+  "upsample_type": ("conv", "resnet"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +43,10 @@ class UNet2DConfig:
   """The fields of diffusers' `UNet2DModel` config that our models use.
 
   The defaults are the CIFAR-10 model of Ho et al. (`google/ddpm-cifar10-32`), 35.7 M parameters.
-  `attention_head_dim=None` means one head. `dropout` acts only during training.
+  `attention_head_dim=None` means one head. `dropout` acts only during training. `downsample_type`
+  and `upsample_type`, "conv" or "resnet", are for blocks with attention, as in diffusers; without
+  it, "ResnetDownsampleBlock2D" and "ResnetUpsampleBlock2D" have residual blocks there. Twice as
+  many `out_channels` as `in_channels` are a prediction and a learned variance.
   """
 
   sample_size: int = 32
@@ -53,6 +64,10 @@ class UNet2DConfig:
   freq_shift: int = 1
   dropout: float = 0.0
   add_attention: bool = True
+  resnet_time_scale_shift: str = "default"
+  downsample_type: str = "conv"
+  upsample_type: str = "conv"
+  attn_norm_num_groups: int | None = None
 
   def __post_init__(self):
     config_fields.check(self)
@@ -64,6 +79,18 @@ class UNet2DConfig:
     for kind in (*self.down_block_types, *self.up_block_types):
       if kind not in _DOWN + _UP:
         raise ConfigError(f"unknown U-Net block {kind!r}; known: {', '.join(_DOWN + _UP)}")
+    # Without this field, diffusers' middle attention has no norm beside scale and shift.
+    scaled = self.resnet_time_scale_shift == "scale_shift"
+    groups = self.attn_norm_num_groups or (None if scaled else self.norm_num_groups)
+    if self.add_attention and groups != self.norm_num_groups:
+      raise ConfigError(
+        f"UNet2DModel config: attn_norm_num_groups={self.attn_norm_num_groups!r} is not supported "
+        f"with norm_num_groups={self.norm_num_groups}, resnet_time_scale_shift="
+        f"{self.resnet_time_scale_shift!r}"
+      )
+    for name, allowed in _ALLOWED.items():
+      if getattr(self, name) not in allowed:
+        raise ConfigError(f"UNet2DModel config: {name}={getattr(self, name)!r} is not supported")
     for channels in self.block_out_channels:
       if channels % self.norm_num_groups:
         raise ConfigError(f"{channels} channels do not divide into {self.norm_num_groups} groups")
@@ -90,10 +117,6 @@ class UNet2DConfig:
       "class_embed_type": (None,),
       "num_class_embeds": (None,),
       "mid_block_scale_factor": (1, 1.0),
-      "resnet_time_scale_shift": ("default",),
-      "downsample_type": ("conv",),
-      "upsample_type": ("conv",),
-      "attn_norm_num_groups": (None,),
     }
     for name, allowed in fixed.items():
       if config.get(name, allowed[0]) not in allowed:
@@ -122,25 +145,31 @@ class Block(nn.Module):
   method: str | None = None
   remat: bool = False
   fused: bool = True
+  by_resnet: bool = False
 
   @nn.compact
   def __call__(self, x, temb, skips, seeds):
     """Consumes a list of `skips` (up) or produces skips if None (down); returns (x, outputs)."""
     c = self.config
     norm = c.norm_num_groups, c.norm_eps
+    scaled = c.resnet_time_scale_shift == "scale_shift"
     resnet = nn.remat(ResnetBlock) if self.remat else ResnetBlock
     outputs = []
     middle = self.resample is None and skips == ()
     for i in range(self.layers):
       if skips:
         x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
-      layer = resnet(self.features, *norm, c.dropout, self.method, name=f"resnets_{i}")
+      layer = resnet(self.features, *norm, c.dropout, self.method, scaled, name=f"resnets_{i}")
       x = layer(x, temb, seeds)
       if self.attention is not None and not (middle and i == self.layers - 1):
         options = (*norm, c.attention_head_dim, self.attention, self.method, self.fused)
         x = AttentionBlock(*options, name=f"attentions_{i}")(x)
       outputs.append(x)
-    if self.resample:
+    if self.resample and self.by_resnet:
+      options = (*norm, c.dropout, self.method, scaled, self.resample)
+      x = resnet(self.features, *options, name=f"{self.resample}samplers_0")(x, temb, seeds)
+      outputs.append(x)
+    elif self.resample:
       resample = Resample(
         self.features,
         self.resample == "up",
@@ -182,7 +211,9 @@ class UNet2D(nn.Module):
 
     def level(name, i, layers, kind, resample, x, skips):
       attention = self.attention if "Attn" in kind else None
-      options = (attention, resample, self.conv_method, self.remat, self.fused)
+      types = {"down": c.downsample_type, "up": c.upsample_type}
+      by_resnet = kind.startswith("Resnet") or ("Attn" in kind and types.get(resample) == "resnet")
+      options = (attention, resample, self.conv_method, self.remat, self.fused, by_resnet)
       block = Block(c, c.block_out_channels[i], layers, *options, name=name)
       return block(x, temb, () if name == MIDDLE else skips, seeds)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from udp_jax.errors import ConfigError
-from udp_jax.models import latent, places, published, weights
+from udp_jax.models import adm, galaxies, latent, places, published, weights
 from udp_jax.models import performance as performance_lib
 from udp_jax.models import pipeline as pipeline_lib
 from udp_jax.models.base import DiffusionModel, Params
@@ -29,6 +29,8 @@ SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
 def open_model(config: Any, performance: Any) -> Model:
   """Opens the model of a config: a Stable Diffusion folder, "tiny_ldm", or as in `build`.
 
+  "galaxygrad:hsc64" and the like are the score models of `models.galaxies`, in float32.
+
   Raises:
     ConfigError, MissingDataError, BadDataError: the folder is missing, damaged or unsupported.
   """
@@ -37,6 +39,9 @@ def open_model(config: Any, performance: Any) -> Model:
       "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes "
       "it, or tiny_ldm for the small one in the package"
     )
+  if config.path and config.path.startswith(places.GALAXIES):
+    found, params = galaxies.load(config.path)
+    return Model(performance_lib.precise(found, performance), params)
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None
     opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size)
@@ -100,7 +105,7 @@ def build(config: Any, performance: Any) -> tuple[DiffusionModel, UNet2DConfig, 
 
 
 def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNet2DConfig, Params]:
-  """Loads a diffusers `UNet2DModel` or `DDPMPipeline` folder; `options` go to `UNet2D`.
+  """Loads a `UNet2DModel`, `DDPMPipeline` or ADM folder; `options` go to `UNet2D`.
 
   A folder without a scheduler uses the linear schedule of Ho et al.
 
@@ -108,16 +113,26 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
     MissingDataError: the folder or one of its files does not exist.
     BadDataError: tensors do not fit.
   """
+  if os.fspath(folder).startswith(places.GALAXIES):
+    raise ConfigError(
+      f"{folder} has no U-Net: it is attacked and purifies, but is not trained here"
+    )
   if places.kind_of(folder) != places.PIXEL:
     raise ConfigError(f"{folder} holds a latent diffusion model: a model of pixels is needed here")
   folder = places.resolve(folder)
   raw, tensors = weights.load_pretrained(folder)
+  scheduler = weights.load_scheduler_config(folder) or {}
   try:
-    unet_config = UNet2DConfig.from_dict(raw)
+    if raw.get("_class_name") == adm.CLASS:
+      tensors = adm.renamed(tensors, raw)
+      unet_config, schedule = adm.unet_config(raw), adm.schedule(raw)
+    else:
+      unet_config = UNet2DConfig.from_dict(raw)
+      schedule = weights.schedule_from_config(scheduler) if scheduler else schedules.linear()
+    if scheduler.get("variance_type") == "learned":
+      raise ConfigError("variance_type='learned' is not supported, only 'learned_range'")
   except ConfigError as error:
     raise places.unsupported(folder, error) from error
-  scheduler = weights.load_scheduler_config(folder)
-  schedule = weights.schedule_from_config(scheduler) if scheduler else schedules.linear()
   model = pixel_diffusion(UNet2D(unet_config, **options), schedule)
   template = jax.eval_shape(model.init, jax.random.key(0))
   params = weights.from_torch_names(tensors, template)

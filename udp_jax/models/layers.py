@@ -138,31 +138,61 @@ class Norm(nn.Module):
     return group_norm(x, scale, bias, activation=self.activation, **options)
 
 
+def halved(x: jax.Array) -> jax.Array:
+  """Means of 2x2 positions: (B, H, W, C) -> (B, H / 2, W / 2, C)."""
+  b, h, w, c = x.shape
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def doubled(x: jax.Array) -> jax.Array:
+  """Every position four times: (B, H, W, C) -> (B, 2 H, 2 W, C)."""
+  return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
 class ResnetBlock(nn.Module):
-  """Norm, SiLU, conv, + time (if given), norm, SiLU, dropout, conv, + shortcut."""
+  """Norm, SiLU, conv, + time (if given), norm, SiLU, dropout, conv, + shortcut.
+
+  With `scale_shift`, time scales and shifts the second norm instead (Dhariwal & Nichol 2021,
+  arXiv:2105.05233, section 3.1). With `resample` "up" or "down", both branches double or halve the
+  map, without parameters of their own.
+  """
 
   features: int
   num_groups: int
   epsilon: float
   dropout: float = 0.0
   method: str | None = None
+  scale_shift: bool = False
+  resample: str | None = None
 
   @nn.compact
   def __call__(
     self, x: jax.Array, temb: jax.Array | None = None, seeds: jax.Array | None = None
   ) -> jax.Array:
     """Features (B, H, W, C) and the activated time embedding (B, D) -> (B, H, W, features)."""
+    up = self.resample == "up"
     h = Norm(self.num_groups, self.epsilon, name="norm1")(x)
-    h = Conv(self.features, method=self.method, name="conv1")(h)
+    if self.resample == "down":
+      h = halved(h)
+    h = Conv(self.features, doubled=up, method=self.method, name="conv1")(h)
     if temb is not None:
-      project = Dense(self.features, wide=wide_products(self.method), name="time_emb_proj")
-      h = add_bias(h, project(temb)[:, None, None])
-    h = Norm(self.num_groups, self.epsilon, name="norm2")(h)
+      width = 2 * self.features if self.scale_shift else self.features
+      project = Dense(width, wide=wide_products(self.method), name="time_emb_proj")
+      time = project(temb)[:, None, None]
+      h = h if self.scale_shift else add_bias(h, time)
+    if temb is not None and self.scale_shift:
+      scale, shift = jnp.split(time, 2, axis=-1)
+      h = Norm(self.num_groups, self.epsilon, "none", name="norm2")(h)
+      h = nn.silu(h * (1.0 + scale) + shift)
+    else:
+      h = Norm(self.num_groups, self.epsilon, name="norm2")(h)
     if seeds is not None and self.dropout:
       # Each block draws its own masks.
       seeds = seeds ^ jnp.uint32(zlib.crc32("/".join(self.path).encode()))
       h = dropout(seeds, h, self.dropout)
     h = Conv(self.features, zero=True, method=self.method, name="conv2")(h)
+    if self.resample:
+      x = doubled(x) if up else halved(x)
     if x.shape[-1] != self.features:
       x = Conv(self.features, 1, padding=0, method=self.method, name="conv_shortcut")(x)
     return x + h

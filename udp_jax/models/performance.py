@@ -58,7 +58,7 @@ _ONE_PASS = "bfloat16"
 _TF32 = "default"
 PARTS = ("unet", "vae", "text_encoder")
 # The functions of a model that compute with its weights.
-_FUNCTIONS = ("encode", "apply", "decode", "embed", "hold", "reconstruct")
+_FUNCTIONS = ("encode", "apply", "decode", "embed", "hold", "reconstruct", "apply_learned")
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")

@@ -12,9 +12,13 @@ from udp_jax.ops.schedules import NoiseSchedule
 
 
 def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
-  """Builds a diffusion model on pixels: x0 = 2 * images - 1 (Ho et al., arXiv:2006.11239)."""
-  size = unet.config.sample_size
-  shape = (size, size, unet.config.in_channels)
+  """Builds a diffusion model on pixels: x0 = 2 * images - 1 (Ho et al., arXiv:2006.11239).
+
+  A U-Net with twice as many channels of output as of input also predicts the variance of reverse
+  steps (Nichol & Dhariwal 2021, arXiv:2102.09672).
+  """
+  size, channels = unet.config.sample_size, unet.config.in_channels
+  shape = (size, size, channels)
 
   def init(key: jax.Array) -> Params:
     return unet.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,), jnp.int32))["params"]
@@ -23,16 +27,25 @@ def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
     del params, keys  # Pixels need no encoder.
     return to_model_range(images)
 
-  def apply(
-    params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None, keys=None
-  ) -> jax.Array:
-    del cond  # The model is unconditional.
+  def output(params: Params, x_t: jax.Array, timesteps: jax.Array, keys=None) -> jax.Array:
     seeds = None
     if keys is not None and unet.config.dropout > 0:
       seeds = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys)
     variables = params._asdict() if isinstance(params, Held) else {"params": params}
-    prediction = unet.apply(variables, x_t, timesteps, seeds=seeds)
-    return jnp.asarray(prediction)
+    return jnp.asarray(unet.apply(variables, x_t, timesteps, seeds=seeds))
+
+  def apply(
+    params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None, keys=None
+  ) -> jax.Array:
+    del cond  # The model is unconditional.
+    return output(params, x_t, timesteps, keys)[..., :channels]
+
+  def apply_learned(
+    params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None
+  ) -> tuple[jax.Array, jax.Array]:
+    del cond
+    prediction, share = jnp.split(output(params, x_t, timesteps), 2, axis=-1)
+    return prediction, 0.5 * (share + 1.0)
 
   def decode(params: Params, x0: jax.Array, clip: bool = True) -> jax.Array:
     del params
@@ -48,4 +61,6 @@ def pixel_diffusion(unet: UNet2D, schedule: NoiseSchedule) -> DiffusionModel:
     _, made = unet.apply({"params": cast}, *one, mutable=["prepared"])
     return Held(cast, made.get("prepared", {}))
 
-  return DiffusionModel(init, encode, apply, decode, None, schedule, shape, shape, hold)
+  model = DiffusionModel(init, encode, apply, decode, None, schedule, shape, shape, hold)
+  learns = unet.config.out_channels == 2 * channels
+  return model._replace(apply_learned=apply_learned) if learns else model

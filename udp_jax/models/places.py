@@ -3,7 +3,7 @@
 Every reader of a model calls this first, so that a wrong path always gives the same answer:
 
   latent   a Stable Diffusion folder in diffusers' layout (unet/, vae/, text_encoder/, ...)
-  pixel    a DDPM folder (unet/ or config.json of a UNet2DModel)
+  pixel    a DDPM folder (unet/ or config.json of a UNet2DModel, or of an ADM: `models.adm`)
 
 Anything else is refused with a specific message: a missing part, a single-file checkpoint, a Git
 LFS pointer, a name on a hub, a model of another family.
@@ -22,10 +22,12 @@ from udp_jax.runtime import files
 LATENT, PIXEL = "latent", "pixel"
 # Names of models in the package; each stands for a folder.
 PACKAGED = ("tiny_ldm",)
+# What names of score models of galaxies start with (`models.galaxies`).
+GALAXIES = "galaxygrad:"
 # The pixel model that `experiments.protect` trains on the pictures themselves.
 FRESH = "pixel"
 
-_LATENT_UNET, _PIXEL_UNET = "UNet2DConditionModel", "UNet2DModel"
+_LATENT_UNET, _PIXEL_UNET, _ADM = "UNet2DConditionModel", "UNet2DModel", "ADM"
 # A U-Net's config has at least one of these fields.
 _UNET_FIELDS = ("_class_name", "down_block_types", "block_out_channels", "cross_attention_dim")
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
@@ -65,13 +67,15 @@ def kind_of(path: str | os.PathLike[str]) -> str:
   Weights are not opened.
 
   Args:
-    path: a folder, or a name in `PACKAGED`.
+    path: a folder, a name in `PACKAGED`, or one of `models.galaxies`.
 
   Raises:
     MissingDataError: the folder or a part is missing; says which one, and how to get it.
     ConfigError: the path is not a supported model; says what it is.
     BadDataError: a config is damaged.
   """
+  if os.fspath(path).startswith(GALAXIES):
+    return PIXEL
   folder = find_folder(path, "a model")
   _refuse_families(folder)
   unet = _config(folder, "unet")
@@ -217,14 +221,14 @@ def _kind_of_unet(config: dict[str, Any]) -> str | None:
   if name is None:
     blocks = str(config.get("down_block_types", ""))
     return LATENT if "CrossAttn" in blocks or "cross_attention_dim" in config else PIXEL
-  return {_LATENT_UNET: LATENT, _PIXEL_UNET: PIXEL}.get(name)
+  return {_LATENT_UNET: LATENT, _PIXEL_UNET: PIXEL, _ADM: PIXEL}.get(name)
 
 
 def _kind_of_part(folder: Path, config: dict[str, Any]) -> str:
   """Returns the kind of a folder with its own config.json; raises if it is only a part."""
   named = config.get("_class_name") or (config.get("architectures") or [None])[0]
   kind = _kind_of_unet(config)
-  if kind == PIXEL and (named is None or named == _PIXEL_UNET):
+  if kind == PIXEL and named in (None, _PIXEL_UNET, _ADM):
     return PIXEL
   parts = {
     _LATENT_UNET: "the U-Net",

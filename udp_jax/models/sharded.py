@@ -50,6 +50,11 @@ def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return model.reconstruct(whole(params), images)
 
+  def apply_learned(params: Params, *args: Any) -> tuple[jax.Array, jax.Array]:
+    assert model.apply_learned is not None  # This function is otherwise unused.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return model.apply_learned(whole(params), *args)
+
   def hold(params: Params) -> Params:
     held = model.hold(whole(params))
     return Gathered(held) if split else held
@@ -60,4 +65,5 @@ def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
     decode=decode,
     hold=hold,
     reconstruct=reconstruct if model.reconstruct else None,
+    apply_learned=apply_learned if model.apply_learned else None,
   )

@@ -192,6 +192,7 @@ def ddpm_step(
   noise: jax.Array,
   *,
   options: DDPM = DDPM(),
+  share: jax.Array | None = None,
 ) -> jax.Array:
   """Takes one ancestral step (Ho et al. 2020, equations 6 and 7).
 
@@ -203,6 +204,9 @@ def ddpm_step(
     previous_timesteps: target of the step, like timesteps; negative means the data itself.
     noise: (B, ...) standard normal, ignored by a step that ends at the data.
     options: variance and clipping.
+    share: (B, ...), a learned variance, used instead of `options.variance`: the place of its
+      logarithm between those of the posterior's variance (0) and beta (1) (Nichol & Dhariwal 2021,
+      arXiv:2102.09672, equation 15).
 
   Returns:
     (B, ...) float32, x at `previous_timesteps`.
@@ -229,7 +233,11 @@ def ddpm_step(
   mean = jnp.sqrt(abar_prev) * beta / (1.0 - abar) * x0
   mean = mean + jnp.sqrt(alpha) * (1.0 - abar_prev) / (1.0 - abar) * x_t
   posterior = (1.0 - abar_prev) / (1.0 - abar) * beta
-  spread = jnp.sqrt(posterior if variance == "fixed_small" else beta)
+  if share is None:
+    spread = jnp.sqrt(posterior if variance == "fixed_small" else beta)
+  else:
+    low = jnp.log(jnp.maximum(posterior, jnp.finfo(jnp.float32).tiny))
+    spread = jnp.exp(0.5 * (share * jnp.log(beta) + (1.0 - share) * low))
   # abar_prev is exactly 1 at the end of the chain, where no noise is added.
   return mean + jnp.where(abar_prev < 1.0, spread, 0.0) * noise
 

@@ -64,6 +64,40 @@ def schedule_power(schedule: NoiseSchedule, a: float, b: float) -> np.ndarray:
   return (weights / weights.sum()).astype(np.float32)
 
 
+def measured(grid: ArrayLike, usefulness: ArrayLike, num_steps: int) -> np.ndarray:
+  """The distribution proportional to a measured usefulness of timesteps, where it is positive.
+
+  Between the measured timesteps the usefulness is interpolated linearly; beyond the first and the
+  last it stays constant.
+
+  Args:
+    grid: (K,) measured timesteps, increasing; they need not be whole numbers.
+    usefulness: (K,) what a step at each of them is worth; negative values count as 0.
+    num_steps: T, the length of the noise schedule.
+
+  Returns:
+    (T,) float32 probabilities.
+
+  Raises:
+    ValueError: the grid does not increase or leaves [0, T - 1], shapes differ, a value is not
+      finite, or no timestep is useful.
+
+  >>> measured([0, 2], [1.0, 3.0], 4).round(4).tolist()
+  [0.1111, 0.2222, 0.3333, 0.3333]
+  """
+  grid, values = np.asarray(grid, np.float64), np.asarray(usefulness, np.float64)
+  if grid.ndim != 1 or grid.shape != values.shape or not grid.size:
+    raise ValueError(f"grid {grid.shape} and usefulness {values.shape} must be equal vectors")
+  if not (np.isfinite(grid).all() and np.isfinite(values).all()):
+    raise ValueError("the grid and the usefulness must be finite")
+  if (np.diff(grid) <= 0).any() or grid[0] < 0 or grid[-1] > num_steps - 1:
+    raise ValueError(f"the grid must increase within [0, {num_steps - 1}]")
+  weights = np.maximum(np.interp(np.arange(num_steps), grid, values), 0.0)
+  if not weights.any():
+    raise ValueError("no timestep is useful: all measured values are negative or 0")
+  return (weights / weights.sum()).astype(np.float32)
+
+
 def from_probabilities(vector: ArrayLike) -> np.ndarray:
   """Checks a vector of probabilities and returns it as (T,) float32.
 

@@ -7,6 +7,8 @@ a Barrier" (Xue and Chen 2024), who find it hard to attack.
 
 from __future__ import annotations
 
+from jax.typing import ArrayLike
+
 from udp_jax.errors import ConfigError
 from udp_jax.models.base import DiffusionModel
 from udp_jax.objectives.base import negate
@@ -29,6 +31,7 @@ def advdm(
   direction: str = "plus",
   a: float = 0.0,
   b: float = 0.0,
+  probs: ArrayLike | None = None,
   adaptive: Adaptive = Adaptive(),
 ) -> Protection:
   """Sign-gradient ascent, or descent, of the denoising loss of a fixed model.
@@ -42,6 +45,7 @@ def advdm(
       blurs edits.
     a: power of abar_t in the distribution over timesteps (`schedule_power`); published: 0.
     b: power of 1 - abar_t in it; published: 0. With (0, 0) it is uniform.
+    probs: (T,) distribution over timesteps, used instead of (a, b); in configs "measured".
     adaptive: transforms, draws and consistency.
 
   Raises:
@@ -52,7 +56,7 @@ def advdm(
   >>> method.needs_params, method.perturb_steps
   (True, 1)
   """
-  probs = timesteps.schedule_power(model.schedule, a, b)
+  probs = timesteps.schedule_power(model.schedule, a, b) if probs is None else probs
   if direction not in DIRECTIONS:
     raise ConfigError(f"advdm: unknown direction {direction!r}; known: {', '.join(DIRECTIONS)}")
   loss = denoising(model, probs)

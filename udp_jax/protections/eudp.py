@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from jax.typing import ArrayLike
+
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import timesteps
 from udp_jax.protections.base import Protection
@@ -26,6 +28,7 @@ def eudp(
   step_size: float,
   a: float = 2.0,
   b: float = 0.0,
+  probs: ArrayLike | None = None,
   game: Game = Game(),
   surrogate: Annotated[Surrogate, SURROGATE] = Surrogate(),
   adaptive: Adaptive = Adaptive(),
@@ -38,6 +41,8 @@ def eudp(
     step_size: length of a sign step on the [0, 1] scale.
     a: power of abar_t; (0, 0) is UDP.
     b: power of 1 - abar_t.
+    probs: (T,) distribution over timesteps, used instead of (a, b). In configs "measured": what
+      `experiments.timesteps` measured (`config.model.timestep_probs`).
     game: steps in a round, the start of delta, and the surrogate's Adam.
     surrogate: the part of the model that is trained, and its restarts.
     adaptive: transforms, draws and consistency of the perturb steps.
@@ -58,5 +63,5 @@ def eudp(
     game=game,
     surrogate=surrogate,
     adaptive=adaptive,
-    probs=timesteps.schedule_power(model.schedule, a, b),
+    probs=timesteps.schedule_power(model.schedule, a, b) if probs is None else probs,
   )

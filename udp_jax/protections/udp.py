@@ -51,8 +51,8 @@ def udp(
     game: steps in a round, the start of delta, and the surrogate's Adam.
     surrogate: the part of the model that is trained, and its restarts.
     adaptive: transforms, draws and consistency of the perturb steps.
-    probs: (T,) distribution over the timesteps of the perturb steps; None for uniform. The
-      surrogate trains on uniform timesteps, as an infringer does.
+    probs: (T,) distribution over the timesteps of the perturb steps; None for uniform, in configs
+      also "measured". The surrogate trains on uniform timesteps, as an infringer does.
 
   Raises:
     ConfigError: an option does not work with joint steps, or the part to train is unknown.

@@ -1,6 +1,7 @@
 """Purifiers: methods that remove protections from pictures; one module each."""
 
 from udp_jax.purifiers.base import (
+  PRIORS,
   Batching,
   Iteration,
   Purifier,
@@ -10,9 +11,11 @@ from udp_jax.purifiers.base import (
   picture_keys,
   purify,
   run,
+  uses_prior,
 )
 
 __all__ = [
+  "PRIORS",
   "Batching",
   "Iteration",
   "Purifier",
@@ -22,4 +25,5 @@ __all__ = [
   "picture_keys",
   "purify",
   "run",
+  "uses_prior",
 ]

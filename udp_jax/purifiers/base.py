@@ -7,7 +7,7 @@ devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +25,8 @@ from udp_jax.purifiers import ranges
 from udp_jax.runtime import mesh as mesh_lib
 
 _PACKAGE = "udp_jax.purifiers"
+# Methods whose model is a prior for clean pictures, which need not be the attacked model.
+PRIORS = ("diffpure", "gridpure")
 
 
 class Iteration(NamedTuple):
@@ -152,6 +154,25 @@ def available() -> list[str]:
   True
   """
   return registry.available(_PACKAGE)
+
+
+def uses_prior(name: str, options: Mapping[str, Any]) -> bool:
+  """Returns whether a method, or one of a chain, takes a purifier model of its own.
+
+  A chain has one model for all of its methods.
+
+  Args:
+    name: a module of this package.
+    options: its options.
+
+  >>> uses_prior("gridpure", {}), uses_prior("impress", {})
+  (True, False)
+  >>> uses_prior("chain", {"methods": [{"name": "jpeg"}, {"name": "diffpure"}]})
+  True
+  """
+  if name == "chain":
+    return any(uses_prior(m.get("name", ""), m) for m in options.get("methods") or ())
+  return name in PRIORS
 
 
 def build(name: str, model: DiffusionModel | None, options: dict[str, Any]) -> Purifier:

@@ -1,8 +1,9 @@
 """DiffPure (Nie et al., ICML 2022, arXiv:2205.07460): adds noise part of the way, then denoises.
 
-Differences: the reverse process is DDPM's ancestral chain over every timestep, where the paper
-solves the equivalent stochastic differential equation; and the variance is fixed, since our models
-learn none. On latent models the method works on the latents, as in other publications.
+The paper's model is a prior of its own, apart from the attacked one: give it as `purifier_model`
+(`base.PRIORS`); without one, the attacked model purifies. Difference: the reverse process is DDPM's
+ancestral chain over every timestep, where the paper solves the equivalent stochastic differential
+equation. On latent models the method works on the latents, as in other publications.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from udp_jax.ops.keys import normal_each, split_each
 from udp_jax.purifiers import base
 from udp_jax.purifiers.base import Purifier
 
+LEARNED = "learned"
+
 
 def diffpure(
   model: DiffusionModel | None,
   *,
   timestep: int = 100,
-  variance: str = "fixed_small",
+  variance: str = "",
   cond: Cond = None,
 ) -> Purifier:
   """Diffuses every picture to `timestep` and runs the reverse chain from there.
@@ -33,11 +36,12 @@ def diffpure(
     model: a diffusion model for pictures of this size.
     timestep: number of steps of noise, and of denoising. The paper's 0.1 of the schedule (CIFAR-10)
       is 100 of 1000, its 0.15 (ImageNet at 256x256) is 150; others use 300 on latents.
-    variance: variance of the reverse steps, "fixed_small" or "fixed_large".
+    variance: variance of the reverse steps, "fixed_small", "fixed_large", or "learned" for models
+      that predict it; "" for "learned" if the model predicts it, else "fixed_small".
     cond: conditioning of the model for all pictures, (1, ...); None if the model takes none.
 
   Raises:
-    ConfigError: the timestep is outside the schedule, or the variance is unknown. `apply` raises
+    ConfigError: the timestep is outside the schedule, or the variance does not fit. `apply` raises
       it for pictures of another size.
 
   >>> from udp_jax.models import toy
@@ -48,7 +52,7 @@ def diffpure(
   (1, 8, 8, 3)
   """
   model = base.need_model(model, "diffpure")
-  check(model, "diffpure", timestep, variance)
+  variance = check(model, "diffpure", timestep, variance)
 
   def apply(params: Params, keys: jax.Array, images: jax.Array) -> jax.Array:
     if images.shape[1:] != model.image_shape:
@@ -65,10 +69,22 @@ def diffpure(
   return Purifier(base.model_params_only(model), apply, needs_model=True)
 
 
-def check(model: DiffusionModel, name: str, timestep: int, variance: str) -> None:
-  """Raises ConfigError for a timestep outside the model's schedule, or an unknown variance.
+def check(model: DiffusionModel, name: str, timestep: int, variance: str) -> str:
+  """Returns the variance that a model is used with.
+
+  Args:
+    model: the model that purifies.
+    name: name of the purifier, for errors.
+    timestep: number of steps of noise.
+    variance: as for `diffpure`; "" is the model's default.
+
+  Raises:
+    ConfigError: the timestep is outside the model's schedule, or the variance is unknown, or
+      learned by models that predict it only.
 
   >>> from udp_jax.models import toy
+  >>> check(toy.on_pixels(), "diffpure", 50, "")
+  'fixed_small'
   >>> check(toy.on_pixels(), "diffpure", 100, "fixed_small")
   Traceback (most recent call last):
   udp_jax.errors.ConfigError: purifier diffpure: timestep must be 1 to 50, got 100
@@ -77,9 +93,14 @@ def check(model: DiffusionModel, name: str, timestep: int, variance: str) -> Non
     raise ConfigError(
       f"purifier {name}: timestep must be 1 to {model.schedule.num_steps}, got {timestep}"
     )
-  if variance not in chain.VARIANCES:
-    known = ", ".join(chain.VARIANCES)
-    raise ConfigError(f"purifier {name}: variance {variance!r} is not one of {known}")
+  learns = model.apply_learned is not None
+  known = (*chain.VARIANCES, LEARNED) if learns else chain.VARIANCES
+  variance = variance or (LEARNED if learns else chain.VARIANCES[0])
+  if variance == LEARNED and not learns:
+    raise ConfigError(f"purifier {name}: this model predicts no variance; it has none 'learned'")
+  if variance not in known:
+    raise ConfigError(f"purifier {name}: variance {variance!r} is not one of {', '.join(known)}")
+  return variance
 
 
 def noise_and_denoise(
@@ -100,7 +121,7 @@ def noise_and_denoise(
     keys: (B,), one per picture.
     images: (B, H, W, 3) in [0, 1].
     timestep: number of steps of noise, and of denoising.
-    variance: variance of the reverse steps, "fixed_small" or "fixed_large".
+    variance: variance of the reverse steps, from `check`.
     cond: conditioning of the model for all pictures, (1, ...); None if the model takes none.
 
   Returns:
@@ -121,13 +142,19 @@ def noise_and_denoise(
   size = images.shape[0]
   each = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape[1:])), cond)
   # Latents have no range to clip to.
-  options = samplers.DDPM(variance, clip_sample=model.reconstruct is None)
+  fixed = chain.VARIANCES[0] if variance == LEARNED else variance
+  options = samplers.DDPM(fixed, clip_sample=model.reconstruct is None)
 
   def step(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-    prediction = model.apply(params, x_t, jnp.full((size,), t), each)
+    share, at = None, (params, x_t, jnp.full((size,), t), each)
+    if variance == LEARNED:
+      assert model.apply_learned is not None  # `check` has seen to it.
+      prediction, share = model.apply_learned(*at)
+    else:
+      prediction = model.apply(*at)
     fresh = normal_each(jax.vmap(lambda key: jax.random.fold_in(key, t))(step_keys), x_t.shape[1:])
-    x_t = samplers.ddpm_step(model.schedule, prediction, x_t, t, t - 1, fresh, options=options)
-    return x_t, None
+    given = (model.schedule, prediction, x_t, t, t - 1, fresh)
+    return samplers.ddpm_step(*given, options=options, share=share), None
 
   x0, _ = jax.lax.scan(step, x_t, jnp.arange(timestep - 1, -1, -1))
   return model.decode(params, x0)

@@ -30,18 +30,18 @@ def gridpure(
   num_iterations: int = 20,
   mix: float = 0.1,
   stride: int = 0,
-  variance: str = "fixed_small",
+  variance: str = "",
   cond: Cond = None,
 ) -> Purifier:
   """Purifies pictures of any size with a model for square windows.
 
   Args:
-    model: a diffusion model; the paper's is for 256x256.
+    model: a diffusion model; the paper's is guided-diffusion's for 256x256 (`models.adm`).
     timestep: number of steps of noise, and of denoising, of each small purification.
     num_iterations: number of purifications, one after the other.
     mix: the paper's gamma: x <- (1 - mix) * purified + mix * x.
     stride: distance between windows, in pixels; 0 for half a window, the paper's 128 of 256.
-    variance: variance of the reverse steps, "fixed_small" or "fixed_large".
+    variance: variance of the reverse steps, as for `diffpure`.
     cond: conditioning of the model for all pictures, (1, ...); None if the model takes none.
 
   Raises:
@@ -52,7 +52,7 @@ def gridpure(
   True
   """
   model = base.need_model(model, "gridpure")
-  diffpure.check(model, "gridpure", timestep, variance)
+  variance = diffpure.check(model, "gridpure", timestep, variance)
   side, width = model.image_shape[:2]
   if side != width or side % 2:
     raise ConfigError(f"purifier gridpure needs square windows of an even side, not {side}x{width}")

@@ -163,6 +163,24 @@ def timestep_distributions(
     return to_svg(figure, prefix, "Probability of each timestep, per protection")
 
 
+def usefulness(record: Mapping[str, Any]) -> str:
+  """Plots the measured usefulness of timesteps with standard errors, as a file of its own."""
+  steps, values, errors = (
+    np.asarray(record[name], np.float64) for name in ("timesteps", "usefulness", "se")
+  )
+  style = Series("usefulness", "usefulness", False, 0, ())
+  with new_axes("timestep t  (left: hardly any noise)", "ascent per unit step") as parts:
+    figure, axes = parts
+    axes.fill_between(
+      steps, values - errors, values + errors, color=style.placeholder, alpha=0.25, lw=0
+    )
+    _line(axes, steps, values, style)
+    svg = to_svg(figure, "usefulness", f"Usefulness of timesteps against {record['model']}")
+  links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+  colours = 'style="--s0: #2166ac; --grid: #d0d4da; color: #1b1f24; background: #fff"'
+  return re.sub(r'\sxmlns:xlink="[^"]*"', "", svg).replace("<svg", f"<svg {links} {colours}", 1)
+
+
 def metric_dots(
   column: Mapping[str, Any],
   rows: Sequence[Mapping[str, Any]],

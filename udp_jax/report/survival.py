@@ -119,7 +119,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     said.append(
       f"{where}: {len(known)} of {count} had an effect to lose{_beyond(table, key)}; "
       f"{names[best['row']]} kept most in its worst case, {100 * best['worst']:.0f} %"
-      f"{_limits(best)} (after {names_lib.method_label(best['worst_purifier'])}, the worst of "
+      f"{_limits(best)} (after {_purifier_label(report, best['worst_purifier'])}, the worst of "
       f"{best['judged']})."
     )
   return said
@@ -260,11 +260,17 @@ def format_survival(report: Mapping[str, Any]) -> str:
     for line in table["survival"][key]:
       shown = [names[line["row"]], text.format_number(line["effect"], metric["digits"])]
       if purified:
-        after = names_lib.method_label(line["worst_purifier"] or text.MISSING)
+        after = _purifier_label(report, line["worst_purifier"] or text.MISSING)
         shown += [text.format_number(line["worst"], 2), after, text.format_number(line["mean"], 2)]
       lines.append(shown)
     blocks.append(_aligned(head, lines))
   return "\n\n".join(blocks) or "nothing was measured"
+
+
+def _purifier_label(report: Mapping[str, Any], name: str) -> str:
+  """Returns a purifier's label in a report, which may name its prior."""
+  known = {entry["name"]: entry["label"] for entry in report["purifiers"]}
+  return known[name] if known.get(name, name) != name else names_lib.method_label(name)
 
 
 def _aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -40,7 +40,8 @@ def build_protection(row: Row, model: DiffusionModel, *, trained: bool) -> Prote
     ConfigError: the method or its options do not fit, a trained model is needed, or the method
       imitates another row and none is named.
   """
-  protection = protections.build(row.method, model, dict(row.options))
+  measured = {} if row.probs is None else {"probs": row.probs}
+  protection = protections.build(row.method, model, {**row.options, **measured})
   if protection.needs_params and not trained:
     raise ConfigError(
       f"{row.method} attacks a trained model: give --model=FOLDER (or --config.model.path=FOLDER) "

@@ -36,6 +36,8 @@ from udp_jax.runtime import workdir as workdir_lib
 from udp_jax.stages.records import Run
 
 _log = logging.getLogger(__name__)
+# Settings that older records lack, with what they meant.
+_LACKING = {"purifier_model": ""}
 
 
 class Prepared(NamedTuple):
@@ -167,7 +169,7 @@ def _is_finished(output: Path, settings: dict[str, Any]) -> bool:
   if made is None or (output / manifest.INCOMPLETE).exists():
     return False
   # A manifest keeps only the name of a place, not its path.
-  was = places.published({name: made.get(name) for name in settings})
+  was = places.published({name: made.get(name, _LACKING.get(name)) for name in settings})
   now = places.published(settings)
   if files.to_json(was) != files.to_json(now):
     raise _finished(output)
@@ -241,7 +243,8 @@ def _check_settings(workdir: Path, settings: dict[str, Any], replace: bool) -> N
   """Writes workdir/settings.json; refuses to continue an unfinished run of other settings."""
 
   def text(given: dict[str, Any]) -> str:
-    return files.to_json(given | {"model": places.canonical(given.get("model") or "")})
+    named = {name: places.canonical(given.get(name) or "") for name in ("model", "purifier_model")}
+    return files.to_json(given | named)
 
   workdir_lib.claim(
     workdir / workdir_lib.SETTINGS,

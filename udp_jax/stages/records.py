@@ -26,6 +26,7 @@ class Row(NamedTuple):
     imitates: the row whose pictures a control imitates.
     spare_flat: strength of `ops.visibility.spared_limit`, in [0, 1]; 0 is off.
     record: what the manifest records about the row.
+    probs: (T,) distribution over timesteps where the option `probs` is "measured"; None elsewhere.
   """
 
   name: str
@@ -36,6 +37,7 @@ class Row(NamedTuple):
   imitates: str | None = None
   spare_flat: float = 0.0
   record: Mapping[str, Any] = {}
+  probs: np.ndarray | None = None
 
   @property
   def trains_text(self) -> bool:

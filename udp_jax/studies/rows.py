@@ -10,17 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from udp_jax import protections, registry
 from udp_jax.data import config_changes
 from udp_jax.data.budget import check_radius_255
 from udp_jax.data.marks import CLEAN
 from udp_jax.errors import ConfigError
-from udp_jax.models import places, prompts
+from udp_jax.models import galaxies, places, prompts
 from udp_jax.models.context import Model
 from udp_jax.ops import visibility
 from udp_jax.protections.lookup import CONTROLS
 from udp_jax.report import names
 from udp_jax.stages.records import Row
+from udp_jax.studies import usefulness
 
 _NOISES = {"uniform": "Uniform noise", "sign": "Sign noise, full strength"}
 _LABELS = {CLEAN: "Clean", "random_noise": "Random noise", "sign_noise": "Sign noise"}
@@ -120,8 +123,8 @@ def against(config: Any, row: str) -> dict[str, str]:
     row: an entry of `config.protections`, or a method.
 
   Returns:
-    "kind" ("none", "pixel", "ddpm", "tiny_ldm" or "stable_diffusion"), "model" (a name, not a
-    path) and "statement", a sentence for people.
+    "kind" ("none", "pixel", "ddpm", "tiny_ldm", "galaxies" or "stable_diffusion"), "model" (a name,
+    not a path) and "statement", a sentence for people.
 
   Raises:
     ConfigError, MissingDataError, BadDataError: as `models.places.kind_of`.
@@ -142,6 +145,10 @@ def against(config: Any, row: str) -> dict[str, str]:
     )
     said += "fine-tune; evidence for Stable Diffusion: none"
     return {"kind": "tiny_ldm", "model": path, "statement": said}
+  if path.startswith(places.GALAXIES):
+    said = f"{galaxies.LABEL}, score models that were not trained here: not pictures of people's "
+    said += "making; evidence for Stable Diffusion: none"
+    return {"kind": "galaxies", "model": galaxies.LABEL, "statement": said}
   name = Path(path).expanduser().resolve().name
   latent = places.kind_of(path) == places.LATENT
   kind, what = ("stable_diffusion", "Stable Diffusion") if latent else ("ddpm", "the pixel DDPM")
@@ -259,7 +266,19 @@ def settings(config: Any, name: str, model: Model | None = None) -> Row:
     options.setdefault("clean_set", config.data.clean_set)
   if "joint_gradients" in accepted and config.performance.get("joint_gradients"):
     options.setdefault("joint_gradients", True)
-  return Row(name, method, options, rounds, radius_255, imitates, spared(config))
+  found = Row(name, method, options, rounds, radius_255, imitates, spared(config))
+  return found._replace(probs=_measured(config, name, options.get("probs"), model))
+
+
+def _measured(config: Any, name: str, asked: Any, model: Model | None) -> np.ndarray | None:
+  """Returns the measured distribution over timesteps of a row that asks for it, else None."""
+  if not isinstance(asked, str):
+    return None
+  if asked != usefulness.MEASURED:
+    raise ConfigError(
+      f'config.protections.{name}.probs is {asked!r}; it may be "{usefulness.MEASURED}"'
+    )
+  return usefulness.read(config.model.get("timestep_probs", ""), config.model.path, model)
 
 
 def _token_ids(config: Any, model: Model | None, prompt: str) -> tuple[int, ...]:

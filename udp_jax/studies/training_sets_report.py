@@ -124,5 +124,6 @@ def timestep_curves(config: Any, model: DiffusionModel) -> dict[str, list[float]
     if row is not None and row.method in _DRAW_TIMESTEPS:
       known = registry.fields(registry.constructor("udp_jax.protections", row.method))
       a, b = (row.options.get(n, known[n].default if n in known else 0.0) for n in "ab")
-      shown[name] = [float(p) for p in timesteps.schedule_power(model.schedule, a, b)]
+      probs = timesteps.schedule_power(model.schedule, a, b) if row.probs is None else row.probs
+      shown[name] = [float(p) for p in probs]
   return shown

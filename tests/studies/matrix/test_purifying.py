@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.studies.matrix.conftest import small
+from udp_jax import purifiers
 from udp_jax.data import image_set, manifest
 from udp_jax.models.context import Model
+from udp_jax.ops.keys import stream
 from udp_jax.runtime import mesh
 from udp_jax.studies.build import Study
 from udp_jax.studies.matrix import purifying
@@ -51,6 +54,27 @@ def test_a_purifier_of_the_config_makes_the_pictures_once(study: Study, clean) -
   again = purifying.PurifiedCells(study, "jpeg", clean).make(CELL, 255 - clean.images)
   np.testing.assert_array_equal(again, expected)
   np.testing.assert_array_equal(purifying.read(CELL, study.workdir), expected)
+
+
+def test_diffpure_with_a_prior_of_its_own(study: Study, clean, tiny_model) -> None:
+  study.config.purifiers.diffpure = {"timestep": 3}
+  study.config.purifier_model.path = "/models/faces"
+  prior = Model(tiny_model.model, tiny_model.params)
+  cell = Cell("eudp", "diffpure")
+  cells = purifying.PurifiedCells(study, "diffpure", clean, prior)
+  made = cells.make(cell, clean.images)
+  method = purifiers.build("diffpure", tiny_model.model, {"timestep": 3})
+  key = stream(jax.random.key(study.config.seed), "purify/diffpure")
+  expected = purifiers.purify(
+    method, tiny_model.params, key, clean.images, range(5), purifiers.Batching(4)
+  )
+  np.testing.assert_array_equal(made, expected)
+  record = manifest.read_manifest(study.workdir / "purified" / "eudp" / "diffpure" / "pictures")
+  assert record["purifier_model"] == "faces"
+  # Filters have no prior.
+  purifying.PurifiedCells(study, "jpeg", clean, prior).make(CELL, clean.images)
+  record = manifest.read_manifest(study.workdir / "purified" / "eudp" / "jpeg" / "pictures")
+  assert "purifier_model" not in record
 
 
 def test_none_leaves_pictures_as_they_are(study: Study, clean) -> None:

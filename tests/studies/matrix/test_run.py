@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -76,6 +77,39 @@ def test_everything_appears(config: Any, whole: tuple[Path, dict[str, Any]]) -> 
   edited = Cell("random_noise", "jpeg", "img2img", 0).folder(workdir)
   record = manifest.read_manifest(edited / "edits")
   assert record["row"] == "random_noise" and record["options"]["strength"] == 0.5
+
+
+@pytest.mark.slow
+def test_a_prior_that_is_not_the_attacked_model(
+  config: Any, tiny_model: Any, tiny_pipeline: Any, tmp_path: Path
+) -> None:
+  """DiffPure and GrIDPure have it; the report and the manifests name it."""
+  from udp_jax.models import factory
+  from udp_jax.report import survival
+
+  size = tiny_pipeline.model.image_shape[0]
+  unet = dataclasses.replace(tiny_model.config, sample_size=size)
+  factory.save(tmp_path / "other_ddpm", tiny_model.model, unet, tiny_model.params)
+  config = config.copy_and_resolve_references()
+  config.purifiers.update({"diffpure": {"timestep": 2}, "gridpure": {"timestep": 2}})
+  config.purifiers.gridpure.num_iterations = 1
+  config.purifier_model.path = str(tmp_path / "other_ddpm")
+  chosen = {"purifiers": ["jpeg", "diffpure", "gridpure"], "threats": []}
+  report = make(config, tmp_path / "run", **chosen)
+  assert report["failures"] == []
+  names = ["none", "JPEG", "DiffPure (prior: other_ddpm)", "GrIDPure (prior: other_ddpm)"]
+  assert [purifier["label"] for purifier in report["purifiers"]] == names
+  assert report["config"]["purifier_model"]["path"] == config.purifier_model.path
+  assert survival.format_survival(report)
+  made = Cell("random_noise", "diffpure").folder(tmp_path / "run") / plan.FOLDER
+  record = manifest.read_manifest(made)
+  assert record["purifier_model"] == "other_ddpm" and record["model"] == "model"
+  # The same folder with another prior, or without one, is another matrix.
+  for other in ("", str(tmp_path / "another")):
+    config.purifier_model.path = other
+    shutil.copytree(tmp_path / "other_ddpm", tmp_path / "another", dirs_exist_ok=True)
+    with pytest.raises(ConfigError, match=r"purifier_model\.path"):
+      make(config, tmp_path / "run", **chosen)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from udp_jax import purifiers
 from udp_jax.data import images, manifest
 from udp_jax.data.image_set import ImageSet
+from udp_jax.models.context import Model
 from udp_jax.ops.keys import stream
 from udp_jax.report.names import NONE
 from udp_jax.runtime import mesh
@@ -23,8 +24,14 @@ from udp_jax.studies.matrix.plan import FOLDER, Cell
 class PurifiedCells:
   """Purifies the pictures of any row with one purifier, which is compiled once."""
 
-  def __init__(self, study: Study, name: str, pictures: ImageSet):
+  def __init__(self, study: Study, name: str, pictures: ImageSet, prior: Model | None = None):
     """Builds the purifier.
+
+    Args:
+      study: the study, whose model is attacked.
+      name: a purifier of the plan.
+      pictures: the clean pictures.
+      prior: the model for purifiers that denoise with a prior; None for the attacked model.
 
     Raises:
       ConfigError: the purifier is unknown, or an option is missing or unusable.
@@ -40,6 +47,10 @@ class PurifiedCells:
     method = self._settings.method
     # Diffusion purifiers get the common prompt, but must not learn the class of a picture.
     prompt = "" if subject_lib.asks_for_labels(config.prompt) else config.prompt
+    self._prior = ""
+    if prior is not None and purifiers.uses_prior(method, self._settings.options):
+      model, self._prior = prior, subject_lib.path_of_prior(config)
+    # A prior without text takes no prompt.
     known = {"cond": model.embeddings([prompt])}
     options = plan_lib.completed("purifiers", method, self._settings.options, known)
     self._purifier = purifiers.build(method, model.model, options)
@@ -85,6 +96,8 @@ class PurifiedCells:
         "seed": study.config.seed,
         "model": study.config.model.path,
       }
+      if self._prior:
+        record["purifier_model"] = self._prior
       manifest.write_folder(folder, purified, self._names, record=record)
     return read(cell, study.workdir)
 

@@ -16,11 +16,14 @@ import numpy as np
 
 from udp_jax.data.marks import CLEAN
 from udp_jax.metrics import differences, sets, statistics, survival
+from udp_jax.models import galaxies, places
+from udp_jax.purifiers import uses_prior
 from udp_jax.report.names import NONE, PICTURES, SAMPLES, method_label
 from udp_jax.runtime import files
 from udp_jax.studies import rows
 from udp_jax.studies.matrix import cells, pairs
 from udp_jax.studies.matrix import plan as plan_lib
+from udp_jax.studies.matrix import subject as subject_lib
 from udp_jax.studies.matrix.catalogue import Metric
 from udp_jax.studies.matrix.finished import Finished
 from udp_jax.studies.matrix.plan import Cell, Plan
@@ -117,12 +120,19 @@ def _method(config: Any, kind: str, name: str) -> dict[str, Any]:
   if name == NONE:
     return {"name": name, "label": "none", "method": NONE, "options": {}}
   given = plan_lib.settings(config, kind, name)
+  label, prior = method_label(name), subject_lib.path_of_prior(config)
+  if prior and kind == "purifiers" and uses_prior(given.method, given.options):
+    label += f" (prior: {_name_of(prior)})"
   return {
     "name": name,
-    "label": method_label(name),
+    "label": label,
     "method": given.method,
     "options": _plain(given.options),
   }
+
+
+def _name_of(prior: str) -> str:
+  return galaxies.LABEL if prior.startswith(places.GALAXIES) else Path(prior).name
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class _Matrix:
       if row != CLEAN:
         build.build_protection(self._protecting.config, row, self._protecting.model)
     self._clean, self._holdout = load_pictures(config, model)
-    self._purifiers = {name: PurifiedCells(study, name, self._clean) for name in plan.purifiers}
+    prior = subject_lib.load_prior(config)
+    self._purifiers = {n: PurifiedCells(study, n, self._clean, prior) for n in plan.purifiers}
     self._threats = {name: threatening.build(study, name, self._clean) for name in plan.threats}
     self._measures = measuring.Measures(study, self._clean, self._holdout)
     settings.check(config, workdir, self._clean)

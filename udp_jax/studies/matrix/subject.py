@@ -2,6 +2,8 @@
 
 With `config.protection_model.path`, protections attack another one: does what they do transfer?
 
+Purifiers that denoise with a prior (`purifiers.PRIORS`) may have another model.
+
 A latent model comes from a Stable Diffusion folder (or "tiny_ldm", the one in the package), a pixel
 model from a DDPM folder. The rest of the matrix treats both alike; a pixel model has no prompts.
 """
@@ -80,6 +82,23 @@ def protecting(study: Study) -> Study:
     )
   changes: dict[str, Any] = {"model.path": path, "model.uncond_ids": model.uncond_ids or ()}
   return study._replace(config=settings.frozen(config, changes), model=model)
+
+
+def load_prior(config: Any) -> Model | None:
+  """Loads the model of `config.purifier_model.path`; None if the attacked model purifies.
+
+  Raises:
+    ConfigError: the model is not supported.
+    MissingDataError, BadDataError: the folder is missing or damaged.
+  """
+  if not path_of_prior(config):
+    return None
+  return factory.open_model(config.purifier_model, config.performance)
+
+
+def path_of_prior(config: Any) -> str:
+  """Returns `config.purifier_model.path`; "" also for configs of before there was such a field."""
+  return str(config.purifier_model.path) if "purifier_model" in config else ""
 
 
 def texts_of(prompt: str, pictures: ImageSet) -> list[str]:
