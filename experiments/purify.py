@@ -68,10 +68,11 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
   from udp_jax.runtime import mesh
   from udp_jax.stages import purify
   from udp_jax.stages.records import Run
-  from udp_jax.studies import settings
+  from udp_jax.studies import distances, settings
 
   assert _INPUT.value is not None
   given = config.options.to_dict() | _parse_options(_OPTION.value)
+  given = distances.in_options("purifiers", config.method, given)
   changes = {"model.path": _MODEL.value or config.model.path, "options": given}
   config = settings.frozen(config, changes)
   for field in ("per_device_batch_size", "steps_per_call"):
@@ -125,6 +126,7 @@ def _prepare(config: Any) -> Any:
   from udp_jax.models import factory
   from udp_jax.models.context import Model
   from udp_jax.stages.purify import Prepared
+  from udp_jax.studies import distances
 
   options = config.options.to_dict()
   record = {
@@ -134,7 +136,7 @@ def _prepare(config: Any) -> Any:
     "prompt": _PROMPT.value,
     "dtype": config.performance.dtype,
     "seed": config.seed,
-  }
+  } | distances.record(config.options)
   model = Model(None)  # type: ignore[arg-type]  # Most purifiers work without one.
   if config.model.path:
     model = factory.open_model(config.model, config.performance)

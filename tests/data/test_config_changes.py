@@ -58,7 +58,7 @@ def test_other_methods_and_records_are_left_alone():
   assert changed({"protections": None}, record()) == ["num_rounds"]
 
 
-@pytest.mark.parametrize("generation", [3, "2", [2], None])
+@pytest.mark.parametrize("generation", [NEWEST_DEFAULTS + 1, "2", [2], None])
 def test_a_generation_that_is_not_known(generation):
   assert changed(record() | {DEFAULTS: generation}, record()) == [DEFAULTS]
 
@@ -90,4 +90,36 @@ def test_matrices_of_before_are_gone_on_with(name):
     del made["protections"][row]["start"]
     if name == "full":
       del made["protections"][row]["learning_rate"]
-  assert changed(made, config_changes.recorded(config)) == []
+  # Budgets of distances have other units since; the rest is what it was.
+  had = {"finetuning": []}.get(name, ["protections.glaze", "purifiers.impress"])
+  assert changed(made, config_changes.recorded(config)) == had
+
+
+@pytest.mark.parametrize(("kind", "method"), [("protections", "glaze"), ("purifiers", "impress")])
+def test_budgets_of_before_were_on_each_distances_own_scale(kind, method):
+  def configs(old, new, name=method):
+    records = {kind: {name: old}}, {kind: {name: new}, DEFAULTS: NEWEST_DEFAULTS}
+    return changed(*records)
+
+  offline, lpips = ({"perceptual": n} for n in ("effnet_lite0_distance", "lpips_vgg"))
+  differs = [f"{kind}.{method}"]
+  # What left out its distance had the offline one, at a budget that means something else now.
+  assert configs({}, lpips) == configs({}, offline) == differs
+  assert configs(offline, offline) == differs
+  assert configs(offline | {"perceptual_budget": 0.1}, offline | {"perceptual_budget": 0.1})
+  # LPIPS is the unit.
+  assert configs(lpips, lpips) == []
+  mine = {"method": method}
+  assert configs(mine | lpips, mine | lpips, "mine") == []
+  assert configs(mine | offline, mine | offline, "mine") == [f"{kind}.mine"]
+  old, now = {kind: {method: {}}}, {kind: {method: offline}, DEFAULTS: NEWEST_DEFAULTS}
+  assert changed(old, old) == changed(now, now) == []
+
+
+def test_chains_of_before():
+  parts = ({"name": "impress", "perceptual": "effnet_lite0_distance"}, {"name": "jpeg"})
+  record_of = lambda methods: {"purifiers": {"both": {"method": "chain", "methods": methods}}}
+  new = record_of(parts) | {DEFAULTS: NEWEST_DEFAULTS}
+  assert changed(record_of(parts), new) == ["purifiers.both"]
+  jpegs = [{"name": "jpeg"}] * 2
+  assert changed(record_of(jpegs), record_of(jpegs) | {DEFAULTS: NEWEST_DEFAULTS}) == []

@@ -23,12 +23,18 @@ _CHANGES_RESULTS = {
 # The generation of constructor defaults that applies to options missing from a record. Older
 # records do not say, and use generation 1.
 DEFAULTS = "defaults"
-NEWEST_DEFAULTS = 2
+NEWEST_DEFAULTS = 3
+# Records of older generations left out the offline perceptual distance, and gave budgets on each
+# distance's own scale; now budgets are in units of LPIPS.
+_BUDGETS_IN_LPIPS = 3
+_WITH_DISTANCES = {"protections": ("glaze",), "purifiers": ("impress",)}
+_OFFLINE, _LPIPS = "effnet_lite0_distance", "lpips_vgg"
 _GAMES = ("udp", "eudp")
 _DEFAULTS_OF_GAMES: dict[int, dict[str, Any]] = {
   1: {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 8e-4},
   2: {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3},
 }
+_DEFAULTS_OF_GAMES[3] = _DEFAULTS_OF_GAMES[2]
 
 
 def recorded(config: Any) -> dict[str, Any]:
@@ -36,7 +42,7 @@ def recorded(config: Any) -> dict[str, Any]:
 
   >>> from ml_collections import ConfigDict
   >>> recorded(ConfigDict({"seed": 0}))
-  {'seed': 0, 'defaults': 2}
+  {'seed': 0, 'defaults': 3}
   """
   return config.to_dict() | {DEFAULTS: NEWEST_DEFAULTS}
 
@@ -104,7 +110,7 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _completed(config: dict[str, Any]) -> dict[str, Any]:
-  """Fills in the constructor defaults that the UDP and EUDP rows of a record left out.
+  """Fills in the constructor defaults that the rows and purifiers of a record left out.
 
   A record of an unknown generation stays unchanged, and so counts as different.
   """
@@ -123,7 +129,31 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
       if isinstance(entry, dict) and entry.get("method", name) in _GAMES
     }
     completed["protections"] = entries | games
+  if generation < _BUDGETS_IN_LPIPS:
+    for kind, methods in _WITH_DISTANCES.items():
+      if isinstance(entries := completed.get(kind), dict):
+        old = {name: _on_own_scale(name, entry, methods) for name, entry in entries.items()}
+        chosen = completed.get("rows" if kind == "protections" else "use_purifiers") or ()
+        bare = {n: _on_own_scale(n, {}, methods) for n in chosen if n in methods and n not in old}
+        completed[kind] = old | bare
   return completed
+
+
+def _on_own_scale(name: str, entry: Any, methods: tuple[str, ...]) -> Any:
+  """Says in an old entry what it meant: its distance, and that the budget is on its scale."""
+  if not isinstance(entry, dict):
+    return entry
+  if isinstance(parts := entry.get("methods"), list | tuple):  # A chain of purifiers.
+    made = [
+      _on_own_scale(p.get("name", ""), p, methods) if isinstance(p, dict) else p for p in parts
+    ]
+    return entry | {"methods": made}
+  if entry.get("method", name) not in methods:
+    return entry
+  entry = {"perceptual": _OFFLINE} | entry
+  if entry["perceptual"] in ("", _LPIPS):
+    return entry
+  return entry | {"perceptual_budget": {"own_scale": entry.get("perceptual_budget")}}
 
 
 def _only_results(flat: dict[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ _SOURCES = ("data.source", "data.photos", "data.paintings", "prior.source")
 _NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.face")
 # Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
-_NO_PLACES = frozenset({"", "builtin", "tiny_ldm"})
+_NO_PLACES = frozenset({"", "builtin", "sface", "tiny_ldm"})
 # Manifest fields outside its config that may hold one or more paths.
 _PATHS = ("model", "init_image", "mask", "loras", "embeddings")
 

@@ -3,7 +3,7 @@
   config.evaluation.clip               folder of a CLIP model: "clip_style", "clip_likeness"
   config.evaluation.clip_template      text of a class for CLIP, "a painting by {}"
   config.evaluation.clip_top           number of best classes that count as a hit, 1
-  config.evaluation.face               file of a face network: "identity"
+  config.evaluation.face               file of a face network, or "sface": "identity"
   config.evaluation.face_sha256        SHA-256 of that file, if it is a `.pth`
   config.evaluation.classifier_draws   timesteps of the diffusion classifier: "prompt_hits"; 0: none
 
@@ -84,6 +84,7 @@ class Given:
     options: dict[str, Any] = {"per_device_batch_size": per_device_batch_size, "mesh": mesh}
     self._classes, self._judged, self._top = classes, judged, settings["clip_top"]
     self._revisions: dict[str, str] = {}
+    self._labels: dict[str, str] = {}
     self._clip = self._face = self._classifier = None
     self._texts: list[str] = []
     if settings["clip"]:
@@ -93,6 +94,7 @@ class Given:
     if settings["face"]:
       face = face_embedding.load(settings["face"], sha256=settings["face_sha256"])
       self._face, self._revisions["face"] = IdentitySimilarity(face, **options), face.revision
+      self._labels["face"] = f"{face.label}, centre squares as given: no face detected or aligned"
     if draws := settings["classifier_draws"]:
       if judged is None or judged.class_conds is None:
         raise ConfigError(
@@ -131,5 +133,9 @@ class Given:
     return values
 
   def describe(self) -> dict[str, Any]:
-    """Returns the revisions of the weights used, for the record."""
-    return {name: {"revision": revision} for name, revision in self._revisions.items()}
+    """Returns the revisions of the weights used, and labels, for the record."""
+    labels = {name: {"label": label} for name, label in self._labels.items()}
+    return {
+      name: labels.get(name, {}) | {"revision": revision}
+      for name, revision in self._revisions.items()
+    }

@@ -90,7 +90,10 @@ class Measures:
       of_unprotected: edits of the clean pictures after the same purifier.
     """
     values = self._compare(of_clean, images)
-    values["edit_shift"] = self._compare(of_unprotected, images)["perceptual"]
+    # Without a purifier the two references are the same edits.
+    same = of_unprotected is of_clean
+    shift = values if same else self._compare(of_unprotected, images)
+    values["edit_shift"] = shift["perceptual"]
     if self._classifier is not None and self._clean.labels is not None:
       values["style"] = style.hits(self._classifier, self._features(images), self._clean.labels)
     values |= self._given.pictures(images, self._clean.labels)

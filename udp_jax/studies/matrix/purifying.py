@@ -14,6 +14,7 @@ from udp_jax.data.image_set import ImageSet
 from udp_jax.ops.keys import stream
 from udp_jax.report.names import NONE
 from udp_jax.runtime import mesh
+from udp_jax.studies import distances
 from udp_jax.studies.build import Study
 from udp_jax.studies.matrix import plan as plan_lib
 from udp_jax.studies.matrix import subject as subject_lib
@@ -84,7 +85,7 @@ class PurifiedCells:
         "options": self._settings.options,
         "seed": study.config.seed,
         "model": study.config.model.path,
-      }
+      } | distances.record(self._settings.options)
       manifest.write_folder(folder, purified, self._names, record=record)
     return read(cell, study.workdir)
 
