@@ -73,14 +73,13 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
   assert _INPUT.value is not None
   given = config.options.to_dict() | _parse_options(_OPTION.value)
   given = distances.in_options("purifiers", config.method, given)
-  changes = {"model.path": _MODEL.value or config.model.path, "options": given}
-  config = settings.frozen(config, changes)
+  config = settings.frozen(config, {"model.path": _MODEL.value or config.model.path})
   for field in ("per_device_batch_size", "steps_per_call"):
     if config[field] < 1:
       raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1")
   # Whether a finished output lacks anything is known only once the pictures are read.
   manifest.check_output(output, overwrite=_OVERWRITE.value, extend=True, inputs_follow=True)
-  method = _prepare(config)
+  method = _prepare(config, given)
   place = Path(_INPUT.value.removeprefix("folder:")).expanduser()
   pictures = picture_files.list_pictures(place, strict=_STRICT.value)
   run = Run(
@@ -118,8 +117,8 @@ def _parse_options(words: Sequence[str]) -> dict[str, Any]:
   return options
 
 
-def _prepare(config: Any) -> Any:
-  """Returns the purifier of a config with its parameters, as a `purify.Prepared`."""
+def _prepare(config: Any, given: dict[str, Any]) -> Any:
+  """Returns the purifier of a config with these options and parameters, a `purify.Prepared`."""
   import jax
 
   from udp_jax import purifiers, registry
@@ -128,15 +127,15 @@ def _prepare(config: Any) -> Any:
   from udp_jax.stages.purify import Prepared
   from udp_jax.studies import distances
 
-  options = config.options.to_dict()
+  options = dict(given)
   record = {
     "method": config.method,
-    "options": config.options.to_dict(),
+    "options": given,
     "model": config.model.path,
     "prompt": _PROMPT.value,
     "dtype": config.performance.dtype,
     "seed": config.seed,
-  } | distances.record(config.options)
+  } | distances.record(given)
   model = Model(None)  # type: ignore[arg-type]  # Most purifiers work without one.
   if config.model.path:
     model = factory.open_model(config.model, config.performance)

