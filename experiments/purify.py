@@ -76,11 +76,12 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
   from udp_jax.runtime import mesh
   from udp_jax.stages import purify
   from udp_jax.stages.records import Run
-  from udp_jax.studies import settings
+  from udp_jax.studies import distances, settings
 
   assert _INPUT.value is not None
   given = config.options.to_dict() | _parse_options(_OPTION.value)
-  changes = {"model.path": _MODEL.value or config.model.path, "options": given}
+  given = distances.in_options("purifiers", config.method, given)
+  changes = {"model.path": _MODEL.value or config.model.path}
   changes["purifier_model.path"] = _PURIFIER_MODEL.value or config.purifier_model.path
   config = settings.frozen(config, changes)
   for field in ("per_device_batch_size", "steps_per_call"):
@@ -88,7 +89,7 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
       raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1")
   # Whether a finished output lacks anything is known only once the pictures are read.
   manifest.check_output(output, overwrite=_OVERWRITE.value, extend=True, inputs_follow=True)
-  method = _prepare(config)
+  method = _prepare(config, given)
   place = Path(_INPUT.value.removeprefix("folder:")).expanduser()
   pictures = picture_files.list_pictures(place, strict=_STRICT.value)
   run = Run(
@@ -126,8 +127,8 @@ def _parse_options(words: Sequence[str]) -> dict[str, Any]:
   return options
 
 
-def _prepare(config: Any) -> Any:
-  """Returns the purifier of a config with its parameters, as a `purify.Prepared`."""
+def _prepare(config: Any, given: dict[str, Any]) -> Any:
+  """Returns the purifier of a config with these options and parameters, a `purify.Prepared`."""
   import jax
 
   from udp_jax import purifiers, registry
@@ -135,17 +136,18 @@ def _prepare(config: Any) -> Any:
   from udp_jax.models.context import Model
   from udp_jax.purifiers import diffpure
   from udp_jax.stages.purify import Prepared
+  from udp_jax.studies import distances
 
-  options = config.options.to_dict()
+  options = dict(given)
   record = {
     "method": config.method,
-    "options": config.options.to_dict(),
+    "options": given,
     "model": config.model.path,
     "purifier_model": config.purifier_model.path,
     "prompt": _PROMPT.value,
     "dtype": config.performance.dtype,
     "seed": config.seed,
-  }
+  } | distances.record(given)
   model = Model(None)  # type: ignore[arg-type]  # Most purifiers work without one.
   chosen = config.model
   if config.purifier_model.path:

@@ -126,23 +126,20 @@ def test_matrices_of_before_are_gone_on_with(name):
   made = config.to_dict()
   for row in {"udp", "eudp"} & made["protections"].keys():
     del made["protections"][row]["start"]
-  # IMPRESS's epsilon was not scaled then.
-  impress = [n for n, e in config.purifiers.items() if e.get("method", n) == "impress"]
-  now = config_changes.recorded(config)
-  assert changed(made, now) == [f"purifiers.{name}" for name in sorted(impress)]
-  for name in impress:
-    now["purifiers"][name]["scale_epsilon"] = False
-  assert changed(made, now) == []
+  # IMPRESS's epsilon was not scaled then, and budgets of distances had other units.
+  had = {"finetuning": []}.get(name, ["protections.glaze", "purifiers.impress"])
+  assert changed(made, config_changes.recorded(config)) == had
 
 
 def test_impress_of_before_had_one_epsilon_for_all_sizes():
-  old = {"purifiers": {"strong": {"method": "impress"}, "jpeg": {}}}
+  lpips = {"perceptual": "lpips_vgg"}
+  old = {"purifiers": {"strong": {"method": "impress"} | lpips, "jpeg": {}}}
   assert changed(old, old | {DEFAULTS: 2}) == []
   assert changed(old, old | {DEFAULTS: 3}) == ["purifiers.strong"]
-  bare = {"purifiers": {}, "use_purifiers": ["impress"]}
-  literal = {"purifiers": {"impress": {"scale_epsilon": False}}, "use_purifiers": ["impress"]}
+  bare = {"purifiers": {"impress": lpips}, "use_purifiers": ["impress"]}
+  literal = {"purifiers": {"impress": lpips | {"scale_epsilon": False}}}
   assert changed(bare, bare | {DEFAULTS: 3}) == ["purifiers.impress"]
-  assert changed(bare, literal | {DEFAULTS: 3}) == []
+  assert changed(bare, literal | {"use_purifiers": ["impress"], DEFAULTS: 3}) == []
 
 
 def test_a_matrix_of_before_protected_on_its_own_model():
@@ -150,3 +147,33 @@ def test_a_matrix_of_before_protected_on_its_own_model():
   assert changed(old, new) == []
   new["protection_model"] = {"path": "another"}
   assert changed(old, new) == ["protection_model.path"]
+
+
+@pytest.mark.parametrize(("kind", "method"), [("protections", "glaze"), ("purifiers", "impress")])
+def test_budgets_of_before_were_on_each_distances_own_scale(kind, method):
+  def configs(old, new, name=method):
+    records = {kind: {name: old}}, {kind: {name: new}, DEFAULTS: NEWEST_DEFAULTS}
+    return changed(*records)
+
+  offline, lpips = ({"perceptual": n} for n in ("effnet_lite0_distance", "lpips_vgg"))
+  differs = [f"{kind}.{method}"]
+  # What left out its distance had the offline one, at a budget that means something else now.
+  assert configs({}, lpips) == configs({}, offline) == differs
+  assert configs(offline, offline) == differs
+  assert configs(offline | {"perceptual_budget": 0.1}, offline | {"perceptual_budget": 0.1})
+  # LPIPS is the unit.
+  assert configs(lpips, lpips) == []
+  mine = {"method": method}
+  assert configs(mine | lpips, mine | lpips, "mine") == []
+  assert configs(mine | offline, mine | offline, "mine") == [f"{kind}.mine"]
+  old, now = {kind: {method: {}}}, {kind: {method: offline}, DEFAULTS: NEWEST_DEFAULTS}
+  assert changed(old, old) == changed(now, now) == []
+
+
+def test_chains_of_before():
+  parts = ({"name": "impress", "perceptual": "effnet_lite0_distance"}, {"name": "jpeg"})
+  record_of = lambda methods: {"purifiers": {"both": {"method": "chain", "methods": methods}}}
+  new = record_of(parts) | {DEFAULTS: NEWEST_DEFAULTS}
+  assert changed(record_of(parts), new) == ["purifiers.both"]
+  jpegs = [{"name": "jpeg"}] * 2
+  assert changed(record_of(jpegs), record_of(jpegs) | {DEFAULTS: NEWEST_DEFAULTS}) == []

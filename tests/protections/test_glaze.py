@@ -93,6 +93,13 @@ def test_glaze_is_held_back_by_what_can_be_seen(latent_model, monkeypatch):
   rms = np.sqrt(np.square(255 * held).mean((2, 3, 4)))
   assert rms.max() < 2.7 and np.sqrt(np.square(255 * free).mean((2, 3, 4))).min() > 4
   large = stub._replace(min_size=9)
+  # Budgets are in units of LPIPS.
+  calibrated = stub._replace(calibration=((1.0, 2.0), (3.0, 6.0)))
+  monkeypatch.setattr(perceptual, "load", lambda name, weights=None: calibrated)
+  again = np.abs(deltas(build("glaze", latent_model, perceptual_budget=2.0), 12)[-1])
+  np.testing.assert_array_equal(again, held)
+  with pytest.raises(ConfigError, match="budget of 9 is in units of LPIPS"):
+    build("glaze", latent_model, perceptual_budget=9.0)
   monkeypatch.setattr(perceptual, "load", lambda name, weights=None: large)
   with pytest.raises(ConfigError, match="stub needs pictures of 9 pixels and more"):
     build("glaze", latent_model)

@@ -60,6 +60,26 @@ def outcome(purifier, params, pictures):
 
 
 @pytest.mark.slow
+def test_budgets_are_in_units_of_lpips(tiny_pipeline, plain_distance, pictures):
+  """A calibrated distance takes the budget that its own scale has for it."""
+  own = SETTINGS | {"num_steps": 1, "perceptual_weight": 1e4}
+  calibrated = plain_distance._replace(calibration=((0.01, 0.02), (0.1, 0.2)))
+  given = [
+    {"perceptual": plain_distance, "perceptual_budget": 0.1},
+    {"perceptual": calibrated, "perceptual_budget": 0.05},
+    {"perceptual": calibrated, "perceptual_budget": 0.1},
+  ]
+  losses = []
+  for options in given:
+    purifier = purifiers.build("impress", tiny_pipeline.model, own | options)
+    params = purifier.init(KEYS[0], tiny_pipeline.params)
+    losses.append(purifiers.run(purifier, params, KEYS[:2], pictures[:2], steps_per_call=1)[1])
+  np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+  assert (losses[2] < losses[1]).all()
+  with pytest.raises(ConfigError, match="budget of 0.3 is in units of LPIPS"):
+    purifiers.build("impress", tiny_pipeline.model, own | given[1] | {"perceptual_budget": 0.3})
+
+
 def test_the_loss_falls(outcome):
   _, losses, _ = outcome
   assert losses.shape == (24, 8) and np.isfinite(losses).all()

@@ -33,6 +33,11 @@ TIMESTEPS = "timesteps.json"
 # records do not say, and use generation 1.
 DEFAULTS = "defaults"
 NEWEST_DEFAULTS = 3
+# Records of older generations left out the offline perceptual distance, and gave budgets on each
+# distance's own scale; now budgets are in units of LPIPS.
+_BUDGETS_IN_LPIPS = 3
+_WITH_DISTANCES = {"protections": ("glaze",), "purifiers": ("impress",)}
+_OFFLINE, _LPIPS = "effnet_lite0_distance", "lpips_vgg"
 _Defaults = Mapping[str, Any]
 # Configs have the field now; the default is as it was.
 _ONE_DRAW = {"num_draws": 1}
@@ -163,6 +168,13 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
       completed[kind] = {
         name: _of_entry(kind, name, entry, generation) for name, entry in entries.items()
       }
+  if generation < _BUDGETS_IN_LPIPS:
+    for kind, methods in _WITH_DISTANCES.items():
+      if isinstance(entries := completed.get(kind), dict):
+        old = {name: _on_own_scale(name, entry, methods) for name, entry in entries.items()}
+        chosen = completed.get("rows" if kind == "protections" else "use_purifiers") or ()
+        bare = {n: _on_own_scale(n, {}, methods) for n in chosen if n in methods and n not in old}
+        completed[kind] = old | bare
   return completed
 
 
@@ -177,6 +189,23 @@ def _of_entry(kind: str, name: str, entry: Any, generation: int) -> Any:
     rank, trains_text = made.get("rank", 0), made.get("train_text_encoder", False)
     made["learning_rate"] = published.dreambooth_rate(rank, trains_text)
   return made
+
+
+def _on_own_scale(name: str, entry: Any, methods: tuple[str, ...]) -> Any:
+  """Says in an old entry what it meant: its distance, and that the budget is on its scale."""
+  if not isinstance(entry, dict):
+    return entry
+  if isinstance(parts := entry.get("methods"), list | tuple):  # A chain of purifiers.
+    made = [
+      _on_own_scale(p.get("name", ""), p, methods) if isinstance(p, dict) else p for p in parts
+    ]
+    return entry | {"methods": made}
+  if entry.get("method", name) not in methods:
+    return entry
+  entry = {"perceptual": _OFFLINE} | entry
+  if entry["perceptual"] in ("", _LPIPS):
+    return entry
+  return entry | {"perceptual_budget": {"own_scale": entry.get("perceptual_budget")}}
 
 
 def _only_results(flat: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _NAMED += ("evaluation.weights", "evaluation.clip", "evaluation.face")
 # Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
 _KINDS = (*_BY_NAME, "folder", "npz", "windows")
-_NO_PLACES = frozenset({"", "builtin", "tiny_ldm"})
+_NO_PLACES = frozenset({"", "builtin", "sface", "tiny_ldm"})
 # What starts the names of models that are files of an installed package (`models.galaxies`).
 _PACKAGED = "galaxygrad:"
 # Manifest fields outside its config that may hold one or more paths.

@@ -3,7 +3,7 @@
   config.evaluation.clip               folder of a CLIP model: "clip_style", "clip_likeness"
   config.evaluation.clip_template      text of a class for CLIP, "a painting by {}"
   config.evaluation.clip_top           number of best classes that count as a hit, 1
-  config.evaluation.face               file of a face network: "identity"
+  config.evaluation.face               file of a face network, or "sface": "identity"
   config.evaluation.face_sha256        SHA-256 of that file, if it is a `.pth`
   config.evaluation.classifier_draws   timesteps of the diffusion classifier: "prompt_hits"; 0: none
 
@@ -83,16 +83,19 @@ class Given:
     settings = {name: evaluation.get(name, value) for name, value in DEFAULTS.items()}
     options: dict[str, Any] = {"per_device_batch_size": per_device_batch_size, "mesh": mesh}
     self._classes, self._judged, self._top = classes, judged, settings["clip_top"]
-    self._revisions: dict[str, str] = {}
+    self._networks: dict[str, dict[str, str]] = {}
     self._clip = self._face = self._classifier = None
     self._texts: list[str] = []
     if settings["clip"]:
       found = clip.load(settings["clip"])
-      self._clip, self._revisions["clip"] = CLIPScores(found, **options), found.revision
+      self._clip = CLIPScores(found, **options)
+      self._networks["clip"] = {"revision": found.revision}
       self._texts = [settings["clip_template"].format(name) for name in classes or ()]
     if settings["face"]:
       face = face_embedding.load(settings["face"], sha256=settings["face_sha256"])
-      self._face, self._revisions["face"] = IdentitySimilarity(face, **options), face.revision
+      self._face = IdentitySimilarity(face, **options)
+      label = f"{face.label}; centre squares as given, no face is detected or aligned"
+      self._networks["face"] = {"label": label, "revision": face.revision}
     if draws := settings["classifier_draws"]:
       if judged is None or judged.class_conds is None:
         raise ConfigError(
@@ -131,5 +134,5 @@ class Given:
     return values
 
   def describe(self) -> dict[str, Any]:
-    """Returns the revisions of the weights used, for the record."""
-    return {name: {"revision": revision} for name, revision in self._revisions.items()}
+    """Returns the networks that the numbers depend on, for the record."""
+    return dict(self._networks)

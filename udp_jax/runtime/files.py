@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import importlib.util
 import json
 import os
 import stat
@@ -134,6 +136,37 @@ def refuse_lfs_pointer(path: str | os.PathLike) -> None:
       f"{os.fspath(path)} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
       "repository, or download the file again"
     )
+
+
+def read_checked(path: str | os.PathLike, sha256: str) -> bytes:
+  """Reads a file of weights, whose digest must be known before any byte of it is interpreted.
+
+  Raises:
+    MissingDataError: the file does not exist.
+    BadDataError: it cannot be read, or its SHA-256 is not `sha256` (hexadecimal).
+  """
+  refuse_lfs_pointer(path)
+  try:
+    content = Path(path).read_bytes()
+  except FileNotFoundError:
+    raise MissingDataError(f"{os.fspath(path)}: no such file of weights") from None
+  except OSError as error:
+    raise BadDataError(f"{os.fspath(path)}: cannot be read: {error.strerror}") from error
+  digest = hashlib.sha256(content).hexdigest()
+  if digest != sha256.lower():
+    raise BadDataError(
+      f"{os.fspath(path)}: sha256 is {digest}, expected {sha256}; the file is damaged or not the "
+      "one meant, and was not opened: fetch it again"
+    )
+  return content
+
+
+def in_package(module: str, relative: str) -> Path | None:
+  """Path of a file inside an installed package, which is not imported; None if it is not there."""
+  spec = importlib.util.find_spec(module)
+  folders = list(spec.submodule_search_locations or ()) if spec else []
+  path = Path(folders[0]) / relative if folders else None
+  return path if path is not None and path.is_file() else None
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from udp_jax.ops import visibility
 from udp_jax.protections.lookup import CONTROLS
 from udp_jax.report import names
 from udp_jax.stages.records import Row
-from udp_jax.studies import usefulness
+from udp_jax.studies import distances, usefulness
 
 _NOISES = {"uniform": "Uniform noise", "sign": "Sign noise, full strength"}
 _LABELS = {CLEAN: "Clean", "random_noise": "Random noise", "sign_noise": "Sign noise"}
@@ -266,6 +266,7 @@ def settings(config: Any, name: str, model: Model | None = None) -> Row:
     options.setdefault("clean_set", config.data.clean_set)
   if "joint_gradients" in accepted and config.performance.get("joint_gradients"):
     options.setdefault("joint_gradients", True)
+  options = distances.in_options("protections", method, options)
   found = Row(name, method, options, rounds, radius_255, imitates, spared(config))
   return found._replace(probs=_measured(config, name, options.get("probs"), model))
 

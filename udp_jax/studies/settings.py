@@ -16,6 +16,7 @@ from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
 from udp_jax.runtime import files, processes
 from udp_jax.runtime import workdir as workdir_lib
+from udp_jax.studies import distances
 
 # The least sensible value of fields that are counts or divisors.
 _AT_LEAST = {
@@ -38,7 +39,7 @@ _AT_LEAST = {
 
 
 def frozen(config: Any, changes: Mapping[str, Any] | None = None) -> FrozenConfigDict:
-  """Returns a read-only copy of a config.
+  """Returns a read-only copy of a config, in which the perceptual distance "auto" is a named one.
 
   Args:
     config: a `ConfigDict`, frozen or not.
@@ -56,7 +57,7 @@ def frozen(config: Any, changes: Mapping[str, Any] | None = None) -> FrozenConfi
     for part in sections:
       section = section.setdefault(part, {})
     section[field] = value
-  return FrozenConfigDict(made)
+  return FrozenConfigDict(distances.in_config(made))
 
 
 def check_values(config: Any) -> None:

@@ -24,7 +24,7 @@ def get_config(variant=None):
   rows: dict = {"random_noise": {"distribution": "sign"}}
   rows |= {"mist_noise": {"method": "matched_noise", "of": "mist"}}
   rows |= {"photoguard_encoder": encoder, "photoguard_adaptive": encoder | m.ADAPTIVE}
-  rows |= {"mist": mist, "mist_adaptive": mist | m.ADAPTIVE, "advdm": {}, "glaze": {}}
+  rows |= {"mist": mist, "mist_adaptive": mist | m.ADAPTIVE, "advdm": {}, "glaze": m.OFFLINE}
   game = {"num_rounds": 10, "train_steps": 5, "perturb_steps": 3, "learning_rate": 1e-4}
   config.protections.update(rows | {"eudp": game | {"start": "sign"}})
   config.rows = (*rows, "eudp")
@@ -32,7 +32,7 @@ def get_config(variant=None):
   config.purifiers.gaussian_blur = {"sigma": 1.0}
   config.purifiers.gaussian_noise = {"std": 0.05}
   config.purifiers.vae_roundtrip = {}
-  config.purifiers.impress = m.IMPRESS_PHOTOGUARD | {"num_steps": 60, "learning_rate": 0.02}
+  config.purifiers.impress = m.IMPRESS_DEMO
   config.use_purifiers = ("jpeg", "gaussian_blur", "gaussian_noise", "vae_roundtrip", "impress")
   config.threats.img2img = {"strength": 0.4, "sample_steps": 20, "guidance_scale": 3.0}
   config.threats.lora = {"train_steps": 60, "learning_rate": 2e-3, "sample_steps": 20}

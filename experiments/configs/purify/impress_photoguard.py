@@ -1,7 +1,6 @@
 """IMPRESS with the settings of its published run against PhotoGuard (1000 steps).
 
   python -m experiments.purify --config=impress_photoguard --model=FOLDER \\
-    --config.options.perceptual=lpips_vgg --config.options.perceptual_weights=FILE \\
     --input=PROTECTED --output=PURIFIED
 
 See `impress_glaze` about the distance and the hardware.

@@ -84,5 +84,7 @@ def small(model: Path) -> Any:
   config.threats.img2img = {"strength": 0.5, "sample_steps": 4, "guidance_scale": 1.0}
   config.use_threats = ("img2img",)
   config.evaluation.update({"loss_draws": 2})
+  # LPIPS would take these small pictures, and a while.
+  config.evaluation.perceptual = "effnet_lite0_distance"
   config.performance.sample_batch_size = 4
   return config

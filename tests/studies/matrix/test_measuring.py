@@ -21,6 +21,10 @@ from udp_jax.studies import build
 from udp_jax.studies.matrix import measuring, plan, purifying, results, run, subject
 from udp_jax.studies.matrix.plan import Cell
 
+FACE = {
+  "label": "Colours; centre squares as given, no face is detected or aligned",
+  "revision": "mean colour",
+}
 NEW = {"clip_style", "clip_likeness", "identity", "prompt_hits"}
 
 
@@ -29,6 +33,7 @@ class MeanColour(NamedTuple):
 
   params: jax.Array = jnp.ones(3)
   revision: str = "mean colour"
+  label: str = "Colours"
 
   def apply(self, params: jax.Array, images: jax.Array) -> jax.Array:
     away = params * (images.mean((1, 2)) - 0.5)
@@ -69,7 +74,7 @@ def test_what_is_given_is_in_the_report(asking: Any, tiny_clip: Any, tmp_path: P
   shown = [NEW & {metric["key"] for metric in table["metrics"]} for table in report["tables"]]
   assert shown == [{"clip_style", "prompt_hits"}, NEW]
   assert report["networks"]["clip"] == {"revision": tiny_clip.revision}
-  assert report["networks"]["face"] == {"revision": "mean colour"}
+  assert report["networks"]["face"] == FACE
   own, edits = (
     {entry["row"]: entry["metrics"] for entry in table["cells"]} for table in report["tables"]
   )
@@ -119,7 +124,7 @@ def test_samples_and_edits(asking: Any, tiny_clip: Any, monkeypatch: pytest.Monk
   assert values["clip_likeness"].mean() < 1 - 1e-6 and values["identity"].shape == none.shape
   described = measures.describe()
   assert described["clip"] == {"revision": tiny_clip.revision}
-  assert described["face"] == {"revision": "mean colour"}
+  assert described["face"] == FACE
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict
       Metric(
         "edit_shift",
         f"Edit shift ({perceptual_label})",
-        "Perceptual distance between the edit and that of the clean picture after the same "
-        "purifier, same draws; 0 is identical.",
+        f"Perceptual distance ({perceptual_label}) between the edit and that of the clean picture "
+        "after the same purifier, same draws; 0 is identical.",
         digits=4,
         better="higher",
         survives=True,
@@ -78,7 +78,8 @@ def metrics(perceptual_label: str, feature_label: str, num_samples: int) -> dict
       _STYLE,
       *_classified("samples", "class that was asked for"),
       _IDENTITY._replace(
-        help="Cosine of a sample's face embedding and the mean one of the clean pictures."
+        help="Cosine of a sample's face embedding and the mean one of the clean pictures. "
+        + _UNALIGNED
       ),
       Metric(
         "fd",
@@ -113,7 +114,7 @@ def _compared(perceptual_label: str, what: str, to: str) -> list[Metric]:
     Metric(
       "perceptual",
       perceptual_label,
-      f"Perceptual distance between {pair}; 0 is identical.",
+      f"Perceptual distance ({perceptual_label}) between {pair}; 0 is identical.",
       digits=4,
       better=far,
       survives=edits,
@@ -259,10 +260,14 @@ _STYLE = Metric(
   survives=True,
 )
 
+_UNALIGNED = (
+  "Faces are not aligned: values are below those of pipelines that do, and mean nothing where no "
+  "face fills the picture."
+)
 _IDENTITY = Metric(
   "identity",
   "Identity (cosine)",
-  "Cosine of face embeddings of the edit and the clean picture.",
+  f"Cosine of face embeddings of the edit and the clean picture. {_UNALIGNED}",
   better="lower",
   survives=True,
 )

@@ -90,7 +90,10 @@ class Measures:
       of_unprotected: edits of the clean pictures after the same purifier.
     """
     values = self._compare(of_clean, images)
-    values["edit_shift"] = self._compare(of_unprotected, images)["perceptual"]
+    # Without a purifier the two references are the same edits.
+    same = of_unprotected is of_clean
+    shift = values if same else self._compare(of_unprotected, images)
+    values["edit_shift"] = shift["perceptual"]
     if self._classifier is not None and self._clean.labels is not None:
       found = self._features(images)
       values[style.METRIC] = style.edit_hits(self._classifier, found, self._clean.labels)

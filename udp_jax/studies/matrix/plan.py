@@ -19,6 +19,7 @@ from udp_jax.data.budget import check_radius_255
 from udp_jax.data.marks import CLEAN
 from udp_jax.errors import ConfigError
 from udp_jax.report.names import NONE
+from udp_jax.studies import distances
 from udp_jax.studies import settings as settings_lib
 
 FOLDER = "pictures"
@@ -158,7 +159,7 @@ def settings(config: Any, kind: str, name: str, own: Sequence[str] = ()) -> Sett
   given = dict(config[kind].get(name, {}))
   method = given.pop("method", name)
   driving = {field: given.pop(field) for field in own if field in given}
-  return Settings(method, given, driving)
+  return Settings(method, distances.in_options(kind, method, given), driving)
 
 
 class Settings(NamedTuple):

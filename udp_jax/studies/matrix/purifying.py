@@ -15,6 +15,7 @@ from udp_jax.models.context import Model
 from udp_jax.ops.keys import stream
 from udp_jax.report.names import NONE
 from udp_jax.runtime import mesh
+from udp_jax.studies import distances
 from udp_jax.studies.build import Study
 from udp_jax.studies.matrix import plan as plan_lib
 from udp_jax.studies.matrix import subject as subject_lib
@@ -95,7 +96,7 @@ class PurifiedCells:
         "options": self._settings.options,
         "seed": study.config.seed,
         "model": study.config.model.path,
-      }
+      } | distances.record(self._settings.options)
       if self._prior:
         record["purifier_model"] = self._prior
       manifest.write_folder(folder, purified, self._names, record=record)
