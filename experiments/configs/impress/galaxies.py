@@ -2,8 +2,8 @@
 
 python -m experiments.impress --config=galaxies --workdir=runs/galaxies
 Needs: pip install --no-deps galaxygrad==0.2.1. Hardware: 2 CPU cores. It shows that a purifier's
-model may be another one than the attacked tiny_ldm. A prior for galaxies knows no photographs, so it
-is weak on them: what it does not remove, a prior for photographs might.
+model may be another one than the attacked tiny_ldm. A prior for galaxies knows no photographs, so
+it is weak on them: what it does not remove, a prior for photographs might.
 """
 
 from experiments.configs import matrix as m
