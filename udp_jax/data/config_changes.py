@@ -131,7 +131,7 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   free += (PLACES, "seeds", "use_purifiers", "use_threats", "evaluation.bootstrap")
   entries = ("protections", "purifiers", "threats")
   old, new = _completed(old), _completed(new)
-  nested = ("data", "prior", "threat", "model", "evaluation", "performance")
+  nested: tuple[str, ...] = ("data", "prior", "threat", "model", "evaluation", "performance")
   nested += ("protection_model", "purifier_model", *entries)
   flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))
   known_old, known_new = (config.get(PLACES) or {} for config in (old, new))

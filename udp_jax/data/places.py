@@ -38,8 +38,10 @@ Given = str | os.PathLike | None
 
 # Config fields that name a run's inputs: folders of pictures, and files that are read by name.
 _SOURCES = ("data.source", "data.clean_set", "data.photos", "data.paintings", "prior.source")
-_NAMED = ("model.path", "model.timestep_probs", "protection_model.path", "purifier_model.path")
-_NAMED += ("evaluation.weights", "evaluation.clip", "evaluation.face")
+_NAMED = (
+  *("model.path", "model.timestep_probs", "protection_model.path", "purifier_model.path"),
+  *("evaluation.weights", "evaluation.clip", "evaluation.face"),
+)
 # Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
 _KINDS = (*_BY_NAME, "folder", "npz", "windows")

@@ -166,8 +166,8 @@ class Block(nn.Module):
         x = AttentionBlock(*options, name=f"attentions_{i}")(x)
       outputs.append(x)
     if self.resample and self.by_resnet:
-      options = (*norm, c.dropout, self.method, scaled, self.resample)
-      x = resnet(self.features, *options, name=f"{self.resample}samplers_0")(x, temb, seeds)
+      resized = (*norm, c.dropout, self.method, scaled, self.resample)
+      x = resnet(self.features, *resized, name=f"{self.resample}samplers_0")(x, temb, seeds)
       outputs.append(x)
     elif self.resample:
       resample = Resample(
