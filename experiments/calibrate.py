@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{'LPIPS':>6} {'change':<20} {'lower':>7} {'median':>7} {'upper':>7} {'pictures':>8}")
     for point in calibration.calibrate(measured[lpips.name], measured[distance.name]):
       numbers = " ".join(f"{value:7.4f}" for value in (point.low, point.median, point.high))
-      print(f"{point.budget:6g} {point.kind:<20} {numbers} {point.count:8d}")
+      print(f"{point.budget:6g} {point.kind:<20} {numbers} {point.num_pictures:8d}")
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def test_one_distance_is_a_function_of_the_other():
   found = {(round(p.budget, 4), p.kind): p for p in points}
   for kind in ("signs", "half", "all"):
     point = found[round((16 / 255) ** 2, 4), kind]
-    assert point.median == pytest.approx(16 / 255, rel=1e-3) and point.count == 3 * (
+    assert point.median == pytest.approx(16 / 255, rel=1e-3) and point.num_pictures == 3 * (
       1 + (kind == "all")
     )
     assert point.low <= point.median <= point.high
   far = found[round((32 / 255) ** 2 * 0.99, 4), "half"]
-  assert far.count == 0 and np.isnan(far.median)
+  assert far.num_pictures == 0 and np.isnan(far.median)
 
 
 def test_the_first_crossing_counts():

@@ -38,7 +38,7 @@ class Point(NamedTuple):
     low: lower quartile of the distance.
     median: its median.
     high: upper quartile.
-    count: pictures whose LPIPS reaches the budget.
+    num_pictures: pictures whose LPIPS reaches the budget.
   """
 
   budget: float
@@ -46,7 +46,7 @@ class Point(NamedTuple):
   low: float
   median: float
   high: float
-  count: int
+  num_pictures: int
 
 
 def differences(images: np.ndarray, model: Model, *, seed: int) -> dict[str, np.ndarray]:
