@@ -17,7 +17,7 @@ def get_config(variant=None):
   config.prompt = ""
   # 0.06 and 0.02 on [-1, 1].
   config.radius_255, config.step_size_255, config.num_rounds = 7.65, 2.55, 1000
-  encoder = {"method": "photoguard_encoder", "decay_steps": 1000}
+  encoder = {"method": "photoguard_encoder", "radius_255": 7.65, "decay_steps": 1000}
   config.protections.photoguard_encoder = encoder
   config.protections.photoguard_encoder_adaptive = m.ADAPTIVE | encoder
   # An L2 ball of 16 on [-1, 1], steps of length 1, and no limit for a single value.
