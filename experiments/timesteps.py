@@ -36,7 +36,6 @@ _PROMPT = flags.DEFINE_string("prompt", "", "Prompt of all pictures, for models 
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Dtype of the computation.")
 _SEED = flags.DEFINE_integer("seed", 0, "Chooses the pictures and decides every draw.")
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Pictures at a time.", lower_bound=1)
-_PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,7 +55,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(output: Path) -> int:
   from ml_collections import ConfigDict
-  from tqdm import tqdm
 
   from udp_jax.data import sources
   from udp_jax.metrics import usefulness
@@ -70,18 +68,16 @@ def _measure(output: Path) -> int:
   size = model.model.image_shape[0]
   pictures = sources.load(_INPUT.value, image_size=size, limit=_PICTURES.value, seed=_SEED.value)
   count = len(pictures.images)
-  with tqdm(total=count, desc="measured", unit="img", disable=not _PROGRESS.value) as bar:
-    found = usefulness.measure(
-      model.model,
-      model.params,
-      pictures.images,
-      model.embeddings([_PROMPT.value] * count),
-      num_strata=_STRATA.value,
-      draws=_DRAWS.value,
-      seed=_SEED.value,
-      batch_size=_BATCH.value,
-      on_progress=lambda done: bar.update(done - bar.n),
-    )
+  found = usefulness.measure(
+    model.model,
+    model.params,
+    pictures.images,
+    model.embeddings([_PROMPT.value] * count),
+    num_strata=_STRATA.value,
+    draws=_DRAWS.value,
+    seed=_SEED.value,
+    batch_size=_BATCH.value,
+  )
   settings = {"seed": _SEED.value, "draws": _DRAWS.value, "prompt": _PROMPT.value}
   settings |= {"dtype": _DTYPE.value, "input": _INPUT.value}
   record = study.describe(found, _MODEL.value, model.model, pictures, settings)

@@ -106,7 +106,7 @@ _WORDS: dict[str, list[str]] = {
   "benchmark": ["--config=default:smoke"],
   "eudp": ["--config=demo:smoke"],
   "evaluate": ["--radius_255=8"],
-  "timesteps": [],
+  "timesteps": ["--model=MODEL"],
   "impress": ["--config=demo:smoke"],
   "protect": ["--method=random_noise"],
   "purify": ["--method=jpeg"],

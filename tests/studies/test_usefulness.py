@@ -49,7 +49,7 @@ def test_round_trip(file: Path, model: Model, tmp_path: Path) -> None:
   early = timesteps.schedule_power(model.model.schedule, 2.0, 0.0)
   by_power = VALUES @ [early[:10].sum(), early[10:30].sum(), early[30:].sum()]
   np.testing.assert_allclose(record["expected"][3]["ascent"], by_power.mean(), rtol=1e-6)
-  probs = usefulness.read(str(file.parent), str(tmp_path / "ddpm"), model)
+  probs = usefulness.read(str(file.parent), str(tmp_path / "ddpm"), model.model)
   np.testing.assert_array_equal(probs, timesteps.measured([4.5, 19.5, 39.5], [1.5, 3.5, 0], 50))
   assert (file.parent / usefulness.FIGURE).read_text().startswith("<svg xmlns=")
   # It may be measured again, but nothing else is replaced.
@@ -69,12 +69,12 @@ def test_another_model_is_refused(file: Path, model: Model, tiny_model, tmp_path
   with pytest.raises(ConfigError, match=r"another model \(ddpm\) than .*other, by their weights"):
     usefulness.read(str(file), str(other))
   # A model that is trained from scratch has no weights yet: size and schedule are what is known.
-  fresh = model._replace(params=None)
+  fresh = model.model
   assert usefulness.read(str(file), "", fresh).shape == (50,)
-  longer = fresh._replace(model=model.model._replace(schedule=schedules.linear(60)))
+  longer = fresh._replace(schedule=schedules.linear(60))
   with pytest.raises(ConfigError, match="its schedule_sha256 is another one"):
     usefulness.read(str(file), "", longer)
-  larger = fresh._replace(model=model.model._replace(image_shape=(16, 16, 3)))
+  larger = fresh._replace(image_shape=(16, 16, 3))
   with pytest.raises(ConfigError, match="its image_shape is another one"):
     usefulness.read(str(file), "", larger)
   with pytest.raises(MissingDataError, match=r"no file .*nowhere; `python -m experiments.timest"):

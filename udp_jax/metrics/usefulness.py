@@ -16,7 +16,7 @@ come from different draws; otherwise each noise would look useful for its own gr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,8 @@ from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.objectives.denoising import denoising
 from udp_jax.ops.image import to_float
 from udp_jax.ops.keys import example_keys, stream
+
+_log = logging.getLogger(__name__)
 
 
 class Usefulness(NamedTuple):
@@ -76,7 +78,6 @@ def measure(
   draws: int = 2,
   seed: int = 0,
   batch_size: int = 16,
-  on_progress: Callable[[int], None] = lambda done: None,
 ) -> Usefulness:
   """Measures the usefulness of timesteps for pictures, as they are.
 
@@ -89,7 +90,6 @@ def measure(
     draws: (timestep, noise) pairs of a picture in each stratum, at least 2.
     seed: decides every draw, together with a picture's number.
     batch_size: pictures at a time; changes only memory and speed.
-    on_progress: called with the number of pictures done.
 
   Raises:
     ValueError: there are fewer than 2 draws.
@@ -141,7 +141,7 @@ def measure(
     given = None if cond is None else cond[rows]
     values = of_batch(params, images[rows], rows.astype(np.int32), given)
     parts.append(np.asarray(values, np.float64)[: len(images) - start])
-    on_progress(min(start + size, len(images)))
+    _log.info("measured %d of %d pictures", min(start + size, len(images)), len(images))
   return Usefulness(edges, np.concatenate(parts))
 
 

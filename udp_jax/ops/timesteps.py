@@ -82,8 +82,8 @@ def measured(grid: ArrayLike, usefulness: ArrayLike, num_steps: int) -> np.ndarr
     ValueError: the grid does not increase or leaves [0, T - 1], shapes differ, a value is not
       finite, or no timestep is useful.
 
-  >>> measured([0, 2], [1.0, 3.0], 4).round(4).tolist()
-  [0.1111, 0.2222, 0.3333, 0.3333]
+  >>> [round(9 * float(p), 3) for p in measured([0, 2], [1.0, 3.0], 4)]
+  [1.0, 2.0, 3.0, 3.0]
   """
   grid, values = np.asarray(grid, np.float64), np.asarray(usefulness, np.float64)
   if grid.ndim != 1 or grid.shape != values.shape or not grid.size:

@@ -279,7 +279,8 @@ def _measured(config: Any, name: str, asked: Any, model: Model | None) -> np.nda
     raise ConfigError(
       f'config.protections.{name}.probs is {asked!r}; it may be "{usefulness.MEASURED}"'
     )
-  return usefulness.read(config.model.get("timestep_probs", ""), config.model.path, model)
+  functions = None if model is None else model.model
+  return usefulness.read(config.model.get("timestep_probs", ""), config.model.path, functions)
 
 
 def _token_ids(config: Any, model: Model | None, prompt: str) -> tuple[int, ...]:

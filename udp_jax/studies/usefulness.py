@@ -19,7 +19,6 @@ from udp_jax.errors import BadDataError, ConfigError, MissingDataError, OutputEr
 from udp_jax.metrics import usefulness
 from udp_jax.models import galaxies, places
 from udp_jax.models.base import DiffusionModel
-from udp_jax.models.context import Model
 from udp_jax.ops import timesteps
 from udp_jax.ops.schedules import NoiseSchedule
 from udp_jax.report import plots
@@ -124,7 +123,7 @@ def write(folder: Path, record: dict[str, Any]) -> None:
   files.write_json(path, record)
 
 
-def read(path: str, model_path: str, model: Model | None = None) -> np.ndarray:
+def read(path: str, model_path: str, model: DiffusionModel | None = None) -> np.ndarray:
   """Returns the distribution (T,) over timesteps that a file's measurement gives.
 
   Args:
@@ -157,7 +156,7 @@ def read(path: str, model_path: str, model: Model | None = None) -> np.ndarray:
   if model_path and fingerprint(model_path) != digest:
     raise ConfigError(f"{refused} than {model_path}, by their weights; {command}")
   if model is not None:
-    shape, schedule = model.model.image_shape, model.model.schedule
+    shape, schedule = model.image_shape, model.schedule
     used = {"schedule_sha256": _schedule_sha256(schedule), "image_shape": list(shape)}
     for name, value in used.items():
       if known[name] != value:
