@@ -153,6 +153,9 @@ def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
   config.model.image_size = 0
   # overlap: pixels, -1 for an eighth of a tile. files_at_a_time: 0 for the method's default.
   config.pictures = ConfigDict({"tile_size": 0, "overlap": -1, "files_at_a_time": 0})
+  # What a model learns from, where `config.threat` names a way to fine-tune ("scratch": nothing):
+  # windows of all pictures together, and their shortest side in pixels.
+  config.pictures.update({"windows": 240, "smallest_window": 112})
   # Names of the photographs, if the source is "builtin".
   config.pictures.photographs = ("cat", "coffee", "rocket")
   # Further settings of latent models that change speed and memory: `models.performance`.

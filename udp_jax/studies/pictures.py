@@ -4,15 +4,17 @@
   workdir/clean/                  the 8-bit reference at full resolution
   workdir/protected/<row>/        protected files and manifest.json
   workdir/measured/<row>.json     metrics of the row
+  workdir/learned/<row>/          what a model learned from the row, if it was asked (`learning`)
   workdir/report.json .html       written last
 
 It measures what the methods optimise, on the saved files and with draws that no method has seen:
-the loss of the fixed model. To see what a model learns from the pictures, use `experiments.train`
-and `experiments.impress`.
+the loss of the fixed model. Where `config.threat` names a way to fine-tune, it also shows what a
+model learns from each row; `experiments.impress` measures that.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection
 from pathlib import Path
@@ -34,17 +36,19 @@ from udp_jax.runtime import files
 from udp_jax.stages import protect_pictures
 from udp_jax.stages import tiles as tiles_lib
 from udp_jax.stages.tiles import Pictures, Tiling
-from udp_jax.studies import build
+from udp_jax.studies import build, learning
 from udp_jax.studies import rows as rows_lib
 from udp_jax.studies import settings as settings_lib
 from udp_jax.studies import training_sets_report as report_build
 from udp_jax.studies.build import Study
+from udp_jax.studies.learning import Learned, Learner
 
 _log = logging.getLogger(__name__)
 
 # Side in pixels of the pictures in the report, and their largest number.
 _SHOWN_PIXELS = 192
 _SHOWN_PICTURES = 8
+_SHOWN_SAMPLES = 16
 
 
 class Cutting(NamedTuple):
@@ -194,6 +198,7 @@ def run(
     progress=progress,
   )
   check_workdir(study, pictures)
+  learner = Learner(study, pictures) if evaluate and learning.is_asked(config) else None
   rows = list(dict.fromkeys(config.rows))
   for row in rows:
     output = workdir / "protected" / row
@@ -203,21 +208,26 @@ def run(
   if not evaluate:
     return None
   measured = {row: _measured(study, row, pictures) for row in rows}
-  table = [
-    {"name": row, "metrics": {n: statistics.over_seeds([v]) for n, v in metrics.items()}}
-    for row, metrics in measured.items()
-  ]
-  return _report(study, table, pictures)
+  learned = {} if learner is None else {row: learner.learned(row) for row in rows}
+  table = []
+  for row, metrics in measured.items():
+    metrics |= learned[row].metrics if row in learned else {}
+    spread = {n: statistics.over_seeds([v]) for n, v in metrics.items()}
+    table.append({"name": row, "metrics": spread})
+  return _report(study, table, pictures, learned)
 
 
 def _source(config: Any, workdir: Path) -> Path:
-  """Folder of the pictures; "builtin" fills one with the installed photographs."""
+  """Folder of the pictures; "builtin" fills one with installed photographs and their captions."""
   if config.data.source != "builtin":
     return Path(config.data.source.removeprefix("folder:")).expanduser()
-  folder = workdir / "photographs"
+  folder, lines = workdir / "photographs", []
   for name in config.pictures.photographs:
     found = builtin.find_photograph(name)
-    files.write_bytes(folder / f"{name}{found.suffix}", found.read_bytes())
+    file = f"{name}{found.suffix}"
+    files.write_bytes(folder / file, found.read_bytes())
+    lines.append(json.dumps({"file_name": file, "text": f"a photo of {name}"}))
+  files.write_bytes(folder / "metadata.jsonl", "\n".join([*lines, ""]).encode())
   return folder
 
 
@@ -275,9 +285,27 @@ def _draws(model: DiffusionModel) -> dict[str, Any]:
   }
 
 
-def _columns() -> list[dict[str, Any]]:
+def _columns(learns: bool) -> list[dict[str, Any]]:
   column = study_report.column
-  return [
+  learned = [
+    column(
+      "nearest_clean",
+      "Samples to clean pictures",
+      "Mean distance of a drawn picture from the nearest clean window, in features of a network. "
+      "Larger: the model draws something else.",
+      "higher",
+      1,
+    ),
+    column(
+      "loss_learned",
+      "Loss after learning",
+      "Denoising loss on the clean pictures of the model that learned from the row. Larger: it "
+      "learned less of them.",
+      "higher",
+      4,
+    ),
+  ]
+  return (learned if learns else []) + [
     column(
       "loss_uniform",
       "Denoising loss",
@@ -301,7 +329,7 @@ def _columns() -> list[dict[str, Any]]:
 
 
 def _report(
-  study: Study, table: list[dict[str, Any]], pictures: Pictures
+  study: Study, table: list[dict[str, Any]], pictures: Pictures, learned: dict[str, Learned]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   config, workdir, found = study.config, study.workdir, pictures.found.files
   count = len(found)
@@ -314,26 +342,42 @@ def _report(
     f"were protected at full resolution, in tiles of {pictures.tiling.tile_size}, with at most "
     f"{levels} of 255 levels of change."
   )
-  report = study_report.frame(config, summary, rows, _columns()) | {
-    "steps": [
-      ["Protect.", "Every picture gets a small hidden change, at its full resolution."],
-      ["Measure.", "The model's own loss on the saved files says how hard they are to explain."],
-    ],
-    "feature_label": "",
-    "data": {
-      "source": str(record.get("origin", {}).get("source", config.data.source)),
-      "train_images": count,
-      "holdout_images": 0,
-      "image_size": pictures.tiling.tile_size,
-      "notes": [f"The pictures below are windows of {_SHOWN_PIXELS} pixels from their middle."],
-    },
-    "curves": {"victims": {}, "protection": report_build.rounds(config, workdir)},
-    "timesteps": report_build.timestep_curves(config, study.model.model),
-  }
+  steps = [
+    ["Protect.", "Every picture gets a small hidden change, at its full resolution."],
+    ["Measure.", "The model's own loss on the saved files says how hard they are to explain."],
+  ]
+  more: dict[str, Any] = {}
+  if learned:
+    more["learned"] = (
+      f"The same small model was fine-tuned on {config.pictures.windows} pieces of the pictures of "
+      "each row, and then drew these. The less they look like those of “clean”, the less it "
+      "learned of the pictures."
+    )
+    steps.append(
+      ["Learn.", "For every row, a model is fine-tuned on pieces of its pictures, then it draws."]
+    )
+  report = (
+    study_report.frame(config, summary, rows, _columns(bool(learned)))
+    | more
+    | {
+      "steps": steps,
+      "feature_label": "",
+      "data": {
+        "source": str(record.get("origin", {}).get("source", config.data.source)),
+        "train_images": count,
+        "holdout_images": 0,
+        "image_size": pictures.tiling.tile_size,
+        "notes": [f"The pictures below are windows of {_SHOWN_PIXELS} pixels from their middle."],
+      },
+      "curves": {"victims": {}, "protection": report_build.rounds(config, workdir)},
+      "timesteps": report_build.timestep_curves(config, study.model.model),
+    }
+  )
   shown = found[:_SHOWN_PICTURES]
   windows = {row["name"]: _windows(_folder(workdir, row["name"]), shown) for row in table}
   clean = windows.pop(CLEAN, None)
-  assets = {} if clean is None else {"clean": clean, "protected": windows}
+  assets: dict[str, Any] = {} if clean is None else {"clean": clean, "protected": windows}
+  assets["samples"] = {row: found.samples[:_SHOWN_SAMPLES] for row, found in learned.items()}
   return report, assets
 
 
