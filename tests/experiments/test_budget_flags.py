@@ -15,7 +15,8 @@ FOLDER = Path(_cli.__file__).parent
 ENTRY_POINTS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
 # Those that change no picture; `verify` and `evaluate` are told a budget to measure against.
 PROTECT_NOTHING = {
-  *("benchmark", "evaluate", "purify", "sample", "train", "train_ldm", "verify"),
+  *("benchmark", "calibrate", "evaluate", "purify", "sample", "timesteps", "train", "train_ldm"),
+  "verify",
 }
 PROTECTING = [name for name in ENTRY_POINTS if name not in PROTECT_NOTHING]
 # Where a config is not needed, and the flags that it then takes.
@@ -75,7 +76,7 @@ def test_values_that_cannot_be_used(name: str, word: str, message: str, load_ent
 
 def test_no_flag_changes_nothing(load_entry_point) -> None:
   config, budget = _budget("impress", load_entry_point, "--config=photoguard")
-  before = config.to_dict()
+  before = settings.frozen(config).to_dict()
   config = settings.frozen(config, budget.changes(config))
   assert config.to_dict() == before
   assert before["spare_flat"] == 0

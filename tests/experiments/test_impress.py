@@ -43,7 +43,7 @@ def test_everything_builds_from_the_config(
   wanted = plan.make(config)
   assert wanted.rows[:2] == ("clean", "random_noise") and len(wanted.rows) > 2
   assert wanted.purifiers[0] == "none" and wanted.threats
-  assert name in ("finetuning", "galaxies") or "impress" in wanted.purifiers
+  assert name in ("finetuning", "galaxies", "transfer") or "impress" in wanted.purifiers
   assert len(wanted.rows) == len(set(wanted.rows))
   for row in wanted.rows[1:]:
     found = rows.settings(config, row)

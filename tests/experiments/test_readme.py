@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 PROGRAMS = ("make", "python", "bash", "hf", "pip")
 # Commands that the test does not run, and why; `PROGRAM TARGET` stands for the command.
 NOT_RUN = {
+  "pip install": "needs the network; CI installs its environments so",
   "make demo": "minutes, and a virtual environment of its own; CI runs it",
   "make docs": "CI runs it",
   "make test": "it is what runs this",

@@ -14,8 +14,8 @@ from udp_jax.data import batches
 from udp_jax.errors import ConfigError
 from udp_jax.protections import lookup
 
-HELPERS = {"__init__", "adaptive", "base", "constraints", "lookup", "maxmin", "options",
-           "surrogates", "targets"}  # fmt: skip
+HELPERS = {"__init__", "adaptive", "base", "constraints", "ensembles", "lookup", "maxmin",
+           "options", "surrogates", "targets"}  # fmt: skip
 
 
 def test_every_module_of_a_method_is_found() -> None:

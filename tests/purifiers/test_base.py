@@ -15,7 +15,11 @@ from udp_jax.errors import ConfigError
   ("name", "options", "message"),
   [
     ("diffpure", {"timestep": 51}, "timestep must be 1 to 50, got 51"),
-    ("diffpure", {"timestep": 5, "variance": "learned"}, "variance 'learned' is not one of"),
+    (
+      "diffpure",
+      {"timestep": 5, "variance": "learned"},
+      "predicts no variance; it has none 'learned'",
+    ),
     ("gridpure", {"mix": 1.0}, "mix in"),
     ("gridpure", {"stride": 9}, "stride must be 0 to 8"),
     ("jpeg", {"quality": 0}, "quality must be 1 to 100"),

@@ -17,9 +17,11 @@ from tests.studies.matrix.conftest import small
 from udp_jax.data import manifest
 from udp_jax.errors import ConfigError, OutputError, Preempted
 from udp_jax.metrics import survival
+from udp_jax.models import factory
 from udp_jax.runtime import files
 from udp_jax.studies import build
-from udp_jax.studies.matrix import cells, measuring, plan, purifying, results, run
+from udp_jax.studies.build import Study
+from udp_jax.studies.matrix import cells, measuring, plan, purifying, results, run, subject
 from udp_jax.studies.matrix.plan import Cell
 
 COMMAND = "python -m experiments.impress --config=small --workdir=here --rows=random_noise"
@@ -502,3 +504,34 @@ def test_mistakes_are_found_before_anything_is_made(
   with pytest.raises(ConfigError, match=message):
     make(changed, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def _study(config, tmp_path):
+  model, config = subject.load(config)
+  return Study(config, tmp_path, model, build.make_mesh(config), False)
+
+
+def test_protections_attack_the_model_itself_or_another(tiny_pipeline_folder, tmp_path) -> None:
+  config = small(tiny_pipeline_folder)
+  study = _study(config, tmp_path)
+  assert run.protecting(study) is study
+  other = tmp_path / "another"
+  shutil.copytree(tiny_pipeline_folder, other)
+  config.protection_model.path = str(other)
+  study = _study(config, tmp_path)
+  protecting = run.protecting(study)
+  assert protecting.config.model.path == str(other)
+  assert study.config.model.path == str(tiny_pipeline_folder)
+  assert protecting.model.params is not study.model.params
+  assert protecting.workdir == study.workdir and protecting.config.rows == study.config.rows
+
+
+def test_the_other_model_has_pictures_of_the_same_size(
+  tiny_pipeline_folder, tiny_model, tmp_path
+) -> None:
+  factory.save(tmp_path / "ddpm", tiny_model.model, tiny_model.config, tiny_model.params)
+  config = small(tiny_pipeline_folder)
+  config.protection_model.path = str(tmp_path / "ddpm")
+  study = _study(config, tmp_path)
+  with pytest.raises(ConfigError, match="config.protection_model.path: .* is a model of"):
+    run.protecting(study)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 
@@ -11,8 +9,6 @@ from tests.studies.matrix.conftest import small
 from udp_jax.data import image_set
 from udp_jax.errors import ConfigError
 from udp_jax.models import factory
-from udp_jax.studies import build
-from udp_jax.studies.build import Study
 from udp_jax.studies.matrix import subject
 
 PICTURES = image_set.ImageSet(
@@ -58,34 +54,3 @@ def test_a_latent_model_measures_by_its_mean(tiny_pipeline_folder, tiny_pipeline
 def test_a_matrix_needs_a_model() -> None:
   with pytest.raises(ConfigError, match="the matrix needs a trained model"):
     subject.load(small(""))
-
-
-def _study(config, tmp_path):
-  model, config = subject.load(config)
-  return Study(config, tmp_path, model, build.make_mesh(config), False)
-
-
-def test_protections_attack_the_model_itself_or_another(tiny_pipeline_folder, tmp_path) -> None:
-  config = small(tiny_pipeline_folder)
-  study = _study(config, tmp_path)
-  assert subject.protecting(study) is study
-  other = tmp_path / "another"
-  shutil.copytree(tiny_pipeline_folder, other)
-  config.protection_model.path = str(other)
-  study = _study(config, tmp_path)
-  protecting = subject.protecting(study)
-  assert protecting.config.model.path == str(other)
-  assert study.config.model.path == str(tiny_pipeline_folder)
-  assert protecting.model.params is not study.model.params
-  assert protecting.workdir == study.workdir and protecting.config.rows == study.config.rows
-
-
-def test_the_other_model_has_pictures_of_the_same_size(
-  tiny_pipeline_folder, tiny_model, tmp_path
-) -> None:
-  factory.save(tmp_path / "ddpm", tiny_model.model, tiny_model.config, tiny_model.params)
-  config = small(tiny_pipeline_folder)
-  config.protection_model.path = str(tmp_path / "ddpm")
-  study = _study(config, tmp_path)
-  with pytest.raises(ConfigError, match="config.protection_model.path: .* is a model of"):
-    subject.protecting(study)

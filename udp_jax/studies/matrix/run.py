@@ -17,6 +17,7 @@ from udp_jax.data import manifest
 from udp_jax.data.image_set import ImageSet
 from udp_jax.data.marks import CLEAN
 from udp_jax.errors import ConfigError, OutputError, Preempted
+from udp_jax.models import factory
 from udp_jax.models.context import Model
 from udp_jax.report import names
 from udp_jax.report.names import NONE
@@ -62,7 +63,7 @@ class _Matrix:
     self._seconds: dict[str, float] = {}
     model, config = subject_lib.load(config)
     study = Study(config, workdir, model, build.make_mesh(config), progress)
-    self._study, self._protecting = study, subject_lib.protecting(study)
+    self._study, self._protecting = study, protecting(study)
     for row in plan.rows:
       if row != CLEAN:
         build.build_protection(self._protecting.config, row, self._protecting.model)
@@ -249,6 +250,34 @@ def _tolerated(error: Exception, name: str) -> str:
   _log.warning("%s: failed: %s", name, text)
   _log.debug("%s", name, exc_info=error)
   return text
+
+
+def protecting(study: Study) -> Study:
+  """Returns the study with the model that protections attack.
+
+  Args:
+    study: `config.protection_model.path` names the model's folder; "" for the study's own model.
+
+  Raises:
+    ConfigError: the model's pictures have another size.
+    MissingDataError, BadDataError: the folder is missing or damaged.
+  """
+  config, own = study.config, study.model.model.image_shape
+  path = config.get("protection_model", {}).get("path", "")
+  if not path:
+    return study
+  model = factory.open_model(
+    settings.frozen(config, {"model.path": path}).model, config.performance
+  )
+  shape = model.model.image_shape
+  if shape != own:
+    (height, width), (own_height, own_width) = shape[:2], own[:2]
+    raise ConfigError(
+      f"config.protection_model.path: {path} is a model of {width}x{height} pictures, and "
+      f"config.model.path one of {own_width}x{own_height}"
+    )
+  changes: dict[str, Any] = {"model.path": path, "model.uncond_ids": model.uncond_ids or ()}
+  return study._replace(config=settings.frozen(config, changes), model=model)
 
 
 def load_pictures(config: Any, model: Model) -> tuple[ImageSet, ImageSet]:

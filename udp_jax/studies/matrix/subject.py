@@ -19,7 +19,6 @@ from udp_jax.errors import ConfigError
 from udp_jax.models import factory, pipeline
 from udp_jax.models.context import Model
 from udp_jax.studies import settings
-from udp_jax.studies.build import Study
 
 _LABEL = "{label}"
 
@@ -54,34 +53,6 @@ def load(config: Any) -> tuple[Model, FrozenConfigDict]:
   )
   changes = {} if model.uncond_ids is None else {"model.uncond_ids": model.uncond_ids}
   return model._replace(measuring=measuring), settings.frozen(config, changes)
-
-
-def protecting(study: Study) -> Study:
-  """Returns the study with the model that protections attack.
-
-  Args:
-    study: `config.protection_model.path` names the model's folder; "" for the study's own model.
-
-  Raises:
-    ConfigError: the model's pictures have another size.
-    MissingDataError, BadDataError: the folder is missing or damaged.
-  """
-  config, own = study.config, study.model.model.image_shape
-  path = config.get("protection_model", {}).get("path", "")
-  if not path:
-    return study
-  model = factory.open_model(
-    settings.frozen(config, {"model.path": path}).model, config.performance
-  )
-  shape = model.model.image_shape
-  if shape != own:
-    (height, width), (own_height, own_width) = shape[:2], own[:2]
-    raise ConfigError(
-      f"config.protection_model.path: {path} is a model of {width}x{height} pictures, and "
-      f"config.model.path one of {own_width}x{own_height}"
-    )
-  changes: dict[str, Any] = {"model.path": path, "model.uncond_ids": model.uncond_ids or ()}
-  return study._replace(config=settings.frozen(config, changes), model=model)
 
 
 def load_prior(config: Any) -> Model | None:
