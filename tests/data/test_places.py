@@ -120,7 +120,7 @@ _WORDS: dict[str, list[str]] = {
 @contextlib.contextmanager
 def _loaded(name: str) -> Iterator[tuple[Any, Any]]:
   """An entry point's module, loaded anew, and its main, with its flags alone defined."""
-  modules = [f"experiments.{name}", "experiments._study"]
+  modules = [f"experiments.{name}", "experiments._study", f"udp_jax.commands.{name}"]
   before, parsed = set(flags.FLAGS), flags.FLAGS.is_parsed()
   for module in modules:
     sys.modules.pop(module, None)
@@ -141,7 +141,8 @@ def _loaded(name: str) -> Iterator[tuple[Any, Any]]:
       for loaded in modules:
         sys.modules.pop(loaded, None)
         # `from experiments import _study` would find the old module, whose flags are gone.
-        vars(experiments).pop(loaded.rpartition(".")[2], None)
+        package, _, module_name = loaded.rpartition(".")
+        vars(sys.modules[package]).pop(module_name, None)
       if parsed:
         flags.FLAGS.mark_as_parsed()
 

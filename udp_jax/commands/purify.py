@@ -1,0 +1,98 @@
+"""Purifies a folder of pictures: the main of `udp-jax purify` and `experiments.purify`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from udp_jax.commands import cli
+from udp_jax.errors import ConfigError
+
+_INPUT = flags.DEFINE_string("input", None, "Folder of pictures.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the purified pictures.")
+_METHOD = flags.DEFINE_string(
+  "method", "", "A purifier with its default options, instead of --config."
+)
+_OPTION = flags.DEFINE_multi_string(
+  "option", [], "NAME=VALUE of an option of the method, JSON or a word; may be repeated."
+)
+_MODEL = flags.DEFINE_string(
+  "model", "", "Diffusers folder, or tiny_ldm, for methods that work with a diffusion model."
+)
+_PROMPT = flags.DEFINE_string("prompt", "", "For diffusion methods on models with text.")
+_STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
+_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+_CONFIG = cli.define_config("purify")
+_WORKDIR = cli.workdir_flag()
+
+
+def main(argv: Sequence[str]) -> int:
+  """Purifies what the flags ask for; returns the exit code."""
+  del argv
+  if not _INPUT.value or not _OUTPUT.value:
+    raise ConfigError("--input and --output are needed; see --help")
+  if bool(_METHOD.value) == bool(_CONFIG.value):
+    raise ConfigError("give one of --method and --config; see --help")
+  from udp_jax.data import places
+  from udp_jax.studies.configs.purification import purification
+
+  config = _CONFIG.value or purification(_METHOD.value)
+  with places.use(
+    pictures={"--input": _INPUT.value},
+    named={"--model": _MODEL.value or config.model.path},
+    outputs={"--output": _OUTPUT.value},
+    work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
+  ) as used:
+    return _purify(config, used["--output"], used["--workdir"])
+
+
+def _purify(config: Any, output: Path, workdir: Path) -> int:
+  from udp_jax.data import naming
+  from udp_jax.studies import purifying, settings
+
+  assert _INPUT.value is not None
+  given = config.options.to_dict() | _parse_options(_OPTION.value)
+  changes = {"model.path": _MODEL.value or config.model.path, "options": given}
+  config = settings.frozen(config, changes)
+  asked = purifying.Asked(
+    Path(_INPUT.value.removeprefix("folder:")).expanduser(),
+    output,
+    workdir,
+    prompt=_PROMPT.value,
+    strict=_STRICT.value,
+    overwrite=_OVERWRITE.value,
+    progress=_PROGRESS.value,
+  )
+  made, pictures = purifying.purify_folder(config, asked)
+  skipped = made["origin"]["skipped"]
+  count = pictures.origin["count"] - len(skipped) + len(pictures.origin["skipped"])
+  stayed = len(made["images"]) - count
+  also = f", {stayed} more stay there whose pictures are not in the input" if stayed else ""
+  print(f"{count} pictures purified by {config.method} in {output}{also}, {len(skipped)} skipped")
+  for file, reason in skipped:
+    print(naming.printable(f"skipped: {file}: {reason}"))
+  return 0
+
+
+def _parse_options(words: Sequence[str]) -> dict[str, Any]:
+  """Parses ["quality=60"] to {"quality": 60}; a value that is not JSON is a string."""
+  options = {}
+  for word in words:
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+      raise ConfigError(f"--option={word}: expected NAME=VALUE")
+    try:
+      options[name] = json.loads(value)
+    except ValueError:
+      options[name] = value
+  return options
+
+
+def start(call: cli.Call | None = None) -> None:
+  """Runs `main`, as `udp-jax` calls it or as a main of `experiments`."""
+  cli.run(main, resumable=True, several=False, call=call)
