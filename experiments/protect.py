@@ -27,7 +27,7 @@ models need; sources that are not folders (builtin, npz:, cifar10:, tfds:) are a
 
 from udp_jax.commands.protect import main, start
 
-__all__ = ["main"]
+__all__ = ["main", "start"]
 
 if __name__ == "__main__":
   start()

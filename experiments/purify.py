@@ -11,7 +11,7 @@ continues at the next batch of pictures.
 
 from udp_jax.commands.purify import main, start
 
-__all__ = ["main"]
+__all__ = ["main", "start"]
 
 if __name__ == "__main__":
   start()

@@ -10,7 +10,7 @@ holds no images, or a flag is missing.
 
 from udp_jax.commands.verify import main, start
 
-__all__ = ["main"]
+__all__ = ["main", "start"]
 
 if __name__ == "__main__":
   start()

@@ -327,13 +327,6 @@ def smoke(entry_point: Run, common_folder: Path) -> Finished:
   return Finished(folder / "run", *(file.read_text() for file in said))
 
 
-# Modules besides the mains that define flags.
-_DEFINING = (
-  "experiments._study",
-  *(f"udp_jax.commands.{name}" for name in ("models", "protect", "purify", "verify")),
-)
-
-
 class EntryPoint(NamedTuple):
   main: Callable[[list[str]], int | None]
   parse: Callable[..., list[str]]
@@ -359,11 +352,9 @@ def load_entry_point(monkeypatch: pytest.MonkeyPatch):
       delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     _cli._EXPERIMENT.clear()
-    # Their flags are defined when they are imported.
-    for name in _DEFINING:
-      package, _, module = name.rpartition(".")
-      if sys.modules.pop(name, None) is not None:
-        delattr(sys.modules[package], module)
+    # Its flags are defined when it is imported.
+    if sys.modules.pop("experiments._study", None) is not None:
+      del sys.modules["experiments"]._study  # type: ignore[attr-defined]
 
   def load(module: str) -> EntryPoint:
     take_back()

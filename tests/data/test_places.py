@@ -120,7 +120,7 @@ _WORDS: dict[str, list[str]] = {
 @contextlib.contextmanager
 def _loaded(name: str) -> Iterator[tuple[Any, Any]]:
   """An entry point's module, loaded anew, and its main, with its flags alone defined."""
-  modules = [f"experiments.{name}", "experiments._study", f"udp_jax.commands.{name}"]
+  modules = [f"experiments.{name}", "experiments._study"]
   before, parsed = set(flags.FLAGS), flags.FLAGS.is_parsed()
   for module in modules:
     sys.modules.pop(module, None)
@@ -130,6 +130,9 @@ def _loaded(name: str) -> Iterator[tuple[Any, Any]]:
     module = importlib.import_module(modules[0])
     if hasattr(module, "_study"):  # These define their flags where they start.
       module._study.start(name)
+      main = started[0]
+    elif hasattr(module, "start"):
+      module.start()
       main = started[0]
     else:
       main = module.main
@@ -141,8 +144,7 @@ def _loaded(name: str) -> Iterator[tuple[Any, Any]]:
       for loaded in modules:
         sys.modules.pop(loaded, None)
         # `from experiments import _study` would find the old module, whose flags are gone.
-        package, _, module_name = loaded.rpartition(".")
-        vars(sys.modules[package]).pop(module_name, None)
+        vars(experiments).pop(loaded.rpartition(".")[2], None)
       if parsed:
         flags.FLAGS.mark_as_parsed()
 

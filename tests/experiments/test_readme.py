@@ -15,7 +15,7 @@ from experiments import _cli
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-PROGRAMS = ("make", "python", "bash", "hf", "pip")
+PROGRAMS = ("make", "python", "bash", "hf", "pip", "udp-jax")
 # Commands that the test does not run, and why; `PROGRAM TARGET` stands for the command.
 NOT_RUN = {
   "make demo": "minutes, and a virtual environment of its own; CI runs it",
@@ -27,6 +27,11 @@ NOT_RUN = {
   "make bench": "half an hour against PyTorch in an environment of its own",
   "make parity": "needs PyTorch in an environment of its own",
   "python launch.aot": "needs libtpu, which is no dependency; tests/launch compile with it",
+  "pip install": "tests/test_packaging.py builds and installs the wheel",
+  "python .github/strength.py": "minutes; its picture is in the repository",
+  "udp-jax protect": "tests/test_packaging.py runs it from the wheel",
+  "udp-jax verify": "tests/test_packaging.py runs it from the wheel",
+  "udp-jax models": "tests/test_packaging.py runs it from the wheel",
   "bash launch/local.sh": "several processes: tests/experiments/test_multiprocess.py runs it",
   "bash launch/gpu_run.sh": "needs a GPU: tests/launch/test_gpu_run.py runs it at smoke size",
   "bash launch/tpu_pod.sh": "cloud machines: tests/launch/test_tpu_pod.py runs it with a stand-in",
@@ -116,6 +121,12 @@ def test_flags_are_parsed_as_printed(command: str, load_entry_point) -> None:
   assert loaded.parse(*_flags(command)) == ["program"]
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("udp-jax protect ")])
+def test_flags_of_the_console_script_are_parsed(command: str, load_entry_point) -> None:
+  loaded = load_entry_point("experiments.protect")
+  assert loaded.parse(*shlex.split(command)[2:]) == ["program", "PICTURES"]
+
+
 def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
   flags = set(re.findall(r"`(--\w[\w.]*)", README)) - {"--config", "--help"}
   assert {"--radius_255", "--spare_flat", "--model"} <= flags
@@ -197,12 +208,19 @@ def _python_blocks() -> list[str]:
 
 
 @pytest.mark.readme
-def test_the_short_python_block_runs() -> None:
-  clean = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-  names: dict = {"clean_uint8": clean}
+def test_the_short_python_block_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+  (tmp_path / "photos").mkdir()
+  for seed, path in enumerate((tmp_path / "picture.png", tmp_path / "photos" / "a.png")):
+    clean = np.random.default_rng(seed).integers(0, 256, (64, 60, 3), np.uint8)
+    Image.fromarray(clean).save(path)
+  monkeypatch.chdir(tmp_path)
+  names: dict = {}
   exec(_python_blocks()[0], names)
-  assert 4 < np.abs(names["protected"].astype(int) - clean).max() <= 8
-  assert (names["purified"] != names["protected"]).any()
+  change = np.asarray(names["protected"]).astype(int) - np.asarray(names["picture"])
+  assert 2 < np.abs(change).max() <= 4 and names["protected"].size == (60, 64)
+  assert names["purified"].tobytes() != names["protected"].tobytes()
+  assert capsys.readouterr().out == "True\nTrue\n"
+  assert (tmp_path / "photos-protected" / "a.png").is_file()
 
 
 @pytest.mark.readme

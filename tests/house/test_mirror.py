@@ -18,6 +18,8 @@ UNTESTED = {
   "udp_jax/studies/configs/*": "the same",
   "udp_jax/benchmark/torch_*.py": "runs in the peers' environment, where the tests are not",
   "experiments/eudp.py": "one line: its tests are those of `experiments._study`",
+  "experiments/purify.py": "one line: its tests are those of `udp_jax.commands.purify`",
+  "experiments/verify.py": "one line: its tests are those of `udp_jax.commands.verify`",
   "experiments/udp.py": "one line: its tests are those of `experiments._study`",
 }
 # Files of tests beside the mirror.

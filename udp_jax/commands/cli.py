@@ -184,9 +184,14 @@ def workdir_flag() -> flags.FlagHolder:
 class Budget(NamedTuple):
   """The budget flags of all entry points that protect; None for a flag that is not given."""
 
-  radius_255: flags.FlagHolder
-  step_size_255: flags.FlagHolder
-  spare_flat: flags.FlagHolder
+  radius_255: flags.FlagHolder | flags.Flag
+  step_size_255: flags.FlagHolder | flags.Flag
+  spare_flat: flags.FlagHolder | flags.Flag
+
+  @classmethod
+  def given(cls) -> Budget:
+    """Returns the flags after `budget_flags` has defined them."""
+    return cls(*(flags.FLAGS[name] for name in cls._fields))
 
   def changes(
     self, config: Any, *, row: str | None = None, named: str | None = None
@@ -566,6 +571,5 @@ def _help_of_call(call: Call) -> str:
   """Describes a command of `udp-jax` and the flags that people need first."""
   lines = []
   for name in call.first:
-    flag, *rest = textwrap.wrap(_line(flags.FLAGS[name]), 96, subsequent_indent=" " * 27)
-    lines += [f"  {flag}", *rest]
+    lines += textwrap.wrap(_line(flags.FLAGS[name]), 98, subsequent_indent=" " * 27)
   return "\n".join([call.about, "", "flags:", *lines, "  --helpfull               all flags"])

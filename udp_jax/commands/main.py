@@ -17,6 +17,7 @@ from typing import NamedTuple
 from absl import flags
 
 from udp_jax.commands import cli
+from udp_jax.errors import ConfigError, MissingDataError
 
 _SCREEN = """\
 udp-jax makes pictures useless as training data for diffusion models, and checks it.
@@ -77,16 +78,21 @@ class Command(NamedTuple):
 
 
 def _beside(ending: str) -> Callable[[], None]:
-  """Returns a function that sets --output to the folder --input with `ending` at its name."""
+  """Returns a function that checks --input and sets --output to it with `ending` at its name."""
 
   def complete() -> None:
     from udp_jax.data import places
 
     asked = flags.FLAGS
-    if asked.input and asked.output is None:
-      folder = places.resolve(asked.input.removeprefix("folder:"))
-      if folder.is_dir() and folder.name:
-        asked.output = str(folder.with_name(f"{folder.name}-{ending}"))
+    if not asked.input or asked.input == "builtin":
+      return
+    folder = places.resolve(asked.input.removeprefix("folder:"))
+    if folder.is_file() and folder.suffix != ".npz":
+      raise ConfigError(f"{asked.input} is a file: give the folder that it is in")
+    if not folder.exists() and ":" not in asked.input:
+      raise MissingDataError(f"no folder {asked.input} is here")
+    if asked.output is None and folder.is_dir() and folder.name:
+      asked.output = str(folder.with_name(f"{folder.name}-{ending}"))
 
   return complete
 

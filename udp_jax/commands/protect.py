@@ -13,69 +13,74 @@ from udp_jax.data import budget
 from udp_jax.errors import ConfigError
 from udp_jax.runtime import processes
 
-_INPUT = flags.DEFINE_string("input", None, "Folder of pictures (or any data source).")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the protected pictures.")
-_METHOD = flags.DEFINE_string(
-  "method", "eudp", "A row of config.protections (eudp, udp, random_noise, ...) or any method."
-)
-_MODEL = flags.DEFINE_string(
-  "model",
-  "",
-  "Model to protect against: tiny_ldm, a FOLDER (Stable Diffusion 1.x or 2.x, or a DDPM, as "
-  "diffusers writes it), or pixel: a small DDPM trained on these pictures alone. Default: the "
-  "config's; without --config, methods that use a model need this flag.",
-)
-_RESIZE = flags.DEFINE_bool(
-  "resize", False, "Centre-crop and resize to the model's size, instead of full resolution."
-)
-_TILE_SIZE = flags.DEFINE_integer(
-  "tile_size", 0, "Side of a tile in pixels; 0 for the size that the model was made for."
-)
-_OVERLAP = flags.DEFINE_integer(
-  "overlap", -1, "Pixels over which neighbouring tiles blend; -1 for an eighth of a tile."
-)
-_FILES = flags.DEFINE_integer(
-  "files_at_a_time", 0, "Pictures in memory together; 0 for the method's default, see above."
-)
-_MASK = flags.DEFINE_string(
-  "mask",
-  "",
-  "Protect only where this is white: one mask, or a folder of masks with the pictures' names.",
-)
-_PROMPT = flags.DEFINE_string(
-  "prompt",
-  None,
-  "For models with text: the caption of pictures that have none in their folder.",
-)
-_STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
-_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
-_STRENGTH = flags.DEFINE_string(
-  "strength",
-  None,
-  "The budget by name, instead of --radius_255: "
-  + ", ".join(f"{name} ({levels:g})" for name, levels in budget.STRENGTHS.items())
-  + ", or a number of 8-bit levels; the step is an eighth of it. Weaker is harder to see and "
-  "easier to remove.",
-)
-_BUDGET = cli.budget_flags()
-_CONFIG = cli.define_config("eudp")
-_WORKDIR = cli.workdir_flag()
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+  """Defines the flags that `main` reads."""
+  flags.DEFINE_string("input", None, "Folder of pictures (or any data source).")
+  flags.DEFINE_string("output", None, "Folder for the protected pictures.")
+  flags.DEFINE_string(
+    "method", "eudp", "A row of config.protections (eudp, udp, random_noise, ...) or any method."
+  )
+  flags.DEFINE_string(
+    "model",
+    "",
+    "Model to protect against: tiny_ldm, a FOLDER (Stable Diffusion 1.x or 2.x, or a DDPM, as "
+    "diffusers writes it), or pixel: a small DDPM trained on these pictures alone. Default: the "
+    "config's; without --config, methods that use a model need this flag.",
+  )
+  flags.DEFINE_bool(
+    "resize", False, "Centre-crop and resize to the model's size, instead of full resolution."
+  )
+  flags.DEFINE_integer(
+    "tile_size", 0, "Side of a tile in pixels; 0 for the size that the model was made for."
+  )
+  flags.DEFINE_integer(
+    "overlap", -1, "Pixels over which neighbouring tiles blend; -1 for an eighth of a tile."
+  )
+  flags.DEFINE_integer(
+    "files_at_a_time", 0, "Pictures in memory together; 0 for the method's default, see above."
+  )
+  flags.DEFINE_string(
+    "mask",
+    "",
+    "Protect only where this is white: one mask, or a folder of masks with the pictures' names.",
+  )
+  flags.DEFINE_string(
+    "prompt",
+    None,
+    "For models with text: the caption of pictures that have none in their folder.",
+  )
+  flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
+  flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
+  flags.DEFINE_bool("progress", True, "Show progress bars.")
+  flags.DEFINE_string(
+    "strength",
+    None,
+    "The budget by name, instead of --radius_255: "
+    + ", ".join(f"{name} ({levels:g})" for name, levels in budget.STRENGTHS.items())
+    + ", or a number of 8-bit levels; the step is an eighth of it. Weaker is harder to see and "
+    "easier to remove.",
+  )
+  cli.budget_flags()
+  cli.define_config("eudp")
+  cli.workdir_flag()
 
 
 def main(argv: Sequence[str]) -> int:
   """Protects what the flags ask for; returns the exit code."""
   del argv
-  if not _INPUT.value or not _OUTPUT.value:
+  if not FLAGS.input or not FLAGS.output:
     raise ConfigError("--input and --output are needed; see --help")
   from udp_jax.data import places
 
-  config = _CONFIG.value or cli.get_config("eudp", "folder")
+  config = FLAGS.config or cli.get_config("eudp", "folder")
   with places.use(
-    pictures={"--input": _INPUT.value, "--mask": _MASK.value},
-    named={"--model": _MODEL.value or config.model.path},
-    outputs={"--output": _OUTPUT.value},
-    work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
+    pictures={"--input": FLAGS.input, "--mask": FLAGS.mask},
+    named={"--model": FLAGS.model or config.model.path},
+    outputs={"--output": FLAGS.output},
+    work={"--workdir": FLAGS.workdir or places.work_beside(FLAGS.output)},
     protects=True,
   ) as used:
     return _protect(config, used["--output"], used["--workdir"])
@@ -86,25 +91,25 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
   from udp_jax.stages import protect_pictures
   from udp_jax.studies import settings
 
-  assert _INPUT.value is not None
-  place = _INPUT.value.removeprefix("folder:")
-  resize = _RESIZE.value or not Path(place).expanduser().is_dir()
+  assert FLAGS.input is not None
+  place = FLAGS.input.removeprefix("folder:")
+  resize = FLAGS.resize or not Path(place).expanduser().is_dir()
   changes: dict[str, Any] = {
-    "data.source": _INPUT.value,
+    "data.source": FLAGS.input,
     "data.holdout": 0.0,
-    "data.strict": _STRICT.value or config.data.strict,
-    "rows": (_METHOD.value,),
+    "data.strict": FLAGS.strict or config.data.strict,
+    "rows": (FLAGS.method,),
   }
-  changes |= _model_changes(config) | _BUDGET.changes(
-    config, row=_METHOD.value, named=_STRENGTH.value
+  changes |= _model_changes(config) | cli.Budget.given().changes(
+    config, row=FLAGS.method, named=FLAGS.strength
   )
   config = settings.frozen(config, changes)
   settings.check_values(config)
   # Whether a finished output lacks anything is known only once its pictures are read.
-  extend = not resize and protect_pictures.may_extend(_METHOD.value, output)
+  extend = not resize and protect_pictures.may_extend(FLAGS.method, output)
   processes.from_main(
     lambda: manifest.check_output(
-      output, overwrite=_OVERWRITE.value, extend=extend, inputs_follow=True
+      output, overwrite=FLAGS.overwrite, extend=extend, inputs_follow=True
     ),
     "look at the output",
   )
@@ -140,19 +145,19 @@ def _model_changes(config: Any) -> dict[str, Any]:
   from udp_jax.models import places
   from udp_jax.studies import rows
 
-  method = _METHOD.value
+  method = FLAGS.method
   known = method in config.protections or method in protections.available()
-  if known and not _MODEL.value and _CONFIG.value is None and rows.uses_model(config, method):
+  if known and not FLAGS.model and FLAGS.config is None and rows.uses_model(config, method):
     raise ConfigError(
       f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
       "of this package), --model=FOLDER (Stable Diffusion 1.x or 2.x, as diffusers writes it) or "
       f"--model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
     )
-  if _MODEL.value == places.FRESH:
+  if FLAGS.model == places.FRESH:
     fresh = {"model.path": ""}
     # Without this, the run would ask for a folder.
     return fresh | ({"model.architecture": ""} if "architecture" in config.model else {})
-  return {"model.path": _MODEL.value} if _MODEL.value else {}
+  return {"model.path": FLAGS.model} if FLAGS.model else {}
 
 
 def _protect_full_size(
@@ -161,18 +166,18 @@ def _protect_full_size(
   """Protects pictures at full resolution; returns the manifest and the pictures' origin."""
   from udp_jax.studies import pictures
 
-  if _TILE_SIZE.value < 0:
-    raise ConfigError(f"--tile_size is {_TILE_SIZE.value}: it must be positive, or 0")
+  if FLAGS.tile_size < 0:
+    raise ConfigError(f"--tile_size is {FLAGS.tile_size}: it must be positive, or 0")
   asked = pictures.Asked(
-    _METHOD.value,
+    FLAGS.method,
     folder,
     output,
     workdir,
-    pictures.Cutting(_TILE_SIZE.value, _OVERLAP.value, _FILES.value),
-    mask=_MASK.value,
-    prompt=_PROMPT.value or config.data.get("prompt") or None,
-    overwrite=_OVERWRITE.value,
-    progress=_PROGRESS.value,
+    pictures.Cutting(FLAGS.tile_size, FLAGS.overlap, FLAGS.files_at_a_time),
+    mask=FLAGS.mask,
+    prompt=FLAGS.prompt or config.data.get("prompt") or None,
+    overwrite=FLAGS.overwrite,
+    progress=FLAGS.progress,
   )
   return pictures.protect_folder(config, asked)
 
@@ -185,14 +190,14 @@ def _protect_resized(
   from udp_jax.models import pipeline
   from udp_jax.studies import build, settings
 
-  given = {"--tile_size": _TILE_SIZE.value, "--mask": _MASK.value, "--prompt": _PROMPT.value}
+  given = {"--tile_size": FLAGS.tile_size, "--mask": FLAGS.mask, "--prompt": FLAGS.prompt}
   for flag, value in given.items():
     if value:
       raise ConfigError(f"{flag} is for pictures at full resolution, from a folder")
   if config.model.path and pipeline.is_pipeline(config.model.path):
     raise ConfigError("only models of pixels have pictures resized: give a folder, not --resize")
-  study = build.open_study(config, workdir, progress=_PROGRESS.value)
-  build.build_protection(config, _METHOD.value, study.model)
+  study = build.open_study(config, workdir, progress=FLAGS.progress)
+  build.build_protection(config, FLAGS.method, study.model)
   size = study.model.model.shape[0]
   study = study._replace(config=settings.frozen(config, {"data.image_size": size}))
   clean = build.load_data(study.config)[0]
@@ -200,18 +205,19 @@ def _protect_resized(
   def look() -> list[str]:
     sources, sets = originals.sources_of(clean), (clean.origin["sha256"],)
     copies = originals.copies(output, workdir, sources, sets)
-    manifest.check_output(output, overwrite=_OVERWRITE.value, copies=copies)
+    manifest.check_output(output, overwrite=FLAGS.overwrite, copies=copies)
     return sorted(copies)
 
   copies = processes.from_main(look, "look at the output")  # Before anything is cleared.
-  settings.check(study.config, workdir, clean, replace=_OVERWRITE.value)
+  settings.check(study.config, workdir, clean, replace=FLAGS.overwrite)
   build.write_pictures(clean, workdir / "clean")
   build.protect_row(
-    study, _METHOD.value, clean, folder=output, overwrite=_OVERWRITE.value, copies=copies
+    study, FLAGS.method, clean, folder=output, overwrite=FLAGS.overwrite, copies=copies
   )
   return manifest.read_manifest(output) or {}, clean.origin
 
 
 def start(call: cli.Call | None = None) -> None:
-  """Runs `main`, as `udp-jax` calls it or as a main of `experiments`."""
+  """Defines the flags and runs `main`, as `udp-jax` calls it or as a main of `experiments`."""
+  define()
   cli.run(main, resumable=True, call=call)

@@ -12,41 +12,44 @@ from absl import flags
 from udp_jax.commands import cli
 from udp_jax.errors import ConfigError
 
-_INPUT = flags.DEFINE_string("input", None, "Folder of pictures.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the purified pictures.")
-_METHOD = flags.DEFINE_string(
-  "method", "", "A purifier with its default options, instead of --config."
-)
-_OPTION = flags.DEFINE_multi_string(
-  "option", [], "NAME=VALUE of an option of the method, JSON or a word; may be repeated."
-)
-_MODEL = flags.DEFINE_string(
-  "model", "", "Diffusers folder, or tiny_ldm, for methods that work with a diffusion model."
-)
-_PROMPT = flags.DEFINE_string("prompt", "", "For diffusion methods on models with text.")
-_STRICT = flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
-_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
-_CONFIG = cli.define_config("purify")
-_WORKDIR = cli.workdir_flag()
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+  """Defines the flags that `main` reads."""
+  flags.DEFINE_string("input", None, "Folder of pictures.")
+  flags.DEFINE_string("output", None, "Folder for the purified pictures.")
+  flags.DEFINE_string("method", "", "A purifier with its default options, instead of --config.")
+  flags.DEFINE_multi_string(
+    "option", [], "NAME=VALUE of an option of the method, JSON or a word; may be repeated."
+  )
+  flags.DEFINE_string(
+    "model", "", "Diffusers folder, or tiny_ldm, for methods that work with a diffusion model."
+  )
+  flags.DEFINE_string("prompt", "", "For diffusion methods on models with text.")
+  flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
+  flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
+  flags.DEFINE_bool("progress", True, "Show progress bars.")
+  cli.define_config("purify")
+  cli.workdir_flag()
 
 
 def main(argv: Sequence[str]) -> int:
   """Purifies what the flags ask for; returns the exit code."""
   del argv
-  if not _INPUT.value or not _OUTPUT.value:
+  if not FLAGS.input or not FLAGS.output:
     raise ConfigError("--input and --output are needed; see --help")
-  if bool(_METHOD.value) == bool(_CONFIG.value):
+  if bool(FLAGS.method) == bool(FLAGS.config):
     raise ConfigError("give one of --method and --config; see --help")
   from udp_jax.data import places
   from udp_jax.studies.configs.purification import purification
 
-  config = _CONFIG.value or purification(_METHOD.value)
+  config = FLAGS.config or purification(FLAGS.method)
   with places.use(
-    pictures={"--input": _INPUT.value},
-    named={"--model": _MODEL.value or config.model.path},
-    outputs={"--output": _OUTPUT.value},
-    work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
+    pictures={"--input": FLAGS.input},
+    named={"--model": FLAGS.model or config.model.path},
+    outputs={"--output": FLAGS.output},
+    work={"--workdir": FLAGS.workdir or places.work_beside(FLAGS.output)},
   ) as used:
     return _purify(config, used["--output"], used["--workdir"])
 
@@ -55,18 +58,18 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
   from udp_jax.data import naming
   from udp_jax.studies import purifying, settings
 
-  assert _INPUT.value is not None
-  given = config.options.to_dict() | _parse_options(_OPTION.value)
-  changes = {"model.path": _MODEL.value or config.model.path, "options": given}
+  assert FLAGS.input is not None
+  given = config.options.to_dict() | _parse_options(FLAGS.option)
+  changes = {"model.path": FLAGS.model or config.model.path, "options": given}
   config = settings.frozen(config, changes)
   asked = purifying.Asked(
-    Path(_INPUT.value.removeprefix("folder:")).expanduser(),
+    Path(FLAGS.input.removeprefix("folder:")).expanduser(),
     output,
     workdir,
-    prompt=_PROMPT.value,
-    strict=_STRICT.value,
-    overwrite=_OVERWRITE.value,
-    progress=_PROGRESS.value,
+    prompt=FLAGS.prompt,
+    strict=FLAGS.strict,
+    overwrite=FLAGS.overwrite,
+    progress=FLAGS.progress,
   )
   made, pictures = purifying.purify_folder(config, asked)
   skipped = made["origin"]["skipped"]
@@ -94,5 +97,6 @@ def _parse_options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def start(call: cli.Call | None = None) -> None:
-  """Runs `main`, as `udp-jax` calls it or as a main of `experiments`."""
+  """Defines the flags and runs `main`, as `udp-jax` calls it or as a main of `experiments`."""
+  define()
   cli.run(main, resumable=True, several=False, call=call)

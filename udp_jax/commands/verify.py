@@ -13,37 +13,42 @@ from udp_jax.data.verify import FileReport, VerifyReport, verify
 from udp_jax.errors import ConfigError
 from udp_jax.runtime import files
 
-_CLEAN = flags.DEFINE_string("clean", None, "Folder of the clean images.")
-_PROTECTED = flags.DEFINE_string("protected", None, "Folder of the protected images.")
-_RADIUS = flags.DEFINE_float(
-  "radius_255",
-  None,
-  "The budget: largest allowed difference of any sample, in 8-bit levels; default: what the "
-  "manifest of the protected folder promises.",
-)
-_JSON = flags.DEFINE_string(
-  "json", None, "Also write the report as JSON to this file; '-' prints it instead of the table."
-)
 _ROWS = 20
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+  """Defines the flags that `main` reads."""
+  flags.DEFINE_string("clean", None, "Folder of the clean images.")
+  flags.DEFINE_string("protected", None, "Folder of the protected images.")
+  flags.DEFINE_float(
+    "radius_255",
+    None,
+    "The budget: largest allowed difference of any sample, in 8-bit levels; default: what the "
+    "manifest of the protected folder promises.",
+  )
+  flags.DEFINE_string(
+    "json", None, "Also write the report as JSON to this file; '-' prints it instead of the table."
+  )
 
 
 def main(argv: Sequence[str]) -> int:
   """Prints the report on the folders in the flags and returns the exit code."""
   del argv
-  clean, protected, radius_255 = _CLEAN.value, _PROTECTED.value, _RADIUS.value
+  clean, protected, radius_255 = FLAGS.clean, FLAGS.protected, FLAGS.radius_255
   if protected is not None and radius_255 is None:
     radius_255 = (read_manifest(protected) or {}).get("radius_255")
   if clean is None or protected is None or radius_255 is None:
     raise ConfigError("--clean, --protected and --radius_255 are all needed; see --help")
   with places.use(
-    pictures={"--clean": clean, "--protected": protected}, reports={"--json": _JSON.value}
+    pictures={"--clean": clean, "--protected": protected}, reports={"--json": FLAGS.json}
   ) as used:
     report = verify(clean, protected, radius_255)
-    if _JSON.value == "-":
+    if FLAGS.json == "-":
       print(files.to_json(as_dict(report)))
     else:
       print(table(report))
-      if _JSON.value:
+      if FLAGS.json:
         files.write_json(used["--json"], as_dict(report))
   return 0 if report.ok else 1
 
@@ -92,5 +97,6 @@ def _row(entry: FileReport) -> str:
 
 
 def start(call: cli.Call | None = None) -> None:
-  """Runs `main`, as `udp-jax` calls it or as a main of `experiments`."""
+  """Defines the flags and runs `main`, as `udp-jax` calls it or as a main of `experiments`."""
+  define()
   cli.run(main, several=False, call=call)
