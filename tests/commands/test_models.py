@@ -23,7 +23,7 @@ def test_everything_here_is_listed(tmp_path: Path, process_environment) -> None:
   )
   assert done.returncode == 0, done.stderr
   said = done.stdout
-  assert said.startswith("tiny_ldm: a latent diffusion model\n")
+  assert said.startswith("tiny_ldm: a latent diffusion model (StableDiffusionPipeline)\n")
   assert "protects against: tiny_ldm, the small latent diffusion model of this package" in said
   assert "\nsomeone/flux at fedcba9\n  not supported: " in said and "Flux" in said
   assert f"looked for in {tmp_path / 'hub'}.\n" in said and "hf download OWNER/NAME" in said
