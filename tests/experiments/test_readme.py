@@ -135,7 +135,7 @@ def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
 
   for name in ("protect", "impress", "sample", "train", "purify"):
     load_entry_point(f"experiments.{name}")
-    _cli._define_deterministic()  # As `_cli.run`, which the loader leaves out.
+    _cli._define_deterministic()  # As `cli.run`, which the loader leaves out.
     known |= {f"--{flag}" for flag in absl_flags.FLAGS}
   for flag in flags:
     if flag.startswith("--config."):

@@ -79,15 +79,17 @@ def take(pictures: Any) -> Given:
   Raises:
     ConfigError: they are no pictures, or a folder among several paths.
   """
+  items: list[Any]
+  back: Callable[[list[Any]], Any] = list
   if isinstance(pictures, str | os.PathLike | Image.Image):
     items, back = [pictures], _only
   elif isinstance(pictures, np.ndarray):
     single = pictures.ndim == 3
-    items, back = list(pictures[None] if single else pictures), _only if single else np.stack
+    items, back = list(pictures[None] if single else pictures), _only if single else _stacked
     if pictures.ndim not in (3, 4):
       raise ConfigError(f"pictures are {_named(pictures)}: {_NEEDED}")
   elif isinstance(pictures, Sequence):
-    items, back = list(pictures), list
+    items = list(pictures)
   else:
     raise ConfigError(f"pictures are {_named(pictures)}: {_NEEDED}")
   if not items:
@@ -112,6 +114,10 @@ def take(pictures: Any) -> Given:
 def _only(made: list[Any]) -> Any:
   (one,) = made
   return one
+
+
+def _stacked(made: list[Any]) -> np.ndarray:
+  return np.stack(made)
 
 
 def _named(value: Any) -> str:

@@ -113,7 +113,7 @@ _EXPERIMENT: list[str] = []
 
 def config_modules(experiment: str) -> dict[str, str]:
   """Returns the modules of an experiment's configs by name, in the order of their names."""
-  found = {}
+  found: dict[str, str] = {}
   for place in CONFIGS:
     package = f"{place}.{experiment}"
     if importlib.util.find_spec(package) is not None:

@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -83,7 +83,7 @@ def _beside(ending: str) -> Callable[[], None]:
   def complete() -> None:
     from udp_jax.data import places
 
-    asked = flags.FLAGS
+    asked: Any = flags.FLAGS
     if not asked.input or asked.input == "builtin":
       return
     folder = places.resolve(asked.input.removeprefix("folder:"))
@@ -100,7 +100,7 @@ def _beside(ending: str) -> Callable[[], None]:
 def _clean_beside() -> None:
   from udp_jax.data import places
 
-  asked = flags.FLAGS
+  asked: Any = flags.FLAGS
   if asked.protected and asked.clean is None:
     asked.clean = str(places.work_beside(asked.protected) / "clean")
 
