@@ -50,8 +50,14 @@ def test_pictures_are_protected_within_the_budget(method, model, pictures) -> No
 
 def test_what_cannot_be_protected_is_said(model, pictures) -> None:
   for given, method, options, message in (
-    (pictures[:, :4], "advdm", {}, r"uint8 \(N, 8 x 8 x 3\) are needed"),
-    (pictures / 255, "advdm", {}, r"images are float64"),
+    (pictures[..., :2], "advdm", {}, r"uint8 \(20, 8, 8, 2\): .* \(N, H, W, 3\) are needed"),
+    (pictures[0, 0], "advdm", {}, r"pictures are uint8 \(8, 3\)"),
+    (pictures / 255, "advdm", {}, r"pictures are float64"),
+    (pictures, "advdm", {"output": "out"}, "output is for pictures that are given as paths"),
+    (pictures, "advdm", {"strength": "weak"}, "strength is 'weak': it must be gentle, medium"),
+    (pictures, "advdm", {"strength": 8, "radius_255": 8}, "give strength or radius_255, not both"),
+    ("pictures", "advdm", {}, "output is needed"),
+    ("pictures", "advdm", {"output": "out"}, "give the model's name or folder"),
     (pictures, "nope", {}, "unknown protection 'nope'"),
     (pictures, "advdm", {"radius_255": 0.5}, "radius_255 is 0.5"),
     (pictures, "advdm", {"typo": 1}, "no option 'typo'"),
@@ -61,7 +67,8 @@ def test_what_cannot_be_protected_is_said(model, pictures) -> None:
     (pictures, "advdm", {"batch_size": 0}, "batch_size is 0"),
     (pictures, "advdm", {"prompts": ["a"]}, "1 prompts for 20 pictures"),
     (pictures[:0], "advdm", {}, "there are no pictures"),
-    ([1, 2], "advdm", {}, "images are list: uint8"),
+    ([1, 2], "advdm", {}, "pictures are list of int: paths, "),
+    ([pictures[0], "a.png"], "advdm", {}, "pictures are list of uint8"),
   ):
     with pytest.raises(ConfigError, match=message):
       udp_jax.protect(given, model, method, **options)
@@ -102,8 +109,7 @@ def test_pictures_are_purified(pictures) -> None:
   assert made.shape == pictures.shape and made.dtype == np.uint8 and (made != pictures).any()
   for given, method, options, message in (
     (pictures, "nope", {}, "unknown purifier 'nope'"),
-    (pictures[0], "jpeg", {}, r"uint8 \(8, 8, 3\): uint8 \(N, H x W x 3\) are needed"),
-    (pictures / 255, "jpeg", {}, "images are float64"),
+    (pictures / 255, "jpeg", {}, "pictures are float64"),
     (pictures, "jpeg", {"prompt": "a"}, "a prompt is for methods that denoise"),
   ):
     with pytest.raises(ConfigError, match=message):

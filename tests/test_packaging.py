@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import types
@@ -15,9 +16,11 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -269,3 +272,51 @@ for template in folder.glob("*.j2"):
   extras = PROJECT["optional-dependencies"]["eval"]
   lines = run_alone(wheel, PROJECT["dependencies"] + extras, code).splitlines()
   assert {"report.html.j2", "matrix.html.j2"} <= set(lines)
+
+
+@pytest.fixture(scope="module")
+def programs(built: Path) -> Path:
+  """Programs of a virtual environment with the wheel and this one's packages, but no checkout."""
+  folder = built / "environment"
+  subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+  (packages,) = folder.glob("lib/python*/site-packages")
+  # Without what its `.pth` files would add, such as this checkout.
+  theirs = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+  (packages / "theirs.pth").write_text("\n".join(sorted(theirs)))
+  python = str(folder / "bin" / "python")
+  (wheel,) = built.glob("*.whl")
+  install = [python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed"]
+  subprocess.run([*install, str(wheel)], check=True)
+  return folder / "bin"
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_its_command(
+  programs: Path, tmp_path: Path, process_environment: dict[str, str]
+) -> None:
+  (tmp_path / "photos").mkdir()
+  pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+  Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+  environment = {n: v for n, v in process_environment.items() if n != "PYTHONPATH"}
+
+  def udp_jax(*words: str) -> str:
+    command = [str(programs / "udp-jax"), *words]
+    done = subprocess.run(
+      command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+  assert udp_jax("--version") == f"udp-jax {PROJECT['version']}\n"
+  assert "udp-jax protect FOLDER" in udp_jax("--help")
+  words = ("--model=tiny_ldm", "--strength=gentle", "--config=folder:smoke")
+  said = udp_jax("protect", "photos", *words)
+  assert "1 pictures protected in" in said and "against tiny_ldm, the small latent" in said
+  assert "OK: 1 files keep the budget (budget 4 levels" in udp_jax("verify", "photos-protected")
+  assert "pictures purified by jpeg" in udp_jax("purify", "photos-protected", "--config=jpeg75")
+  assert udp_jax("models").startswith("tiny_ldm: a latent diffusion model")
+  code = "import udp_jax; print(udp_jax.__file__)"
+  place = subprocess.run(
+    [str(programs / "python"), "-c", code], cwd=tmp_path, capture_output=True, text=True
+  )
+  assert place.stdout.startswith(str(programs.parent)), place

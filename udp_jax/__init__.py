@@ -1,26 +1,24 @@
 """Unlearnable diffusion perturbations in JAX: protections, purifiers, threats, metrics.
 
-The functions that a notebook needs; pictures are arrays (N, H, W, 3) of uint8:
+The functions that a notebook needs. Pictures are a folder or files, pictures of Pillow, or arrays
+of uint8, and come back as what they were:
 
   import udp_jax
 
-  model = udp_jax.load_model("tiny_ldm")                # or a folder as diffusers writes it
-  protected = udp_jax.protect(clean, model, "eudp", radius_255=16)
+  protected = udp_jax.protect(picture, "tiny_ldm", "eudp", strength="gentle")
   purified = udp_jax.purify(protected, "jpeg", quality=75)
+  udp_jax.protect("photos", "tiny_ldm", output="photos-protected")
+  udp_jax.verify("photos-protected.work/clean", "photos-protected").ok
 
-`python -m experiments.protect` protects folders of pictures of any size, with checkpoints; `verify`
-checks its results, or those of other programs. Importing this module imports nothing else.
+`udp-jax` does the same from the command line. Importing this module imports nothing else.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  import numpy as np
-
   from udp_jax.data.verify import VerifyReport
   from udp_jax.models.context import Model
 
@@ -42,172 +40,114 @@ def load_model(path: str | os.PathLike, *, image_size: int = 0, dtype: str = "fl
   >>> load_model("tiny_ldm").model.image_shape
   (64, 64, 3)
   """
-  from ml_collections import ConfigDict
+  from udp_jax.commands import calls
 
-  from udp_jax.models import factory
-
-  config = ConfigDict({"path": os.fspath(path), "image_size": image_size})
-  return factory.open_model(config, {"dtype": dtype})
+  return calls.open_model(path, image_size=image_size, dtype=dtype)
 
 
 def protect(
-  images: np.ndarray,
-  model: Model,
+  pictures: Any,
+  model: Model | str | os.PathLike,
   method: str = "eudp",
   *,
-  radius_255: float = 16.0,
-  num_rounds: int = 20,
-  prompts: Sequence[str] | None = None,
-  seed: int = 0,
+  strength: str | float | None = None,
+  output: str | os.PathLike | None = None,
   **options: Any,
-) -> np.ndarray:
-  """Protects pictures of the model's size.
+) -> Any:
+  """Protects pictures of any size.
 
   Args:
-    images: (N, H, W, 3) uint8.
-    model: the model to protect against, from `load_model`.
+    pictures: a folder, a file or a list of files; a picture of Pillow or a list; or an array
+      (H, W, 3) or (N, H, W, 3) of uint8, or a list of arrays.
+    model: the model to protect against: a name or folder as for `load_model`, or (for pictures in
+      memory) what `load_model` returned.
     method: a module of `udp_jax.protections`.
-    radius_255: the largest change of any value, in 8-bit levels.
-    num_rounds: updates of the method; a method that draws its noise once makes one update.
-    prompts: a caption for each picture, for models with text; None for empty ones.
-    seed: decides every draw.
-    **options: further options of the method, flat, as configs spell them (`train_steps`, ...);
-      `step_size_255` defaults to 2, `batch_size` to 16 pictures.
+    strength: the budget, "gentle" (4), "medium" (8), "strong" (16), or a number of 8-bit levels;
+      the step is an eighth of it. None: `radius_255`, or 16.
+    output: folder for the protected files, if `pictures` are paths. `output`.work, beside it, keeps
+      the clean reference and lets a stopped call go on.
+    **options: `radius_255` (8-bit levels) in place of `strength`; `step_size_255` (2); `num_rounds`
+      (20; for files what `udp-jax protect` does); `seed` (0); `batch_size` (16 pictures or tiles;
+      32 for files); `prompts`, for models with text: a caption for each picture in memory, or one
+      for all files without a caption; and those of the method, flat, as configs spell them
+      (`train_steps`, ...).
 
   Returns:
-    (N, H, W, 3) uint8, at most `radius_255` levels from `images`; grey pictures stay grey.
+    As `pictures`: arrays of uint8, pictures of Pillow, or the paths of what was written. No value
+    changes by more than the budget; grey pictures stay grey.
 
   Raises:
-    ConfigError: the method or an option is unknown, or pictures do not have the model's size.
+    ConfigError: the method, an option or the pictures cannot be used.
+    MissingDataError, BadDataError: a model or a picture is missing or damaged.
     DivergedError: the perturbation is not finite.
+    OutputError: the output folder cannot be used.
 
   >>> import numpy as np
   >>> clean = np.full((2, 64, 64, 3), 128, np.uint8)
-  >>> made = protect(clean, load_model("tiny_ldm"), "random_noise", radius_255=8)
+  >>> made = protect(clean, load_model("tiny_ldm"), "random_noise", strength="medium")
   >>> int(np.abs(made.astype(int) - clean).max())
   8
   """
-  import jax
-  import numpy as np
-  from ml_collections import ConfigDict
+  from udp_jax.commands import calls
 
-  from udp_jax import protections
-  from udp_jax.data import batches
-  from udp_jax.data.images import is_grey
-  from udp_jax.errors import ConfigError
-  from udp_jax.protections import constraints
-  from udp_jax.stages.protect import build_protection
-  from udp_jax.studies import rows
-
-  wanted = " x ".join(str(n) for n in model.model.image_shape)
-  _check_pictures(images, wanted)
-  if images.shape[1:] != model.model.image_shape:
-    raise ConfigError(f"images are {images.shape}: uint8 (N, {wanted}) are needed")
-  if prompts is not None and len(prompts) != len(images):
-    raise ConfigError(f"{len(prompts)} prompts for {len(images)} pictures")
-  size = options.pop("batch_size", 16)
-  if not isinstance(size, int) or size < 1:
-    raise ConfigError(f"batch_size is {size!r}: it must be a whole number from 1")
-  # What a study makes of the same settings.
-  asked = ConfigDict({"radius_255": radius_255, "step_size_255": 2.0, "num_rounds": num_rounds})
-  asked.protections, asked.model, asked.performance = ConfigDict(), ConfigDict(), ConfigDict()
-  asked.protections[method] = ConfigDict({"num_rounds": num_rounds}).unlock()
-  asked.protections[method].update(options)
-  row = rows.settings(asked, method, model)
-  built = build_protection(row, model.model, trained=model.params is not None)
-  grey = is_grey(images)
-  data = batches.make_batches(
-    images,
-    min(size, len(images)),
-    cond=model.embeddings([""] * len(images) if prompts is None else [*prompts]),
-    grey=grey.astype(np.uint8) if grey.any() else None,
-  )
-  num_rounds = 1 if built.drawn_once else num_rounds
-  made, _ = protections.run(built, jax.random.key(seed), data, model.params, num_rounds=num_rounds)
-  delta = batches.unbatch(np.asarray(made), len(images)) - images / np.float32(255)
-  mean = delta.mean(axis=-1, keepdims=True)
-  return constraints.saved(images, np.where(grey[:, None, None, None], mean, delta), radius_255)
-
-
-def _check_pictures(images: np.ndarray, wanted: str) -> None:
-  """Raises ConfigError for what is no array of pictures."""
-  from udp_jax.errors import ConfigError
-
-  kind = f"{getattr(images, 'dtype', type(images).__name__)} {getattr(images, 'shape', '')}".strip()
-  if (
-    str(getattr(images, "dtype", "")) != "uint8"
-    or images.ndim != 4
-    or images.shape[-1] not in (1, 3)
-  ):
-    raise ConfigError(f"images are {kind}: uint8 (N, {wanted}) are needed")
-  if not len(images):
-    raise ConfigError("there are no pictures")
+  given = calls.take(pictures)
+  return calls.protect(given, model, method, strength=strength, output=output, options=options)
 
 
 def purify(
-  images: np.ndarray,
+  pictures: Any,
   method: str,
-  model: Model | None = None,
+  model: Model | str | os.PathLike | None = None,
   *,
+  output: str | os.PathLike | None = None,
   prompt: str = "",
-  seed: int = 0,
   **options: Any,
-) -> np.ndarray:
+) -> Any:
   """Purifies pictures, as an infringer would.
 
   Args:
-    images: (N, H, W, 3) uint8.
+    pictures: as for `protect`.
     method: a module of `udp_jax.purifiers`.
-    model: from `load_model`, for methods that use a diffusion model.
+    model: as for `protect`, for methods that use a diffusion model.
+    output: folder for the purified files, if `pictures` are paths.
     prompt: caption of all pictures, for methods that denoise with a model with text.
-    seed: decides every draw.
-    **options: options of the method.
+    **options: options of the method, and `seed` (0), which decides every draw.
 
   Returns:
-    (N, H, W, 3) uint8.
+    As `pictures`: arrays of uint8, pictures of Pillow, or the paths of what was written.
 
   Raises:
     ConfigError: a method or option is unknown, the method needs a model, or pictures do not fit.
+    MissingDataError, BadDataError, OutputError: as `protect`.
 
   >>> import numpy as np
   >>> purify(np.full((2, 16, 16, 3), 128, np.uint8), "jpeg", quality=75).shape
   (2, 16, 16, 3)
   """
-  import jax
-  import numpy as np
+  from udp_jax.commands import calls
 
-  from udp_jax import purifiers, registry
-  from udp_jax.errors import ConfigError
-  from udp_jax.ops.keys import stream
-
-  _check_pictures(images, "H x W x 3")
-  functions, params = (None, None) if model is None else (model.model, model.params)
-  accepted = registry.fields(registry.constructor("udp_jax.purifiers", method))
-  cond = None if model is None or "cond" not in accepted else model.embeddings([prompt])
-  if cond is not None:
-    options.setdefault("cond", cond)
-  elif prompt:
-    raise ConfigError("a prompt is for methods that denoise with a model with text")
-  purifier = purifiers.build(method, functions, options)
-  key = jax.random.key(seed)
-  made = purifier.init(key, params)
-  return purifiers.purify(purifier, made, stream(key, "purifier"), images, np.arange(len(images)))
+  given = calls.take(pictures)
+  return calls.purify(given, method, model, output=output, prompt=prompt, options=options)
 
 
-def verify(
-  clean_dir: str | os.PathLike, protected_dir: str | os.PathLike, radius_255: float
-) -> VerifyReport:
-  """Checks saved files: every pair of pictures in two folders must be within a budget.
+def verify(clean: Any, protected: Any, radius_255: str | float | None = None) -> VerifyReport:
+  """Checks that protected pictures keep a budget; folders are matched by the files' names.
 
   Args:
-    clean_dir: folder of the originals, in any format that is read.
-    protected_dir: folder of the protected files, under the same names.
-    radius_255: the largest allowed change of any value, in 8-bit levels.
+    clean: the originals: a folder, or pictures as for `protect`.
+    protected: the protected pictures, in the same form and order.
+    radius_255: the largest allowed change of any value, in 8-bit levels or by a strength's name;
+      None for what the manifest of the folder `protected` promises.
 
   Raises:
     MissingDataError: a folder is missing, or neither holds a picture.
-    ConfigError: the budget is not a number from 0 to 255.
-  """
-  from udp_jax.data import verify as verify_lib
+    ConfigError: the budget is not a number from 0 to 255, or pictures have no counterpart.
 
-  return verify_lib.verify(clean_dir, protected_dir, radius_255)
+  >>> import numpy as np
+  >>> clean = np.full((2, 8, 8, 3), 128, np.uint8)
+  >>> verify(clean, clean + np.uint8(5), "gentle").ok
+  False
+  """
+  from udp_jax.commands import calls
+
+  return calls.verify(calls.take(clean), calls.take(protected), radius_255)

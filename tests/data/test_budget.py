@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from udp_jax.data.budget import check_radius_255
+from udp_jax.data.budget import STRENGTHS, check_radius_255, levels, step
 from udp_jax.errors import ConfigError
 
 
@@ -27,3 +27,15 @@ def test_files_that_are_compared_may_be_equal() -> None:
   check_radius_255("--radius_255", 0, least=0)
   with pytest.raises(ConfigError, match="from 0 to 255"):
     check_radius_255("--radius_255", -0.1, least=0)
+
+
+def test_strengths_have_names() -> None:
+  assert [levels("strength", name) for name in STRENGTHS] == [4, 8, 16]
+  assert levels("strength", 7.65) == levels("strength", "7.65") == 7.65
+  assert step(levels("strength", "strong")) == 2
+  for value in ("Gentle", "", "8 levels", None, True, [8]):
+    with pytest.raises(ConfigError, match="--strength is .*: it must be gentle, medium, strong or"):
+      levels("--strength", value)
+  for value in (0, "nan", "300"):
+    with pytest.raises(ConfigError, match="--strength is .*: it must be from 1 to 255"):
+      levels("--strength", value)

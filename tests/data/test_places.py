@@ -132,6 +132,9 @@ def _loaded(name: str) -> Iterator[tuple[Any, Any]]:
     if hasattr(module, "_study"):  # These define their flags where they start.
       module._study.start(name)
       main = started[0]
+    elif hasattr(module, "start"):
+      module.start()
+      main = started[0]
     else:
       main = module.main
     try:

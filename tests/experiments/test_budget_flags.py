@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import experiments
 from experiments import _cli
 from udp_jax.errors import ConfigError
 from udp_jax.studies import settings
 
-FOLDER = Path(_cli.__file__).parent
+FOLDER = Path(experiments.__file__).parent
 ENTRY_POINTS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
 # Those that change no picture; `verify` and `evaluate` are told a budget to measure against.
 PROTECT_NOTHING = {

@@ -17,12 +17,14 @@ from udp_jax.data import batches, marks
 from udp_jax.models import factory
 from udp_jax.studies import rows, settings
 
-CONFIGS = Path(_cli.__file__).parent / "configs"
-NAMES = [
-  (path.parent.name, path.stem)
-  for path in sorted(CONFIGS.glob("*/*.py"))
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {
+  (path.parent.name, path.stem): path
+  for place in ("experiments/configs", "udp_jax/studies/configs")
+  for path in sorted((ROOT / place).glob("*/*.py"))
   if path.stem != "__init__"
-]
+}
+NAMES = sorted(FILES)
 # Those that describe a study of pictures of one size, and of pictures as they are; the others have
 # tests beside what they configure.
 _ROUNDS = [(experiment, name) for experiment, name in NAMES if experiment in ("udp", "eudp")]
@@ -38,8 +40,8 @@ def test_configs_are_found() -> None:
 
 @pytest.mark.parametrize(("experiment", "name"), NAMES)
 def test_config_is_short_and_says_how_to_run_it(experiment: str, name: str) -> None:
-  module = importlib.import_module(f"experiments.configs.{experiment}.{name}")
-  text = (CONFIGS / experiment / f"{name}.py").read_text()
+  module = importlib.import_module(_cli.config_modules(experiment)[name])
+  text = FILES[experiment, name].read_text()
   assert len(text.splitlines()) <= 40
   first, *rest = (module.__doc__ or "").strip().splitlines()
   assert len(first) > 20 and first.endswith(".")
@@ -53,7 +55,7 @@ def test_what_fits_is_what_the_compiler_said() -> None:
   lines = [line.split() for line in (module.__doc__ or "").splitlines()]
   start = next(i for i, words in enumerate(lines) if words[:1] == ["target"])
   sizes, found = lines[start][4:], []
-  compiled = (CONFIGS.parents[1] / "launch" / "AOT.md").read_text().splitlines()
+  compiled = (ROOT / "launch" / "AOT.md").read_text().splitlines()
   for target, memory, remat, *peaks in (
     line for line in lines[start + 1 :] if line[2:3] in (["on"], ["off"])
   ):

@@ -15,10 +15,9 @@ from experiments import _cli
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-PROGRAMS = ("make", "python", "bash", "hf", "pip")
+PROGRAMS = ("make", "python", "bash", "hf", "pip", "udp-jax")
 # Commands that the test does not run, and why; `PROGRAM TARGET` stands for the command.
 NOT_RUN = {
-  "pip install": "needs the network; CI installs its environments so",
   "make demo": "minutes, and a virtual environment of its own; CI runs it",
   "make docs": "CI runs it",
   "make test": "it is what runs this",
@@ -28,6 +27,11 @@ NOT_RUN = {
   "make bench": "half an hour against PyTorch in an environment of its own",
   "make parity": "needs PyTorch in an environment of its own",
   "python launch.aot": "needs libtpu, which is no dependency; tests/launch compile with it",
+  "pip install": "needs the network; tests/test_packaging.py installs the wheel",
+  "python .github/strength.py": "minutes; its picture is in the repository",
+  "udp-jax protect": "tests/test_packaging.py runs it from the wheel",
+  "udp-jax verify": "tests/test_packaging.py runs it from the wheel",
+  "udp-jax models": "tests/test_packaging.py runs it from the wheel",
   "bash launch/local.sh": "several processes: tests/experiments/test_multiprocess.py runs it",
   "bash launch/gpu_run.sh": "needs a GPU: tests/launch/test_gpu_run.py runs it at smoke size",
   "bash launch/tpu_pod.sh": "cloud machines: tests/launch/test_tpu_pod.py runs it with a stand-in",
@@ -117,6 +121,12 @@ def test_flags_are_parsed_as_printed(command: str, load_entry_point) -> None:
   assert loaded.parse(*_flags(command)) == ["program"]
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("udp-jax protect ")])
+def test_flags_of_the_console_script_are_parsed(command: str, load_entry_point) -> None:
+  loaded = load_entry_point("experiments.protect")
+  assert loaded.parse(*shlex.split(command)[2:]) == ["program", "PICTURES"]
+
+
 def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
   flags = set(re.findall(r"`(--\w[\w.]*)", README)) - {"--config", "--help"}
   assert {"--radius_255", "--spare_flat", "--model"} <= flags
@@ -125,7 +135,7 @@ def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
 
   for name in ("protect", "impress", "sample", "train", "purify"):
     load_entry_point(f"experiments.{name}")
-    _cli._define_deterministic()  # As `_cli.run`, which the loader leaves out.
+    _cli._define_deterministic()  # As `cli.run`, which the loader leaves out.
     known |= {f"--{flag}" for flag in absl_flags.FLAGS}
   for flag in flags:
     if flag.startswith("--config."):
@@ -198,12 +208,24 @@ def _python_blocks() -> list[str]:
 
 
 @pytest.mark.readme
-def test_the_short_python_block_runs() -> None:
-  clean = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-  names: dict = {"clean_uint8": clean}
-  exec(_python_blocks()[0], names)
-  assert 4 < np.abs(names["protected"].astype(int) - clean).max() <= 8
-  assert (names["purified"] != names["protected"]).any()
+def test_the_short_python_block_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+  """As printed, with one round and few steps where 20 rounds and 64 steps are the defaults."""
+  (tmp_path / "photos").mkdir()
+  for seed, path in enumerate((tmp_path / "picture.png", tmp_path / "photos" / "a.png")):
+    clean = np.random.default_rng(seed).integers(0, 256, (64, 60, 3), np.uint8)
+    Image.fromarray(clean).save(path)
+  monkeypatch.chdir(tmp_path)
+  names: dict = {}
+  block = _python_blocks()[0]
+  for strength in ('strength="gentle"', 'strength="medium"'):
+    assert block.count(strength) == 1
+    block = block.replace(strength, f"{strength}, num_rounds=1, train_steps=2")
+  exec(block, names)
+  change = np.asarray(names["protected"]).astype(int) - np.asarray(names["picture"])
+  assert 0 < np.abs(change).max() <= 4 and names["protected"].size == (60, 64)
+  assert names["purified"].tobytes() != names["protected"].tobytes()
+  assert capsys.readouterr().out == "True\nTrue\n"
+  assert (tmp_path / "photos-protected" / "a.png").is_file()
 
 
 @pytest.mark.readme

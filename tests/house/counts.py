@@ -19,7 +19,7 @@ from tests.house import clones, imports, source
 
 MOST_PARAMETERS = 8
 MOST_OF_A_STAGE = 6
-_CONFIGS = "experiments.configs"
+_CONFIGS = ("experiments.configs", "udp_jax.studies.configs")
 
 
 class Figure(NamedTuple):

@@ -15,8 +15,11 @@ PACKAGES = ("udp_jax", "experiments", "launch")
 UNTESTED = {
   "*/__init__.py": "names what the package shows",
   "experiments/configs/*": "values: tests/experiments/test_configs.py builds every one of them",
+  "udp_jax/studies/configs/*": "the same",
   "udp_jax/benchmark/torch_*.py": "runs in the peers' environment, where the tests are not",
   "experiments/eudp.py": "one line: its tests are those of `experiments._study`",
+  "experiments/purify.py": "one line: its tests are those of `udp_jax.commands.purify`",
+  "experiments/verify.py": "one line: its tests are those of `udp_jax.commands.verify`",
   "experiments/udp.py": "one line: its tests are those of `experiments._study`",
 }
 # Files of tests beside the mirror.

@@ -178,3 +178,31 @@ def test_outside_of_the_main_thread(tmp_path, uninterrupted):
   thread.start()
   thread.join()
   assert_same(tmp_path, results[0], uninterrupted)
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ({}, "counting: about 15 minutes left on this machine"),
+    ({"afterwards": 2.0}, "counting: about 48 minutes left on this machine"),
+    ({"compiles": True}, "counting: about 27 minutes left on this machine"),
+    ({"afterwards": -0.89}, ""),
+  ],
+)
+def test_the_time_left_is_what_one_call_took(options, said, tmp_path, monkeypatch, caplog):
+  """The first call takes 100 s, each later one 200 s."""
+  clock = [0.0]
+  advance, _ = counter(
+    {n: lambda: clock.append(clock[-1] + 100 * (1 + (len(clock) > 1))) for n in range(TOTAL)}
+  )
+  monkeypatch.setattr(loop.time, "monotonic", lambda: clock[-1])
+  with caplog.at_level("INFO", logger="udp_jax"):
+    run(tmp_path, advance, **options)
+  found = [one.getMessage() for one in caplog.records if "left on this" in one.getMessage()]
+  assert found == ([said] if said else [])
+
+
+def test_durations_are_for_people():
+  assert [loop.duration(s) for s in (3, 89, 90, 2400, 5399, 9000)] == [
+    "3 seconds", "89 seconds", "2 minutes", "40 minutes", "90 minutes", "2.5 hours",
+  ]  # fmt: skip

@@ -25,6 +25,8 @@ def test_the_command_is_what_a_person_would_type(monkeypatch: pytest.MonkeyPatch
   assert provenance.command() == "python -m experiments.eudp --config=demo '--title=a b'"
   main.__spec__ = None
   assert provenance.command() == "python /long/way/eudp.py --config=demo '--title=a b'"
+  monkeypatch.setattr(sys, "argv", ["/long/way/bin/udp-jax", "protect", "pictures"])
+  assert provenance.command() == "udp-jax protect pictures"
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,9 @@ from udp_jax.data.images import read_image
 from udp_jax.data.verify import verify
 from udp_jax.errors import ConfigError, OutputError, Preempted
 from udp_jax.models.context import Model
+from udp_jax.ops.tiles import plan
 from udp_jax.protections.base import run
+from udp_jax.runtime import loop
 from udp_jax.stages import rounds, tiles
 from udp_jax.stages.tiles import Pictures
 from udp_jax.studies import build
@@ -360,6 +364,28 @@ def test_a_fixed_model_perturbs_the_same_in_other_groups(
   for name in _files(protected[0]):
     first, second = (read_image(place / name).pixels for place in (protected[0], tmp_path / "out"))
     assert (first == second).mean() > 0.99
+
+
+def test_the_time_left_counts_the_tiles_of_all_groups(
+  config, folder, fixed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """Every round takes one second of a clock that ticks when it is read."""
+  said: list[tuple[str, float]] = []
+  clock = types.SimpleNamespace(monotonic=itertools.count().__next__)
+  monkeypatch.setattr(loop, "time", clock)
+  monkeypatch.setattr(loop, "say_left", lambda label, seconds: said.append((label, seconds)))
+  tiling = TILING._replace(files_at_a_time=2)
+  _protect(config, "advdm", folder, tmp_path / "out", fixed, tiling=tiling)
+  found = picture_files.list_pictures(folder).files
+  counts = [plan(file.height, file.width, 8, overlap=2).num_tiles for file in found]
+  groups = [sum(counts[start : start + 2]) for start in (0, 2, 4)]
+  rounds_left = {
+    f"protect advdm {n + 1}/3": pytest.approx(3 * sum(groups[n:]) / groups[n] - 1) for n in range(3)
+  }
+  assert {label: seconds for label, seconds in said if "/" in label} == rounds_left
+  done = {label: seconds for label, seconds in said if "/" not in label}
+  assert [*done] == [f"protect advdm: {n} of 5 pictures are done" for n in (2, 4, 5)]
+  assert [seconds > 0 for seconds in done.values()] == [True, True, False]
 
 
 def _stop_after(monkeypatch: pytest.MonkeyPatch, number: int) -> None:

@@ -25,6 +25,8 @@ from udp_jax.runtime.checkpoint import Checkpoints
 from udp_jax.runtime.metrics_log import MetricsWriter
 
 _log = logging.getLogger(__name__)
+# Shorter work needs no estimate.
+_WORTH_SAYING_S = 60.0
 
 
 class Advance(NamedTuple):
@@ -51,6 +53,8 @@ class Work(NamedTuple):
     must_be_finite: names of metrics that end the run if they become NaN or infinite.
     shown: names of metrics on the progress bar.
     progress: whether to show a progress bar.
+    afterwards: work of the same kind that follows, as a multiple of this, for the estimate.
+    compiles: whether the first call compiles too, so that the estimate measures the second.
   """
 
   label: str
@@ -59,6 +63,8 @@ class Work(NamedTuple):
   must_be_finite: tuple[str, ...] = ("loss",)
   shown: tuple[str, ...] = ("loss",)
   progress: bool = True
+  afterwards: float = 0.0
+  compiles: bool = False
 
 
 def run_in(
@@ -114,6 +120,7 @@ def run(
   label, unit, total = work.label, work.unit, work.total
   position = 0
   seen: dict[str, float] = {}
+  unmeasured = 2 if work.compiles else 1
   # Process 0 decides whether a checkpoint exists; other hosts may not see it yet.
   latest = None if checkpoints is None else processes.from_main(checkpoints.latest, label)
   if checkpoints is not None and latest is not None:
@@ -141,6 +148,10 @@ def run(
       if writer is not None:
         writer.write(position, **metrics)
       bar.update(position - before)
+      unmeasured -= 1
+      if unmeasured == 0:
+        left = total * (1 + work.afterwards) - position
+        say_left(label, left * metrics["seconds"] / (position - before))
       seen |= metrics  # A call need not measure every metric.
       bar.set_postfix({n: f"{seen[n]:.4g}" for n in work.shown if n in seen}, refresh=False)
       stop = max(processes.gather(received[0] if received else 0, f"{label} {position}"))
@@ -155,6 +166,23 @@ def run(
     saved = "" if checkpoints is None else " and saved; run the same command to go on"
     raise Preempted(f"{label}: stopped at {unit} {position} of {total}{saved}", stop)
   return state
+
+
+def say_left(label: str, seconds: float) -> None:
+  """Says how long work still takes by what was measured, unless that is short."""
+  if seconds >= _WORTH_SAYING_S:
+    _log.info("%s: about %s left on this machine", label, duration(seconds))
+
+
+def duration(seconds: float) -> str:
+  """Returns a time for people.
+
+  >>> duration(50), duration(2400), duration(9000)
+  ('50 seconds', '40 minutes', '2.5 hours')
+  """
+  if seconds < 90:
+    return f"{seconds:.0f} seconds"
+  return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 @contextlib.contextmanager

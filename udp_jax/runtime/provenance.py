@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow", "udp-jax")
+_SCRIPT = "udp-jax"
 _COMMIT = "UDP_JAX_COMMIT"
 
 
@@ -21,7 +22,8 @@ def command() -> str:
   """Returns the command line of this process, as a user would type it."""
   spec = getattr(sys.modules["__main__"], "__spec__", None)
   if spec is None:
-    return shlex.join(["python", *sys.argv])
+    script = Path(sys.argv[0]).name == _SCRIPT
+    return shlex.join([*([_SCRIPT] if script else ["python", sys.argv[0]]), *sys.argv[1:]])
   return shlex.join(["python", "-m", spec.name, *sys.argv[1:]])
 
 

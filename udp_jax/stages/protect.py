@@ -153,6 +153,7 @@ def run_rounds(
     must_be_finite=("train_loss", "delta_rms_255"),
     shown=_SHOWN,
     progress=run.progress,
+    afterwards=run.afterwards,
   )
   every = run.checkpoint_every
   state = loop.run_in(run.folder, made.advance, made.state, work, every=every)

@@ -31,8 +31,10 @@ invisible and often arbitrary); no step of the method moves delta there either.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ from udp_jax.data.picture_files import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError, OutputError
 from udp_jax.models.context import Model
 from udp_jax.ops import tiles
-from udp_jax.runtime import files, processes
+from udp_jax.runtime import files, loop, processes
 from udp_jax.runtime import workdir as workdir_lib
 from udp_jax.stages import protect as protect_lib
 from udp_jax.stages import tiles as tiles_lib
@@ -125,12 +127,19 @@ def protect(row: Row, model: Model, pictures: Pictures, output: Path, run: Run) 
 
   size = pictures.tiling.files_at_a_time or (len(names) if _trains(row) else _FEW)
   groups = _groups(found.files, size, sources, entries, run.folder, trains=_trains(row))
+  work = [
+    sum(grid.num_tiles for grid in _grids(pictures, [f for f in group if f.name not in entries]))
+    for group, _ in groups
+  ]
+  started, tiles_done = time.monotonic(), 0
   try:
     for number, (group, folder) in enumerate(groups, 1):
       label = f"protect {row.name}" + (f" {number}/{len(groups)}" if len(groups) > 1 else "")
       if all(file.name in entries for file in group):
         continue
-      grids, deltas = _perturb(row, model, pictures, group, run.at(folder, label))
+      own, left = work[number - 1], sum(work[number:])
+      part = dataclasses.replace(run.at(folder, label), afterwards=left / own)
+      grids, deltas = _perturb(row, model, pictures, group, part)
       if created is None:  # Only now, so that a run that fails earlier leaves no folder.
         created = claim()
       with tqdm(
@@ -156,6 +165,11 @@ def protect(row: Row, model: Model, pictures: Pictures, output: Path, run: Run) 
             bar.update()
       # The records now say what is done, and checkpoints are large.
       workdir_lib.discard_checkpoints(folder / "checkpoints")
+      tiles_done += own
+      loop.say_left(
+        f"protect {row.name}: {len(entries)} of {len(names)} pictures are done",
+        (time.monotonic() - started) / tiles_done * left,
+      )
     if created is None:
       claim()
     by_name = {file.name: file for file in found.files}
@@ -379,12 +393,16 @@ def _put_aside(path: Path, folder: Path, name: str) -> None:
   _log.info("the clean reference of %s before it changed is kept: %s", name, target)
 
 
+def _grids(pictures: Pictures, group: Sequence[PictureFile]) -> list[tiles.Grid]:
+  size, overlap = pictures.tiling.tile_size, pictures.tiling.overlap
+  return [tiles.plan(file.height, file.width, size, overlap=overlap) for file in group]
+
+
 def _perturb(
   row: Row, model: Model, pictures: Pictures, group: Sequence[PictureFile], run: Run
 ) -> tuple[list[tiles.Grid], list[np.ndarray]]:
   """Runs the method on a group; returns each picture's grid and the deltas of its tiles."""
-  size, overlap = pictures.tiling.tile_size, pictures.tiling.overlap
-  grids = [tiles.plan(file.height, file.width, size, overlap=overlap) for file in group]
+  size, grids = pictures.tiling.tile_size, _grids(pictures, group)
   count = sum(grid.num_tiles for grid in grids)
   _log.info(
     "%s: %d pictures in %d tiles of %dx%d, about %.3g GiB",

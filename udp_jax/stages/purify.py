@@ -14,6 +14,7 @@ result depends neither on the batches nor on where a run was interrupted.
 from __future__ import annotations
 
 import logging
+import time
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from udp_jax.data.picture_files import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError, OutputError
 from udp_jax.models.base import Params
 from udp_jax.purifiers import Purifier
-from udp_jax.runtime import files, processes
+from udp_jax.runtime import files, loop, processes
 from udp_jax.runtime import workdir as workdir_lib
 from udp_jax.stages.records import Run
 
@@ -117,8 +118,9 @@ def purify(
     with tqdm(
       total=len(names), initial=len(entries), desc="purified", unit="file", disable=not run.progress
     ) as bar:
-      for batch in _batches([f for f in usable if f.name not in entries], size):
-        before = len(entries)
+      waiting = _batches([f for f in usable if f.name not in entries], size)
+      for number, batch in enumerate(waiting):
+        started, before = time.monotonic(), len(entries)
         read = [images.read_image(file.path) for file in batch]
         purified = purifiers.purify(
           purifier,
@@ -140,6 +142,9 @@ def purify(
             source=sources[file.name],
             notes=file.notes,
           )
+        if number == 1:  # The first one compiled.
+          per_file = (time.monotonic() - started) / len(batch)
+          loop.say_left("purify", per_file * (len(names) - len(entries)))
     for file in usable:
       if file.name in done.stale:
         picture = images.read_image(file.path)

@@ -72,6 +72,7 @@ class Run:
     copies: names of pictures that also exist outside an output to be replaced; None if that was
       not checked yet.
     progress: whether to show progress bars.
+    afterwards: work of later parts of the stage, as a multiple of this one's, for estimates.
   """
 
   mesh: Mesh
@@ -86,6 +87,7 @@ class Run:
   overwrite: bool = False
   copies: Collection[str] | None = None
   progress: bool = True
+  afterwards: float = 0.0
 
   def at(self, folder: Path, label: str) -> Run:
     """Returns the same run with another scratch folder and label, for a part of the stage."""

@@ -78,6 +78,7 @@ def _drive(
     must_be_finite=("loss", "params_norm"),
     shown=("loss", "images_per_s"),
     progress=run.progress,
+    compiles=True,
   )
   return loop.run_in(run.folder, advance, state, work, every=run.checkpoint_every, keep=1)
 

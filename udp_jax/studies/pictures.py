@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from udp_jax.data import builtin, captions, images, manifest, picture_files
+from udp_jax.data import builtin, captions, images, manifest, masks, picture_files
 from udp_jax.data.marks import CLEAN
 from udp_jax.data.picture_files import PictureFile
 from udp_jax.errors import ConfigError
 from udp_jax.metrics import denoising, statistics, visibility
 from udp_jax.models import factory
 from udp_jax.models.base import DiffusionModel
+from udp_jax.models.context import Model
 from udp_jax.ops import tiles, timesteps
 from udp_jax.report import study as study_report
 from udp_jax.report import text
@@ -73,6 +74,7 @@ def open_pictures(
   *,
   prompt: str | None = None,
   progress: bool = True,
+  model: Model | None = None,
 ) -> tuple[Study, Pictures]:
   """Opens a folder of pictures and the model of a config.
 
@@ -83,6 +85,7 @@ def open_pictures(
     cutting: how the pictures are cut.
     prompt: caption for pictures that have none.
     progress: whether to show progress bars.
+    model: the model, if it is already open; None opens that of `config.model`.
 
   Returns:
     The study, with its model for tiles, and the pictures. The study's config records what was
@@ -95,7 +98,8 @@ def open_pictures(
   if tile_size:
     tiles_lib.check_tile_size(tile_size)
     config = settings_lib.frozen(config, {"model.image_size": tile_size})
-  model = factory.open_model(config.model, config.performance)
+  if model is None:
+    model = factory.open_model(config.model, config.performance)
   if tile_size:
     model = model._replace(model=tiles_lib.for_tiles(model.model, tile_size))
   size = model.model.image_shape[0]
@@ -177,6 +181,73 @@ def protect_row(
     pictures = pictures._replace(cond_of=lambda file: tokenizer([texts[file.relative]])[0])
   run = study.protect_run(row, name, overwrite=overwrite, copies=copies)
   return protect_pictures.protect(row, study.model, pictures, output, run)
+
+
+class Asked(NamedTuple):
+  """A folder of pictures to protect by one row.
+
+  Attributes:
+    method: an entry of `config.protections`, or a method.
+    folder: pictures of any sizes.
+    output: where the protected pictures are written.
+    workdir: working folder; the 8-bit reference is in workdir/clean.
+    cutting: how the pictures are cut.
+    mask: a mask, or a folder of masks with the pictures' names; "" protects everything.
+    prompt: caption for pictures that have none.
+    overwrite: as `Run`.
+    progress: whether to show progress bars.
+  """
+
+  method: str
+  folder: Path
+  output: Path
+  workdir: Path
+  cutting: Cutting = Cutting()
+  mask: str = ""
+  prompt: str | None = None
+  overwrite: bool = False
+  progress: bool = True
+
+
+def protect_folder(
+  config: Any, asked: Asked, model: Model | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Protects a folder of pictures; returns the manifest and the origin of the pictures.
+
+  Args:
+    config: settings of a study, frozen.
+    asked: what is protected, and where to.
+    model: as for `open_pictures`.
+
+  Raises:
+    ConfigError, MissingDataError, BadDataError: the model or the pictures cannot be used, or the
+      working folder belongs to another run.
+    DivergedError, OutputError, Preempted: as `protect_pictures.protect`.
+  """
+  study, pictures = open_pictures(
+    settings_lib.frozen(config, {"data.image_size": 0}),
+    asked.folder,
+    asked.workdir,
+    asked.cutting,
+    prompt=asked.prompt,
+    progress=asked.progress,
+    model=model,
+  )
+  found, output = pictures.found, asked.output
+  if asked.mask:
+    pictures = pictures._replace(mask_files=masks.find(asked.mask, found.files))
+  digest = masks.sha256(pictures.mask_files) if pictures.mask_files else None
+  row, overwrite = study.row(asked.method), asked.overwrite
+  if not overwrite:
+    protect_pictures.check_finished(row, pictures, output)
+  # Checked before anything in the work folder may be cleared.
+  copies = protect_pictures.copies_of(pictures, output)
+  if overwrite:
+    manifest.check_output(output, overwrite=True, copies=copies)
+  apart = protect_pictures.treats_apart(row)
+  check_workdir(study, pictures, replace=overwrite, apart=apart, masks=digest)
+  made = protect_row(study, asked.method, pictures, output, overwrite=overwrite, copies=copies)
+  return made, found.origin
 
 
 def run(

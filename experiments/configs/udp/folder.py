@@ -4,9 +4,9 @@ python -m experiments.udp --config=folder --workdir=runs/udp_folder, and the fla
 """
 
 from experiments.configs import common
-from experiments.configs.eudp import folder
+from udp_jax.studies.configs.eudp import folder
 
 
 def get_config(variant=None):
-  """See `experiments.configs.eudp.folder`."""
+  """See `udp_jax.studies.configs.eudp.folder`."""
   return common.without_eudp(folder.get_config(variant))

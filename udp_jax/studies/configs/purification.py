@@ -1,4 +1,4 @@
-"""Building block of the configs of `experiments.purify`."""
+"""Building block of the configs of `udp-jax purify` and `experiments.purify`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,12 @@ def purification(method: str, **options: Any) -> ConfigDict:
   config.seed = 0
   known = registry.fields(registry.constructor("udp_jax.purifiers", method))
   # `cond` is left out: it is an array, made from --prompt.
-  config.options = ConfigDict(
-    {
-      name: field.default
-      for name, field in known.items()
-      if field.default is not registry.REQUIRED and name != "cond"
-    }
-  )
-  with config.options.unlocked():
-    config.options.update(options)
+  defaults = {
+    name: field.default
+    for name, field in known.items()
+    if field.default is not registry.REQUIRED and name != "cond"
+  }
+  config.options = ConfigDict(defaults | options)
   config.per_device_batch_size = 8
   config.steps_per_call = 50
   config.model = ConfigDict({"path": "", "image_size": 0})

@@ -6,7 +6,7 @@
 See `impress_glaze` about the distance and the hardware.
 """
 
-from experiments.configs.purification import purification
+from udp_jax.studies.configs.purification import purification
 
 
 def get_config(variant: str | None = None):

@@ -6,7 +6,7 @@ FOLDER is a diffusion model for square pictures; the paper's is for 256x256. Har
 accelerator for a model of that size.
 """
 
-from experiments.configs.purification import purification
+from udp_jax.studies.configs.purification import purification
 
 
 def get_config(variant: str | None = None):

@@ -5,7 +5,7 @@
 Hardware: any.
 """
 
-from experiments.configs.purification import purification
+from udp_jax.studies.configs.purification import purification
 
 
 def get_config(variant: str | None = None):

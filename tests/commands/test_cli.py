@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import experiments
 from experiments import _cli
 from udp_jax.errors import ConfigError
 
-FOLDER = Path(_cli.__file__).parent
+FOLDER = Path(experiments.__file__).parent
 ENTRY_POINTS = sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
 # The entry points that take --config, and whose configs.
 TAKES_CONFIG = {
@@ -39,7 +40,8 @@ def test_help_lists_flags_and_configs(name: str, entry_point) -> None:
   done = entry_point(name, "--help")
   assert (done.returncode, done.stderr) == (0, "")
   assert f"python -m experiments.{name} --" in done.stdout
-  source = (FOLDER / f"{name}.py").read_text()
+  places = [place / f"{name}.py" for place in (FOLDER, Path(_cli.__file__).parent)]
+  source = "".join(path.read_text() for path in places if path.is_file())
   defined = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source))
   if name in TAKES_CONFIG:
     defined |= {"config", "workdir"}

@@ -1,0 +1,1 @@
+"""What `udp-jax` runs, and the functions of `import udp_jax`."""

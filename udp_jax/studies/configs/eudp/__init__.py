@@ -1,0 +1,1 @@
+"""Configs of `udp-jax protect`; `experiments.configs.eudp` has the others."""

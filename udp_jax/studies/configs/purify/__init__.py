@@ -1,0 +1,1 @@
+"""Configs of `udp-jax purify` and `experiments.purify`."""
