@@ -120,9 +120,9 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
   schedule = weights.schedule_from_config(scheduler) if scheduler else schedules.linear()
   model = pixel_diffusion(UNet2D(unet_config, **options), schedule)
   template = jax.eval_shape(model.init, jax.random.key(0))
-  params = weights.from_torch_names(tensors, template)
   # `jnp.asarray` would compile a program for every shape.
-  return model, unet_config, jax.device_put(params)
+  params = weights.from_torch_names(tensors, template, put=jax.device_put)
+  return model, unet_config, params
 
 
 def save(

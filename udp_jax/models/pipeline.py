@@ -117,14 +117,18 @@ def load_pipeline(
   model = build_model(
     configs, scheduler, performance, deterministic=deterministic, image_size=image_size
   )
-  template = _shapes(tuple(configs.items()))
+  # Every tensor becomes what is used at once: a whole part never exists twice, nor in two dtypes.
+  template = jax.eval_shape(
+    functools.partial(frozen, performance=performance), _shapes(tuple(configs.items()))
+  )
   params = {
-    part: weights.from_torch_names(tensors.pop(part), template[part], origin=str(folder / part))
+    part: weights.from_torch_names(
+      tensors[part], template[part], origin=str(folder / part), put=jax.device_put
+    )
     for part in parts
   }
-  params = frozen(params, performance)
   tokenizer = load_tokenizer(folder / "tokenizer") if TEXT in parts else None
-  return Pipeline(model, jax.device_put(params), tokenizer, configs, scheduler)
+  return Pipeline(model, params, tokenizer, configs, scheduler)
 
 
 def frozen(params: Params, performance: Mapping[str, Any] | None = None) -> Params:
