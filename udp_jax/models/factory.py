@@ -27,7 +27,13 @@ SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
 
 
 def open_model(config: Any, performance: Any) -> Model:
-  """Opens the model of a config: a Stable Diffusion folder, "tiny_ldm", or as in `build`.
+  """Opens the model of a config: Stable Diffusion, "tiny_ldm", or as in `build`.
+
+  Args:
+    config: `config.model`, as for `build`. For Stable Diffusion `path` is what
+      `pipeline.load_pipeline` reads, and `vae`, `tokenizer` and `prediction_type`, if there, are
+      `pipeline.Choices`.
+    performance: `config.performance`.
 
   Raises:
     ConfigError, MissingDataError, BadDataError: the folder is missing, damaged or unsupported.
@@ -39,7 +45,8 @@ def open_model(config: Any, performance: Any) -> Model:
     )
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None
-    opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size)
+    choices = pipeline_lib.Choices.of(config)
+    opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size, choices=choices)
     return Model(opened.model, opened.params, pipeline=opened)
   model, unet, params = build(config, performance)
   return Model(model, params, unet)

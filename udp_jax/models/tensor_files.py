@@ -77,6 +77,9 @@ class Tensors(Mapping[str, np.ndarray]):
       raise BadDataError(f"{at.file} ends within {name}: it changed while it was read")
     return values.reshape(at.shape)
 
+  def __contains__(self, name: object) -> bool:
+    return name in self.stored  # A mapping's own would read the tensor.
+
   def __iter__(self) -> Iterator[str]:
     return iter(self.stored)
 
