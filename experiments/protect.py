@@ -45,10 +45,12 @@ _METHOD = flags.DEFINE_string(
 _MODEL = flags.DEFINE_string(
   "model",
   "",
-  "Model to protect against: tiny_ldm, a FOLDER (Stable Diffusion 1.x or 2.x, or a DDPM, as "
-  "diffusers writes it), or pixel: a small DDPM trained on these pictures alone. Default: the "
+  "Model to protect against: tiny_ldm, a folder (Stable Diffusion 1.x or 2.x, or a DDPM, as "
+  "diffusers writes it), a .safetensors file (Stable Diffusion in one file), OWNER/NAME[@REVISION] "
+  "(on the Hugging Face Hub), or pixel: a small DDPM trained on these pictures alone. Default: the "
   "config's; without --config, methods that use a model need this flag.",
 )
+_PARTS = _cli.model_flags()
 _RESIZE = flags.DEFINE_bool(
   "resize", False, "Centre-crop and resize to the model's size, instead of full resolution."
 )
@@ -89,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
   config = _CONFIG.value or _cli.get_config("eudp", "folder")
   with places.use(
     pictures={"--input": _INPUT.value, "--mask": _MASK.value},
-    named={"--model": _MODEL.value or config.model.path},
+    named={"--model": _MODEL.value or config.model.path, "--vae": _PARTS.vae.value},
     outputs={"--output": _OUTPUT.value},
     work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
     protects=True,
@@ -112,7 +114,7 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
     "rows": (_METHOD.value,),
   }
   changes |= _model_changes(config) | _BUDGET.changes(config, row=_METHOD.value)
-  config = settings.frozen(config, changes)
+  config = settings.frozen(config, changes | _PARTS.changes())
   settings.check_values(config)
   # Whether a finished output lacks anything is known only once its pictures are read.
   extend = not resize and protect_pictures.may_extend(_METHOD.value, output)
@@ -122,6 +124,7 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
     ),
     "look at the output",
   )
+  config = settings.frozen(config, settings.pinned(config))
   if resize:
     made, origin = _protect_resized(config, output, workdir)
   else:
@@ -159,8 +162,9 @@ def _model_changes(config: Any) -> dict[str, Any]:
   if known and not _MODEL.value and _CONFIG.value is None and rows.uses_model(config, method):
     raise ConfigError(
       f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
-      "of this package), --model=FOLDER (Stable Diffusion 1.x or 2.x, as diffusers writes it) or "
-      f"--model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
+      "of this package), --model=MODEL (Stable Diffusion 1.x or 2.x: a folder, a .safetensors "
+      f"file, or OWNER/NAME on the Hugging Face Hub) or --model={places.FRESH} (a small pixel DDPM "
+      "trained on these pictures alone)"
     )
   if _MODEL.value == places.FRESH:
     fresh = {"model.path": ""}

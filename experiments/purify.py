@@ -38,6 +38,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an output folder of 
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 _CONFIG = _cli.define_config("purify")
 _WORKDIR = _cli.workdir_flag()
+_PARTS = _cli.model_flags()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
   config = _CONFIG.value or purification(_METHOD.value)
   with places.use(
     pictures={"--input": _INPUT.value},
-    named={"--model": _MODEL.value or config.model.path},
+    named={"--model": _MODEL.value or config.model.path, "--vae": _PARTS.vae.value},
     outputs={"--output": _OUTPUT.value},
     work={"--workdir": _WORKDIR.value or places.work_beside(_OUTPUT.value)},
   ) as used:
@@ -73,12 +74,13 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
   assert _INPUT.value is not None
   given = config.options.to_dict() | _parse_options(_OPTION.value)
   changes = {"model.path": _MODEL.value or config.model.path, "options": given}
-  config = settings.frozen(config, changes)
+  config = settings.frozen(config, changes | _PARTS.changes())
   for field in ("per_device_batch_size", "steps_per_call"):
     if config[field] < 1:
       raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1")
   # Whether a finished output lacks anything is known only once the pictures are read.
   manifest.check_output(output, overwrite=_OVERWRITE.value, extend=True, inputs_follow=True)
+  config = settings.frozen(config, settings.pinned(config))
   method = _prepare(config)
   place = Path(_INPUT.value.removeprefix("folder:")).expanduser()
   pictures = picture_files.list_pictures(place, strict=_STRICT.value)
@@ -122,7 +124,7 @@ def _prepare(config: Any) -> Any:
   import jax
 
   from udp_jax import purifiers, registry
-  from udp_jax.models import factory
+  from udp_jax.models import factory, pipeline
   from udp_jax.models.context import Model
   from udp_jax.stages.purify import Prepared
 
@@ -131,6 +133,7 @@ def _prepare(config: Any) -> Any:
     "method": config.method,
     "options": config.options.to_dict(),
     "model": config.model.path,
+    **{name: value for name in pipeline.Choices._fields if (value := config.model[name])},
     "prompt": _PROMPT.value,
     "dtype": config.performance.dtype,
     "seed": config.seed,

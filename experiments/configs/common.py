@@ -47,6 +47,10 @@ GAME = {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate":
 ROWS = ("clean", "random_noise", "udp", "eudp")
 
 
+# What is taken in place of a latent model's own: `udp_jax.models.pipeline.Choices`.
+CHOICES = {"vae": "", "tokenizer": "", "prediction_type": ""}
+
+
 def study(title: str) -> ConfigDict:
   """A study of training sets, with every setting at its default."""
   config = ConfigDict()
@@ -143,7 +147,7 @@ def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
   config.data.update({"source": "builtin", "image_size": 0, "holdout": 0.0})
   # Caption for pictures without one in their folder (`udp_jax.data.captions`).
   config.data.prompt = ""
-  config.model.path = model
+  config.model.update({"path": model, **CHOICES})
   # Side of a tile in pixels; 0 for the model's own size.
   config.model.image_size = 0
   # overlap: pixels, -1 for an eighth of a tile. files_at_a_time: 0 for the method's default.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from experiments.configs.common import CHOICES
+
 PACKAGED = "tiny_ldm"
 # IMPRESS's runs against Glaze and PhotoGuard, on the paper's range [-1, 1].
 IMPRESS_GLAZE = {
@@ -78,7 +80,7 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
     {"source": "", "image_size": 0, "limit": 0, "holdout": 0.25, "classes": (), "strict": False}
   )
   # image_size: side in pixels; 0 for the model's own size.
-  config.model = ConfigDict({"path": model, "image_size": 0})
+  config.model = ConfigDict({"path": model, "image_size": 0} | CHOICES)
 
   config.protections = ConfigDict({"random_noise": {"distribution": "uniform"}})
   config.purifiers = ConfigDict()

@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.common import CHOICES
+
 
 def purification(method: str, **options: Any) -> ConfigDict:
   """Returns one purifier with all of its options; options that are not given have their default.
@@ -31,7 +33,7 @@ def purification(method: str, **options: Any) -> ConfigDict:
     config.options.update(options)
   config.per_device_batch_size = 8
   config.steps_per_call = 50
-  config.model = ConfigDict({"path": "", "image_size": 0})
+  config.model = ConfigDict({"path": "", "image_size": 0} | CHOICES)
   config.performance = ConfigDict(
     {
       "dtype": "float32",

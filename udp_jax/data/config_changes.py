@@ -17,6 +17,9 @@ _CHANGES_RESULTS = {
   "performance.joint_gradients": False,
   "performance.shard_batches": 0,
   "spare_flat": 0.0,
+  "model.vae": "",
+  "model.tokenizer": "",
+  "model.prediction_type": "",
 }
 
 

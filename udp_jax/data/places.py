@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from udp_jax.data import marks
+from udp_jax.data import hub_names, marks
 from udp_jax.errors import OutputError
 from udp_jax.runtime import files, locks, processes, workdir
 
@@ -38,12 +38,15 @@ Given = str | os.PathLike | None
 
 # Config fields that name a run's inputs: folders of pictures, and files that are read by name.
 _SOURCES = ("data.source", "data.photos", "data.paintings", "prior.source")
-_NAMED = ("model.path", "evaluation.weights", "evaluation.clip", "evaluation.face")
+_NAMED = (
+  *("model.path", "model.vae", "model.tokenizer"),
+  *("evaluation.weights", "evaluation.clip", "evaluation.face"),
+)
 # Sources whose files are read by name.
 _BY_NAME = ("cifar10", "cifar10-test", "tfds")
 _NO_PLACES = frozenset({"", "builtin", "tiny_ldm"})
 # Manifest fields outside its config that may hold one or more paths.
-_PATHS = ("model", "init_image", "mask", "loras", "embeddings")
+_PATHS = ("model", "vae", "tokenizer", "init_image", "mask", "loras", "embeddings")
 
 
 class Place(NamedTuple):
@@ -237,7 +240,7 @@ def canonical(spec: str) -> str:
   if kind == "tfds":
     name, at, folder = place.partition("@")
     return f"tfds:{name}@{resolve(folder)}" if at else spec
-  if spec in _NO_PLACES or not place:
+  if spec in _NO_PLACES or not place or hub_names.is_pinned(spec):
     return spec
   return f"{kind}:{resolve(place)}" if kind in _BY_NAME else str(resolve(place))
 
@@ -297,7 +300,7 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
   def base(value: Any) -> Any:
     if isinstance(value, list):
       return [base(entry) for entry in value]
-    if not isinstance(value, str) or value in _NO_PLACES:
+    if not isinstance(value, str) or value in _NO_PLACES or hub_names.is_pinned(value):
       return value
     kind, place = _divided(value)
     if kind == "tfds":
@@ -431,10 +434,17 @@ def _read_places(
   found = []
   for what, specs in [*pictures.items(), *configured.items()]:
     for spec in _several(specs):
-      found += _source(what, spec) if what not in by_name else [Place(what, resolve(spec))]
+      found += _source(what, spec) if what not in by_name else _by_name(what, spec)
   for what, specs in named.items():
-    found += [Place(what, resolve(spec)) for spec in _several(specs) if spec not in _NO_PLACES]
+    for spec in _several(specs):
+      found += _by_name(what, spec)
   return found
+
+
+def _by_name(what: str, spec: str) -> list[Place]:
+  """Returns the place of what is read by name; [] if it comes with a package or from the Hub."""
+  here = spec not in _NO_PLACES and hub_names.parse(spec) is None
+  return [Place(what, resolve(spec))] if here else []
 
 
 def _several(specs: Given | Iterable[Given]) -> list[str]:

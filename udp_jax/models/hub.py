@@ -108,12 +108,17 @@ def chosen(names: Collection[str], repo: str = "the repository", what: str = MOD
   parts = [part for part in _PARTS if f"{part}/config.json" in names]
   if not parts and "config.json" in names:
     parts = [""]  # A DDPM or a VAE alone.
+  if not parts and "model_index.json" in names:
+    # A pipeline without a U-Net: its configs say what it is.
+    return sorted([*plain, *(name for name in names if name.endswith("/config.json"))])
   if not parts:
     single = [name for name in names if "/" not in name and name.endswith(".safetensors")]
-    hint = f"; for one of its files run `hf download {repo} {single[0]}` and give the file's path"
+    hint = "".join(
+      f"; for one of its files run `hf download {repo} {name}` and give the file's path"
+      for name in single[:1]
+    )
     raise ConfigError(
-      f"{repo} on the Hub is no diffusers folder: it has no unet/config.json, nor a config.json"
-      f"{hint if single else ''}"
+      f"{repo} on the Hub is no diffusers folder: it has no unet/config.json, nor a config.json{hint}"
     )
   found = list(plain)
   for part in parts:

@@ -14,6 +14,8 @@ from udp_jax.data.budget import check_radius_255
 from udp_jax.data.config_changes import PLACES
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
+from udp_jax.models import hub
+from udp_jax.models import places as models
 from udp_jax.runtime import files, processes
 from udp_jax.runtime import workdir as workdir_lib
 
@@ -57,6 +59,27 @@ def frozen(config: Any, changes: Mapping[str, Any] | None = None) -> FrozenConfi
       section = section.setdefault(part, {})
     section[field] = value
   return FrozenConfigDict(made)
+
+
+def pinned(config: Any) -> dict[str, str]:
+  """Returns the changes for `frozen` that give models of the Hugging Face Hub their commits.
+
+  Models that the cache lacks are fetched.
+
+  Raises:
+    MissingDataError, ConfigError, BadDataError: as `models.places.resolve`.
+
+  >>> from ml_collections import ConfigDict
+  >>> pinned(ConfigDict({"model": {"path": "tiny_ldm"}}))
+  {}
+  """
+  model = config.model
+  found = {
+    "model.path": models.pinned(model.path),
+    "model.vae": hub.pinned(model.get("vae") or ""),
+    "model.tokenizer": hub.pinned(model.get("tokenizer") or "", hub.TOKENIZER),
+  }
+  return {n: v for n, v in found.items() if v != (model.get(n.removeprefix("model.")) or "")}
 
 
 def check_values(config: Any) -> None:
