@@ -118,7 +118,8 @@ def chosen(names: Collection[str], repo: str = "the repository", what: str = MOD
       for name in single[:1]
     )
     raise ConfigError(
-      f"{repo} on the Hub is no diffusers folder: it has no unet/config.json, nor a config.json{hint}"
+      f"{repo} on the Hub is no diffusers folder: it has no unet/config.json, nor a "
+      f"config.json{hint}"
     )
   found = list(plain)
   for part in parts:
