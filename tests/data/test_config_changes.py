@@ -91,3 +91,11 @@ def test_matrices_of_before_are_gone_on_with(name):
     if name == "full":
       del made["protections"][row]["learning_rate"]
   assert changed(made, config_changes.recorded(config)) == []
+
+
+def test_records_from_before_models_had_choices():
+  old = {"seed": 0, "model": {"path": "/models/sd15"}}
+  new = {"seed": 0, "model": {"path": "/models/sd15", "vae": "", "prediction_type": ""}}
+  assert changed(old, new) == changed(new, old) == []
+  new["model"]["prediction_type"] = "epsilon"
+  assert changed(old, new) == ["model.prediction_type"]

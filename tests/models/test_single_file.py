@@ -179,9 +179,15 @@ REFUSED = {
   ),
   "damaged": (
     {n: s for n, s in CHECKPOINT.items() if "input_blocks.0.0" not in n},
-    "is not the Stable Diffusion 1.x that its names promise: .*conv_in.weight",
+    "is not the Stable Diffusion 1.x that its names promise; .*conv_in.weight",
   ),
 }
+
+
+REFUSED["too many"] = (
+  CHECKPOINT | {"model.diffusion_model.input_blocks.999999999999.0.in_layers.2.weight": (4,)},
+  "it lacks or misshapes numbers up to 100",
+)
 
 
 @pytest.mark.parametrize("what", REFUSED)

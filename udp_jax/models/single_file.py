@@ -51,6 +51,8 @@ _OTHERS = (
   (r"^(first_stage_model\.)?(encoder|decoder)\.conv_in\.", "a VAE alone: `--vae` takes it"),
 )
 
+# More blocks, levels or layers than any model has; names come from untrusted files.
+_MOST = 100
 # Fields of a VAE's config.json that no file of weights shows.
 VAE_FIELDS = ("scaling_factor", "sample_size", "force_upcast")
 
@@ -168,7 +170,7 @@ def open_file(
     return _parts(tensors, kind, prediction_type, ema, vae, origin)
   except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
     raise BadDataError(
-      f"{origin} is not the {kind} that its names promise: it lacks or misshapes {error}"
+      f"{origin} is not the {kind} that its names promise; it lacks or misshapes {error}"
     ) from error
 
 
@@ -434,8 +436,15 @@ def _without_map(array: np.ndarray) -> np.ndarray:
 
 
 def _count(names: Collection[str], pattern: str) -> int:
-  """Returns one more than the largest number that the pattern finds in names; 0 without any."""
-  return max((int(m[1]) + 1 for name in names if (m := re.match(pattern, name))), default=0)
+  """Returns one more than the largest number that the pattern finds in names; 0 without any.
+
+  Raises:
+    ValueError: the number is larger than any model's.
+  """
+  found = max((int(m[1]) + 1 for name in names if (m := re.match(pattern, name))), default=0)
+  if found > _MOST:
+    raise ValueError(f"numbers up to {_MOST}")
+  return found
 
 
 # Configs from shapes. -----------------------------------------------------------------------------
