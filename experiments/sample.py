@@ -135,6 +135,10 @@ def _sample(output: Path) -> int:
   else:
     model, params, options["scheduler"] = _load_pixel_model(place)
     in_channels = model.shape[-1]
+    if any(choices):
+      raise ConfigError(
+        "--vae, --tokenizer and --prediction_type are for Stable Diffusion's models"
+      )
     if prompts or _NEGATIVE.value:
       raise ConfigError(f"{_MODEL.value} is a model without text: it takes no prompt")
     for name, given in (("lora", _LORAS.value), ("embedding", _EMBEDDINGS.value)):

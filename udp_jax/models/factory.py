@@ -43,11 +43,13 @@ def open_model(config: Any, performance: Any) -> Model:
       "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes "
       "it, or tiny_ldm for the small one in the package"
     )
+  choices = pipeline_lib.Choices.of(config)
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None
-    choices = pipeline_lib.Choices.of(config)
     opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size, choices=choices)
     return Model(opened.model, opened.params, pipeline=opened)
+  if any(choices):
+    raise ConfigError("model.vae, tokenizer and prediction_type are for Stable Diffusion's models")
   model, unet, params = build(config, performance)
   return Model(model, params, unet)
 
