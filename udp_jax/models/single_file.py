@@ -146,8 +146,8 @@ def open_file(
     path: a safetensors file of Stable Diffusion 1.x, 2.x or XL.
     prediction_type: "epsilon" or "v_prediction". "" decides as diffusers does: 2.x predicts v, but
       not for inpainting, nor if the file says that it was trained for 875,000 steps (2-base); other
-      families predict the noise. A file that says what it predicts (`modelspec.prediction_type` in
-      its header, or a tensor `v_pred`) is believed first.
+      families predict the noise. A file that says what it predicts ("modelspec.prediction_type" in
+      its header, or a tensor "v_pred") is believed first.
     ema: whether to take the averaged weights of the U-Net (model_ema.*) of a file with both.
     vae: whether the file's own VAE is needed.
 
