@@ -31,6 +31,7 @@ def main(config: Any, workdir: str | None) -> int:
 
   config = settings.frozen(config, _BUDGET.changes(config))
   with places.use(config=config, work={"--workdir": workdir}, protects=True) as used:
+    config = settings.frozen(config, settings.pinned(config))
     return _run(config, used["--workdir"])
 
 

@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
   config = settings.frozen(config, _BUDGET.changes(config))
   with places.use(config=config, work={"--workdir": _WORKDIR.value}, protects=True) as used:
+    config = settings.frozen(config, settings.pinned(config))
     return _run(config, used["--workdir"])
 
 

@@ -23,7 +23,13 @@ from experiments import _cli
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.runtime import processes
 
-_MODEL = flags.DEFINE_string("model", None, "Diffusers folder of the model, or tiny_ldm.")
+_MODEL = flags.DEFINE_string(
+  "model",
+  None,
+  "Model: a diffusers folder, a .safetensors file, OWNER/NAME on the Hugging Face Hub, or "
+  "tiny_ldm.",
+)
+_PARTS = _cli.model_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the samples.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Number of samples.", lower_bound=1)
 _PROMPTS = flags.DEFINE_multi_string("prompt", [], "What to draw; may be given several times.")
@@ -71,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
   with places.use(
     named={
       "--model": _MODEL.value,
+      "--vae": _PARTS.vae.value,
       "--init_image": _INIT_IMAGE.value,
       "--mask": _MASK.value,
       "--prompt_file": _PROMPT_FILE.value,
@@ -88,7 +95,8 @@ def _sample(output: Path) -> int:
   import jax
 
   from udp_jax.data import manifest
-  from udp_jax.models import adapters, pipeline
+  from udp_jax.models import adapters, hub, pipeline
+  from udp_jax.models import places as models
   from udp_jax.runtime import mesh
   from udp_jax.stages import sample as sample_lib
   from udp_jax.stages.records import Run
@@ -96,12 +104,19 @@ def _sample(output: Path) -> int:
   processes.from_main(
     lambda: manifest.check_output(output, overwrite=_OVERWRITE.value), "look at the output"
   )
-  record: dict[str, Any] = {"method": "samples", "model": _MODEL.value, "seed": _SEED.value}
+  place = models.pinned(_MODEL.value)
+  choices = pipeline.Choices(
+    hub.pinned(_PARTS.vae.value or ""),
+    hub.pinned(_PARTS.tokenizer.value or "", hub.TOKENIZER),
+    _PARTS.prediction_type.value or "",
+  )
+  record: dict[str, Any] = {"method": "samples", "model": place, "seed": _SEED.value}
+  record |= {name: value for name, value in choices._asdict().items() if value}
   options: dict[str, Any] = {"sample_steps": _STEPS.value}
   cond = uncond = None
-  is_latent = pipeline.is_pipeline(_MODEL.value)
+  is_latent = pipeline.is_pipeline(place)
   if is_latent:
-    opened = pipeline.load_pipeline(_MODEL.value, {"dtype": _DTYPE.value})
+    opened = pipeline.load_pipeline(place, {"dtype": _DTYPE.value}, choices=choices)
     model, params, options["scheduler"] = opened.model, opened.params, opened.scheduler
     in_channels = opened.configs["unet"].in_channels
     if opened.tokenizer is None:
@@ -118,8 +133,12 @@ def _sample(output: Path) -> int:
     if _EMBEDDINGS.value:
       record["embeddings"] = list(_EMBEDDINGS.value)
   else:
-    model, params, options["scheduler"] = _load_pixel_model()
+    model, params, options["scheduler"] = _load_pixel_model(place)
     in_channels = model.shape[-1]
+    if any(choices):
+      raise ConfigError(
+        "--vae, --tokenizer and --prediction_type are for Stable Diffusion's models"
+      )
     if prompts or _NEGATIVE.value:
       raise ConfigError(f"{_MODEL.value} is a model without text: it takes no prompt")
     for name, given in (("lora", _LORAS.value), ("embedding", _EMBEDDINGS.value)):
@@ -172,13 +191,13 @@ def _read_prompts() -> list[str]:
   return prompts
 
 
-def _load_pixel_model() -> tuple[Any, Any, dict[str, Any]]:
+def _load_pixel_model(path: str) -> tuple[Any, Any, dict[str, Any]]:
   """Loads a pixel model: the model, its parameters, and the scheduler of its folder."""
-  from udp_jax.models import factory, performance, weights
+  from udp_jax.models import factory, performance, places, weights
 
   speed = performance.module_options({"dtype": _DTYPE.value})
-  model, _, params = factory.load(str(_MODEL.value), **speed)
-  return model, params, weights.load_scheduler_config(str(_MODEL.value)) or {}
+  model, _, params = factory.load(path, **speed)
+  return model, params, weights.load_scheduler_config(places.resolve(path)) or {}
 
 
 def _make_sample(

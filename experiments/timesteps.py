@@ -21,7 +21,7 @@ from experiments import _cli
 from udp_jax.errors import ConfigError
 
 _MODEL = flags.DEFINE_string(
-  "model", None, "Trained model: Stable Diffusion or a DDPM in diffusers' layout, or tiny_ldm."
+  "model", None, "Trained model: Stable Diffusion or a DDPM, as for `protect`, or tiny_ldm."
 )
 _INPUT = flags.DEFINE_string(
   "input", "builtin", "Source of pictures: a folder, npz:FILE, cifar10:FOLDER, builtin, ..."
@@ -59,10 +59,12 @@ def _measure(output: Path) -> int:
   from udp_jax.data import sources
   from udp_jax.metrics import usefulness
   from udp_jax.models import factory
+  from udp_jax.models import places as models
   from udp_jax.studies import usefulness as study
 
   assert _MODEL.value is not None
-  model = factory.open_model(ConfigDict({"path": _MODEL.value}), {"dtype": _DTYPE.value})
+  path = models.pinned(_MODEL.value)
+  model = factory.open_model(ConfigDict({"path": path}), {"dtype": _DTYPE.value})
   if _PROMPT.value and model.tokenizer is None:
     raise ConfigError("--prompt is for models with a text encoder; this one has none")
   size = model.model.image_shape[0]
@@ -80,7 +82,7 @@ def _measure(output: Path) -> int:
   )
   settings = {"seed": _SEED.value, "draws": _DRAWS.value, "prompt": _PROMPT.value}
   settings |= {"dtype": _DTYPE.value, "input": _INPUT.value}
-  record = study.describe(found, _MODEL.value, model.model, pictures, settings)
+  record = study.describe(found, path, model.model, pictures, settings)
   study.write(output, record)
   print("expected ascent of the uniform loss by a sign step, per unit of step size (+- SE):")
   for line in record["expected"]:

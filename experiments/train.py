@@ -31,8 +31,12 @@ _METHOD = flags.DEFINE_enum(
   "method", None, _METHODS, "How to train; default: the config's. Without --config: its defaults."
 )
 _MODEL = flags.DEFINE_string(
-  "model", None, "Folder of the model to start from, or tiny_ldm; default: config.model.path."
+  "model",
+  None,
+  "Model to start from: a folder, a .safetensors file, OWNER/NAME on the Hugging Face Hub, or "
+  "tiny_ldm; default: config.model.path.",
 )
+_PARTS = _cli.model_flags()
 _INPUT = flags.DEFINE_string("input", None, "Data source; default: config.data.source.")
 _PROMPT = flags.DEFINE_string("prompt", None, "Caption of all pictures (fine-tuning).")
 _CLASS_PROMPT = flags.DEFINE_string("class_prompt", None, "Caption of the class (DreamBooth).")
@@ -53,8 +57,10 @@ def main(argv: Sequence[str]) -> int:
   if not config.data.source:
     raise ConfigError("--input is needed: a folder of pictures")
   from udp_jax.data import places
+  from udp_jax.studies import settings
 
   with places.use(config=config, work={"--workdir": _WORKDIR.value}) as used:
+    config = settings.frozen(config, settings.pinned(config))
     if config.threat.name == _SCRATCH:
       return _train_from_scratch(config, used["--workdir"])
     return _fine_tune(config, used["--workdir"])
@@ -91,7 +97,7 @@ def _config() -> Any:
     changes["data.holdout"] = 0.0
   from udp_jax.studies import settings
 
-  return settings.frozen(config, changes)
+  return settings.frozen(config, changes | _PARTS.changes())
 
 
 def _flag(name: str) -> str:

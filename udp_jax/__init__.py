@@ -26,10 +26,11 @@ __all__ = ["load_model", "protect", "purify", "verify"]
 
 
 def load_model(path: str | os.PathLike, *, image_size: int = 0, dtype: str = "float32") -> Model:
-  """Reads a diffusion model: Stable Diffusion 1.x or 2.x, or a DDPM, in diffusers' layout.
+  """Reads a diffusion model: Stable Diffusion 1.x or 2.x, or a DDPM.
 
   Args:
-    path: folder of the model, or "tiny_ldm" for the small latent model of this package.
+    path: a folder in diffusers' layout, a .safetensors file of Stable Diffusion, OWNER/NAME on the
+      Hugging Face Hub, or "tiny_ldm" for the small latent model of this package.
     image_size: side of the pictures in pixels, for a latent model; 0 for the model's own.
     dtype: data type of the networks' computation, "float32" or "bfloat16".
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from udp_jax.studies.configs.common import CHOICES
+
 METHODS = ("full", "lora", "dreambooth", "textual_inversion")
 PACKAGED = "tiny_ldm"
 # Options of all methods.
@@ -41,7 +43,7 @@ def fine_tuning(method: str, title: str, *, model: str = "", **options) -> Confi
   config.concept = ConfigDict(
     {"token": "<concept>", "init_word": "painting", "kind": "object", "num_vectors": 1}
   )
-  config.model = ConfigDict({"path": model, "image_size": 0})
+  config.model = ConfigDict({"path": model, "image_size": 0} | CHOICES)
   config.threat = ConfigDict({"name": method, "options": ConfigDict(OPTIONS | options)})
   # Samples drawn after training; () uses the captions as prompts, 0 draws none.
   config.samples = ConfigDict({"prompts": (), "num_images": 8})

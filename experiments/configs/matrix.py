@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from udp_jax.studies.configs.common import CHOICES
+
 PACKAGED = "tiny_ldm"
 # IMPRESS's runs against Glaze and PhotoGuard, on the paper's range [-1, 1].
 IMPRESS_GLAZE = {
@@ -95,7 +97,7 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   config.data.clean_set = ""
   # image_size: side in pixels; 0 for the model's own size.
   # timestep_probs: what `experiments.timesteps` measured, for rows with probs="measured".
-  config.model = ConfigDict({"path": model, "image_size": 0, "timestep_probs": ""})
+  config.model = ConfigDict({"path": model, "image_size": 0, "timestep_probs": ""} | CHOICES)
   # The model that protections are made on, if it is not the one that is edited and fine-tuned.
   config.protection_model = ConfigDict({"path": ""})
   # The prior of DiffPure and GrIDPure; "" for the attacked model.

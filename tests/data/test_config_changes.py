@@ -179,3 +179,11 @@ def test_chains_of_before():
   assert changed(record_of(parts), new) == ["purifiers.both"]
   jpegs = [{"name": "jpeg"}] * 2
   assert changed(record_of(jpegs), record_of(jpegs) | {DEFAULTS: NEWEST_DEFAULTS}) == []
+
+
+def test_records_from_before_models_had_choices():
+  old = {"seed": 0, "model": {"path": "/models/sd15"}}
+  new = {"seed": 0, "model": {"path": "/models/sd15", "vae": "", "prediction_type": ""}}
+  assert changed(old, new) == changed(new, old) == []
+  new["model"]["prediction_type"] = "epsilon"
+  assert changed(old, new) == ["model.prediction_type"]

@@ -450,3 +450,16 @@ def test_guard_is_quick(tmp_path: Path) -> None:
   started = time.monotonic()
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
   assert time.monotonic() - started < 60
+
+
+def test_models_of_the_hub_are_no_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.chdir(tmp_path)
+  pinned = f"artist/tiny@{'a' * 40}"
+  for name in ("artist/tiny", pinned):
+    with places.use(named={"--model": name}, outputs={"--output": tmp_path / "artist"}):
+      pass
+  assert places.canonical(pinned) == pinned and not places.same(pinned, f"artist/tiny@{'b' * 40}")
+  config = {"model": {"path": pinned, "vae": "/home/me/vae.safetensors"}}
+  said = places.published({"model": pinned, "config": config})
+  assert said["model"] == said["config"]["model"]["path"] == pinned
+  assert said["config"]["model"]["vae"] == "vae.safetensors"

@@ -271,7 +271,7 @@ def _scheduler(place: Folder, path: Path) -> None:
 
 
 def _tensors(place: Folder, path: Path) -> None:
-  from udp_jax.models import learned_tokens, lora_files, weights
+  from udp_jax.models import learned_tokens, lora_files, single_file, weights
 
   kernel = np.zeros((8, 8), np.float32)
   params = {"unet": {"down_blocks_0": {"attentions_0": {"to_q": {"kernel": kernel}}}}}
@@ -279,13 +279,15 @@ def _tensors(place: Folder, path: Path) -> None:
   for load in (
     lambda: learned_tokens.load_learned_token(path),
     lambda: lora_files.load_lora(path, params),
-    lambda: weights.load_pretrained(path.parent),
+    lambda: dict(weights.load_pretrained(path.parent)[1]),
+    lambda: single_file.open_file(path),
+    lambda: single_file.open_vae(path),
   ):
     try:
       load()
     except UserError as error:
       refused.append(error)
-  if len(refused) == 3:
+  if len(refused) == 5:
     raise refused[0]
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from safetensors.numpy import save_file
 
 pytestmark = pytest.mark.slow
 
@@ -498,11 +499,11 @@ def test_a_model_that_cannot_be_read_says_what_it_lacks(tmp_path: Path, entry_po
   said = message(model)
   assert str(weights) in said and "Git LFS pointer" in said and "git lfs pull" in said
 
-  (tmp_path / "one.safetensors").write_bytes(bytes(100))
+  save_file({"x": np.zeros(1, np.float32)}, tmp_path / "one.safetensors")
   (tmp_path / "one.ckpt").write_bytes(b"PK\3\4")
-  for name in ("one.safetensors", "one.ckpt"):
+  for name, why in (("one.safetensors", "no Stable Diffusion checkpoint"), ("one.ckpt", "pickle")):
     said = message(tmp_path / name)
-    assert str(tmp_path / name) in said and "single-file" in said
+    assert str(tmp_path / name) in said and why in said
     assert "hf download" not in said  # Of another model, as if none were there.
   assert not output.exists()
 

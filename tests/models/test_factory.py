@@ -96,3 +96,10 @@ def test_unusable_configs(changes, speed, message):
 def test_a_missing_folder(tmp_path):
   with pytest.raises(MissingDataError, match="nowhere"):
     factory.build(config(path=str(tmp_path / "nowhere")), performance())
+
+
+def test_choices_for_latent_models_alone():
+  given = config()
+  given.vae = "x.safetensors"
+  with pytest.raises(ConfigError, match="are for Stable Diffusion's models"):
+    factory.open_model(given, performance())

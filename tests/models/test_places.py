@@ -29,6 +29,23 @@ def _write(folder: Path, files: dict[str, object]) -> Path:
   return folder
 
 
+def _index(**parts: object) -> dict[str, object]:
+  """The model_index.json of a Stable Diffusion folder with other parts."""
+  usual = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "image_encoder": [None, None],
+    "requires_safety_checker": True,
+  }
+  return usual | parts
+
+
 UNET, VAE = {"_class_name": "UNet2DConditionModel"}, {"_class_name": "AutoencoderKL"}
 DDPM = {"_class_name": "UNet2DModel"}
 # What is in a folder, the error, and what it says.
@@ -45,7 +62,12 @@ FOLDERS = {
   "checkpoint inside": (
     {"v1-5-pruned.safetensors": "x", "README.md": "x"},
     ConfigError,
-    r"v1-5-pruned.safetensors is a single-file checkpoint: not read yet\. Convert it",
+    r"is no model folder; did you mean the file .*v1-5-pruned.safetensors\?",
+  ),
+  "pickle inside": (
+    {"v1-5-pruned.ckpt": "x"},
+    ConfigError,
+    r"v1-5-pruned.ckpt is a single-file checkpoint that is a pickle, .* Convert it",
   ),
   "pointer inside": (
     {"v1-5-pruned.ckpt": POINTER},
@@ -90,6 +112,38 @@ FOLDERS = {
     {"model_index.json": {"_class_name": "NewPipeline", "prior": ["diffusers", "P"]}},
     ConfigError,
     r"a model of another family \(NewPipeline, prior\)",
+  ),
+  "video": (
+    {
+      "model_index.json": {
+        "_class_name": "StableVideoDiffusionPipeline",
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
+      },
+      "unet/config.json": {"_class_name": "UNetSpatioTemporalConditionModel"},
+    },
+    ConfigError,
+    r"is a StableVideoDiffusionPipeline: its unet is a UNetSpatioTemporalConditionModel, which is",
+  ),
+  "another vae": (
+    {"model_index.json": _index(vae=["diffusers", "AutoencoderTiny"])},
+    ConfigError,
+    r"is a StableDiffusionPipeline: its vae is a AutoencoderTiny, which is not supported",
+  ),
+  "another text encoder": (
+    {"model_index.json": _index(text_encoder=["alt_diffusion", "RobertaSeriesModel"])},
+    ConfigError,
+    r"its text_encoder is a RobertaSeriesModel",
+  ),
+  "flow matching": (
+    {"model_index.json": _index(scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])},
+    ConfigError,
+    r"its scheduler is a FlowMatchEulerDiscreteScheduler",
+  ),
+  "a controlnet beside it": (
+    {"model_index.json": _index(controlnet=["diffusers", "ControlNetModel"])},
+    ConfigError,
+    r"its controlnet is a ControlNetModel",
   ),
   "unconditional latent": (
     {"unet/config.json": DDPM, "vae/config.json": VAE},
@@ -152,11 +206,12 @@ def _config(path: Path):
 @pytest.mark.parametrize(
   ("name", "error", "message"),
   [
-    ("sd.safetensors", ConfigError, r"sd.safetensors is a single-file checkpoint: not read yet\. "),
+    ("sd.safetensors", BadDataError, r"sd.safetensors is not a readable safetensors file"),
+    ("sd.gguf", ConfigError, r"sd.gguf holds quantised weights, which are not read\. Convert it"),
     (
       "sd.ckpt",
       ConfigError,
-      r"single-file checkpoint: not read yet; it is a pickle, which is never",
+      r"single-file checkpoint that is a pickle, which is never",
     ),
     ("model_index.json", ConfigError, r"is a file: a model is a folder"),
     ("pointer.safetensors", MissingDataError, r"is a Git LFS pointer"),
@@ -182,21 +237,18 @@ def test_a_ckpt_is_never_unpickled(tmp_path: Path) -> None:
   assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "runwayml/stable-diffusion-v1-5",
-    "https://huggingface.co/runwayml/stable-diffusion-v1-5",
-    "https://huggingface.co/runwayml/stable-diffusion-v1-5/tree/main",
-  ],
-)
-def test_a_name_on_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  monkeypatch.chdir(tmp_path)
-  wanted = "only folders are read, and nothing is downloaded. .*hf download runwayml/stable-diff"
-  with pytest.raises(MissingDataError, match=wanted):
-    places.kind_of(name)
-  with pytest.raises(MissingDataError, match=wanted):
+def test_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.chdir(tmp_path)  # Models by name: tests/models/test_hub.py.
+  name = "runwayml/stable-diffusion-v1-5"
+  with pytest.raises(MissingDataError, match=f"from a folder only. .*hf download {name} --local"):
     clip.load(name)
+
+
+def test_a_usual_folder_is_read(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+  folder = tmp_path / "model"
+  shutil.copytree(tiny_pipeline_folder, folder)
+  _write(folder, {"model_index.json": _index()})
+  assert places.kind_of(folder) == places.LATENT
 
 
 def test_models_that_are_read(tiny_pipeline_folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.studies.conftest import set_field
 from udp_jax.data import image_set
 from udp_jax.errors import ConfigError, UserError
+from udp_jax.models import hub
 from udp_jax.runtime import workdir
 from udp_jax.studies import build, settings
 
@@ -81,3 +82,24 @@ def test_foreign_config_is_not_replaced(content: str, config, crops, tmp_path: P
   with pytest.raises(UserError, match="config.json"):
     settings.check(config, tmp_path, crops)
   assert (tmp_path / "config.json").read_text() == content
+
+
+def test_models_of_the_hub_keep_their_commit(
+  config, crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  commits = ["a" * 40, "b" * 40]
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(hub, "_folder", lambda name, what, check: Path("snapshots") / commits[0])
+  config = settings.frozen(config, {"model.path": "artist/tiny", "model.vae": "artist/vae@main"})
+  changes = settings.pinned(config)
+  assert changes == {
+    "model.path": f"artist/tiny@{commits[0]}",
+    "model.vae": f"artist/vae@{commits[0]}",
+  }
+  one = settings.frozen(config, changes)
+  assert settings.pinned(settings.frozen(config, {"model.path": "tiny_ldm", "model.vae": ""})) == {}
+  settings.check(one, tmp_path / "work", crops)
+  settings.check(one, tmp_path / "work", crops)
+  other = settings.frozen(one, {"model.path": f"artist/tiny@{commits[1]}"})
+  with pytest.raises(ConfigError, match="model.path"):
+    settings.check(other, tmp_path / "work", crops)

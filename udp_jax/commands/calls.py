@@ -204,6 +204,7 @@ def _protect_files(
       _study(method, path, options),
       {"data.source": str(folder), "data.strict": given.folder is None},
     )
+    config = settings.frozen(config, settings.pinned(config))
     asked = pictures_lib.Asked(
       method, folder, used["output"], used["the work folder"], prompt=prompt
     )

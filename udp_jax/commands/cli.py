@@ -265,6 +265,42 @@ def budget_flags() -> Budget:
   )
 
 
+class ModelFlags(NamedTuple):
+  """The flags that take something in place of a model's own; None for a flag that is not given."""
+
+  vae: flags.FlagHolder | flags.Flag
+  tokenizer: flags.FlagHolder | flags.Flag
+  prediction_type: flags.FlagHolder | flags.Flag
+
+  @classmethod
+  def given(cls) -> ModelFlags:
+    """Returns the flags after `model_flags` has defined them."""
+    return cls(*(flags.FLAGS[name] for name in cls._fields))
+
+  def changes(self) -> dict[str, str]:
+    """Returns the config values that the flags set, by dotted name, for `settings.frozen`."""
+    values = {f"model.{name}": flag.value for name, flag in zip(self._fields, self)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def model_flags() -> ModelFlags:
+  """Defines --vae, --tokenizer and --prediction_type, fields of `models.pipeline.Choices`."""
+  return ModelFlags(
+    flags.DEFINE_string(
+      "vae", None, "VAE in place of the model's own: a .safetensors file, a folder, or OWNER/NAME."
+    ),
+    flags.DEFINE_string(
+      "tokenizer", None, "Folder of CLIP's vocabulary, for a --model of one .safetensors file."
+    ),
+    flags.DEFINE_enum(
+      "prediction_type",
+      None,
+      ["epsilon", "v_prediction"],
+      "What the model predicts, where its files do not say (one file of Stable Diffusion 2.x).",
+    ),
+  )
+
+
 def _define_process_flags() -> None:
   flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where the run has several processes."

@@ -26,10 +26,13 @@ def define() -> None:
   flags.DEFINE_string(
     "model",
     "",
-    "Model to protect against: tiny_ldm, a FOLDER (Stable Diffusion 1.x or 2.x, or a DDPM, as "
-    "diffusers writes it), or pixel: a small DDPM trained on these pictures alone. Default: the "
-    "config's; without --config, methods that use a model need this flag.",
+    "Model to protect against: tiny_ldm, a folder (Stable Diffusion 1.x or 2.x, or a DDPM, as "
+    "diffusers writes it), a .safetensors file (Stable Diffusion in one file), "
+    "OWNER/NAME[@REVISION] (on the Hugging Face Hub), or pixel: a small DDPM trained on these "
+    "pictures alone. Default: the config's; without --config, methods that use a model need this "
+    "flag.",
   )
+  cli.model_flags()
   flags.DEFINE_bool(
     "resize", False, "Centre-crop and resize to the model's size, instead of full resolution."
   )
@@ -90,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
     },
     named={
       "--model": FLAGS.model or config.model.path,
+      "--vae": FLAGS.vae,
       "config.model.timestep_probs": config.model.timestep_probs or None,
     },
     outputs={"--output": FLAGS.output},
@@ -117,7 +121,7 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
   changes |= _model_changes(config) | cli.Budget.given().changes(
     config, row=FLAGS.method, named=FLAGS.strength
   )
-  config = settings.frozen(config, changes)
+  config = settings.frozen(config, changes | cli.ModelFlags.given().changes())
   settings.check_values(config)
   # Whether a finished output lacks anything is known only once its pictures are read.
   extend = not resize and protect_pictures.may_extend(FLAGS.method, output)
@@ -127,6 +131,7 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
     ),
     "look at the output",
   )
+  config = settings.frozen(config, settings.pinned(config))
   if resize:
     made, origin = _protect_resized(config, output, workdir)
   else:
@@ -184,8 +189,9 @@ def _model_changes(config: Any) -> dict[str, Any]:
   if known and not FLAGS.model and FLAGS.config is None and rows.uses_model(config, method):
     raise ConfigError(
       f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
-      "of this package), --model=FOLDER (Stable Diffusion 1.x or 2.x, as diffusers writes it) or "
-      f"--model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
+      "of this package), --model=MODEL (Stable Diffusion 1.x or 2.x: a folder, a .safetensors "
+      f"file, or OWNER/NAME on the Hugging Face Hub) or --model={places.FRESH} (a small pixel DDPM "
+      "trained on these pictures alone)"
     )
   if FLAGS.model == places.FRESH:
     fresh = {"model.path": ""}

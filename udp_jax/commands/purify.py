@@ -32,6 +32,7 @@ def define() -> None:
     "Folder of the prior of diffpure and gridpure, instead of --model: a DDPM or an ADM for "
     "pixels.",
   )
+  cli.model_flags()
   flags.DEFINE_string("prompt", "", "For diffusion methods on models with text.")
   flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
   flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     pictures={"--input": FLAGS.input},
     named={
       "--model": FLAGS.model or config.model.path,
+      "--vae": FLAGS.vae,
       "--purifier_model": FLAGS.purifier_model or config.purifier_model.path,
     },
     outputs={"--output": FLAGS.output},
@@ -70,7 +72,7 @@ def _purify(config: Any, output: Path, workdir: Path) -> int:
   assert FLAGS.input is not None
   changes = {"model.path": FLAGS.model or config.model.path}
   changes["purifier_model.path"] = FLAGS.purifier_model or config.purifier_model.path
-  config = settings.frozen(config, changes)
+  config = settings.frozen(config, changes | cli.ModelFlags.given().changes())
   asked = purifying.Asked(
     Path(FLAGS.input.removeprefix("folder:")).expanduser(),
     output,

@@ -24,6 +24,9 @@ _CHANGES_RESULTS = {
   "data.clean_set": "",
   "purifier_model.path": "",
   "model.timestep_probs": "",
+  "model.vae": "",
+  "model.tokenizer": "",
+  "model.prediction_type": "",
 }
 
 

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from udp_jax.data import marks
+from udp_jax.data import hub_names, marks
 from udp_jax.errors import OutputError
 from udp_jax.runtime import files, locks, processes, workdir
 
@@ -39,7 +39,8 @@ Given = str | os.PathLike | None
 # Config fields that name a run's inputs: folders of pictures, and files that are read by name.
 _SOURCES = ("data.source", "data.clean_set", "data.photos", "data.paintings", "prior.source")
 _NAMED = (
-  *("model.path", "model.timestep_probs", "protection_model.path", "purifier_model.path"),
+  *("model.path", "model.vae", "model.tokenizer", "model.timestep_probs"),
+  *("protection_model.path", "purifier_model.path"),
   *("evaluation.weights", "evaluation.clip", "evaluation.face"),
 )
 # Sources whose files are read by name.
@@ -49,7 +50,10 @@ _NO_PLACES = frozenset({"", "builtin", "sface", "tiny_ldm"})
 # What starts the names of models that are files of an installed package (`models.galaxies`).
 _PACKAGED = "galaxygrad:"
 # Manifest fields outside its config that may hold one or more paths.
-_PATHS = ("model", "purifier_model", "init_image", "mask", "loras", "embeddings")
+_PATHS = (
+  *("model", "vae", "tokenizer", "purifier_model"),
+  *("init_image", "mask", "loras", "embeddings"),
+)
 
 
 class Place(NamedTuple):
@@ -341,7 +345,8 @@ def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _is_no_place(value: str) -> bool:
-  return value in _NO_PLACES or (value.startswith(_PACKAGED) and "@" not in value)
+  packaged = value.startswith(_PACKAGED) and "@" not in value
+  return packaged or value in _NO_PLACES or hub_names.is_pinned(value)
 
 
 def _divided(spec: str) -> tuple[str, str]:
@@ -441,10 +446,17 @@ def _read_places(
   found = []
   for what, specs in [*pictures.items(), *configured.items()]:
     for spec in _several(specs):
-      found += _source(what, spec) if what not in by_name else [Place(what, resolve(spec))]
+      found += _source(what, spec) if what not in by_name else _by_name(what, spec)
   for what, specs in named.items():
-    found += [Place(what, resolve(spec)) for spec in _several(specs) if not _is_no_place(spec)]
+    for spec in _several(specs):
+      found += _by_name(what, spec)
   return found
+
+
+def _by_name(what: str, spec: str) -> list[Place]:
+  """Returns the place of what is read by name; [] if it comes with a package or from the Hub."""
+  here = not _is_no_place(spec) and hub_names.parse(spec) is None
+  return [Place(what, resolve(spec))] if here else []
 
 
 def _several(specs: Given | Iterable[Given]) -> list[str]:

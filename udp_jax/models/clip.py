@@ -122,10 +122,10 @@ def load(folder: str | os.PathLike[str]) -> CLIP:
     config = CLIPConfig.from_dict(raw)
   except TypeError as error:  # For example, a list in place of a number.
     raise BadDataError(f"{folder / 'config.json'}: {error}") from error
-  params = weights.from_torch_names(tensors, shapes(config), origin=str(folder))
+  params = weights.from_torch_names(tensors, shapes(config), origin=str(folder), put=jax.device_put)
   model = functions(config)
   return CLIP(
-    jax.device_put(params),
+    params,
     *model,
     tokenizer=load_tokenizer(folder),
     dim=config.projection_dim,

@@ -27,7 +27,13 @@ SCHEDULES: dict[str, Callable[..., schedules.NoiseSchedule]] = {
 
 
 def open_model(config: Any, performance: Any) -> Model:
-  """Opens the model of a config: a Stable Diffusion folder, "tiny_ldm", or as in `build`.
+  """Opens the model of a config: Stable Diffusion, "tiny_ldm", or as in `build`.
+
+  Args:
+    config: `config.model`, as for `build`. For Stable Diffusion `path` is what
+      `pipeline.load_pipeline` reads, and `vae`, `tokenizer` and `prediction_type`, if there, are
+      `pipeline.Choices`.
+    performance: `config.performance`.
 
   "galaxygrad:hsc64" and the like are the score models of `models.galaxies`, in float32.
 
@@ -39,13 +45,16 @@ def open_model(config: Any, performance: Any) -> Model:
       "config.model.path is needed: the folder of a Stable Diffusion model, as diffusers writes "
       "it, or tiny_ldm for the small one in the package"
     )
+  choices = pipeline_lib.Choices.of(config)
   if config.path and config.path.startswith(places.GALAXIES):
+    _refuse_choices(choices)
     found, params = galaxies.load(config.path)
     return Model(performance_lib.precise(found, performance), params)
   if config.path and pipeline_lib.is_pipeline(config.path):
     size = config.get("image_size") or None
-    opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size)
+    opened = pipeline_lib.load_pipeline(config.path, performance, image_size=size, choices=choices)
     return Model(opened.model, opened.params, pipeline=opened)
+  _refuse_choices(choices)
   model, unet, params = build(config, performance)
   return Model(model, params, unet)
 
@@ -135,9 +144,9 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
     raise places.unsupported(folder, error) from error
   model = pixel_diffusion(UNet2D(unet_config, **options), schedule)
   template = jax.eval_shape(model.init, jax.random.key(0))
-  params = weights.from_torch_names(tensors, template)
   # `jnp.asarray` would compile a program for every shape.
-  return model, unet_config, jax.device_put(params)
+  params = weights.from_torch_names(tensors, template, put=jax.device_put)
+  return model, unet_config, params
 
 
 def save(
@@ -146,6 +155,11 @@ def save(
   """Writes a folder that `load` and diffusers' `DDPMPipeline.from_pretrained` open."""
   scheduler = weights.scheduler_config(model.schedule)
   weights.save_pipeline(folder, config.to_dict(), params, scheduler)
+
+
+def _refuse_choices(choices: pipeline_lib.Choices) -> None:
+  if any(choices):
+    raise ConfigError("model.vae, tokenizer and prediction_type are for Stable Diffusion's models")
 
 
 def _tuple(value: Any) -> Any:

@@ -4,6 +4,8 @@ model_index.json                            class of each part
 unet/ vae/ text_encoder/                    config.json and safetensors (whole, sharded, fp16)
 tokenizer/                                  vocab.json, merges.txt, tokenizer_config.json, ...
 scheduler/scheduler_config.json             noise schedule
+
+Checkpoints of one file (`models.single_file`) are read too, and so is a VAE of another file.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ from typing import Any, NamedTuple
 import jax
 
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.models import hub, places, single_file, vocabulary, weights
 from udp_jax.models import performance as performance_lib
-from udp_jax.models import places, weights
 from udp_jax.models.base import DiffusionModel, Params
 from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
 from udp_jax.models.latent import TEXT, UNET, VAE, cast_parts, latent_diffusion
 from udp_jax.models.places import resolve
 from udp_jax.models.sd_unet import UNet2DCondition, UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
-from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
+from udp_jax.models.tokenizer import EOS, Tokenizer, load_tokenizer
 from udp_jax.runtime import files
 
 # The diffusers version whose layout we write; diffusers warns about versions before 0.6.
@@ -60,6 +62,26 @@ class Pipeline(NamedTuple):
   scheduler: dict[str, Any]
 
 
+class Choices(NamedTuple):
+  """What may be taken in place of a model's own; "" keeps what the model has.
+
+  Attributes:
+    vae: a safetensors file with a VAE (alone, or of a whole checkpoint), the folder of a VAE or of
+      a whole model, or a name on the Hub.
+    tokenizer: a folder with CLIP's vocabulary, for checkpoints of one file.
+    prediction_type: "epsilon" or "v_prediction".
+  """
+
+  vae: str = ""
+  tokenizer: str = ""
+  prediction_type: str = ""
+
+  @classmethod
+  def of(cls, config: Mapping[str, Any]) -> Choices:
+    """Returns the choices in `config.model`."""
+    return cls(*(config.get(field) or "" for field in cls._fields))
+
+
 def is_pipeline(folder: str | os.PathLike[str]) -> bool:
   """Returns whether a folder holds a latent diffusion model (True) or a pixel model (False).
 
@@ -76,17 +98,20 @@ def load_pipeline(
   variant: str | None = None,
   deterministic: bool = False,
   image_size: int | tuple[int, int] | None = None,
+  choices: Choices = Choices(),
 ) -> Pipeline:
-  """Reads a Stable Diffusion 1.x, 2.x or inpainting folder, without network access or pickles.
+  """Reads a Stable Diffusion 1.x, 2.x or inpainting model; no pickle is ever opened.
 
   Args:
-    folder: a folder in diffusers' layout, or "tiny_ldm" for the packaged model. Parts other than
-      those above (safety_checker, feature_extractor) are ignored.
+    folder: a folder in diffusers' layout, a checkpoint of one safetensors file, a name on the Hub,
+      or "tiny_ldm" for the packaged model. Parts other than those above (safety_checker,
+      feature_extractor) are ignored.
     performance: settings that change only speed and memory, fields of `models.performance`.
     variant: "fp16" for `*.fp16.safetensors`; None prefers full precision. Parameters become float32
       either way, unless performance.frozen_dtype says otherwise.
     deterministic: whether to encode pictures to the posterior mean and draw nothing.
     image_size: side of the pictures to sample, pixels; None for the U-Net's training size.
+    choices: what is taken in place of the model's own.
 
   Raises:
     MissingDataError: the folder or a part is missing, or only a pickle; says how to get it.
@@ -96,35 +121,106 @@ def load_pipeline(
   if not is_pipeline(folder):
     raise ConfigError(f"{folder} holds a model of pixels, not a Stable Diffusion folder")
   folder = resolve(folder)
+  found = _open_file(folder, choices) if folder.is_file() else _open_folder(folder, variant)
+  if choices.vae:
+    found = _with_vae(found, choices.vae)
+  configs = {part: _config(part, raw, found.origin[part]) for part, raw in found.configs.items()}
+  scheduler = found.scheduler
+  if choices.prediction_type:
+    scheduler = scheduler | {"prediction_type": choices.prediction_type}
+  tokenizer = tokenizer_of(folder, choices) if TEXT in configs else None
+
+  model = build_model(
+    configs, scheduler, performance, deterministic=deterministic, image_size=image_size
+  )
+  # Every tensor becomes what is used at once: a whole part never exists twice, nor in two dtypes.
+  template = jax.eval_shape(
+    functools.partial(frozen, performance=performance), _shapes(tuple(configs.items()))
+  )
+  params = {
+    part: weights.from_torch_names(
+      found.tensors[part], template[part], origin=found.origin[part], put=jax.device_put
+    )
+    for part in configs
+  }
+  return Pipeline(model, params, tokenizer, configs, scheduler)
+
+
+def tokenizer_of(folder: str | os.PathLike[str], choices: Choices = Choices()) -> Tokenizer:
+  """Reads the tokenizer of a model, as `load_pipeline` does, without its weights.
+
+  Raises:
+    ConfigError: a tokenizer is chosen for a folder, which has its own.
+    MissingDataError: there is none.
+    BadDataError: it is damaged.
+  """
+  place = resolve(folder)
+  if place.is_file():
+    openclip = single_file.family_of(place) == single_file.SD2
+    pad = vocabulary.OPENCLIP_PAD if openclip else EOS
+    return vocabulary.find(choices.tokenizer, beside=place.parent, pad=pad)
+  if choices.tokenizer:
+    raise ConfigError(f"a tokenizer is chosen for checkpoints of one file; {folder} has its own")
+  return load_tokenizer(place / "tokenizer")
+
+
+class _Found(NamedTuple):
+  """Fields of config.json, tensors, and where they are for messages, by part."""
+
+  configs: dict[str, dict[str, Any]]
+  tensors: dict[str, Mapping[str, Any]]
+  origin: dict[str, str]
+  scheduler: dict[str, Any]
+  vae_fields: dict[str, Any]
+
+
+def _open_folder(folder: Path, variant: str | None) -> _Found:
   parts = [UNET, VAE] + ([TEXT] if (folder / TEXT).is_dir() else [])
   configs, tensors = {}, {}
   for part in parts:
     if not (folder / part / "config.json").is_file():
       raise MissingDataError(f"no {part}/config.json in {folder}. {_HOW_TO_GET}")
-    raw, tensors[part] = weights.load_pretrained(
+    configs[part], tensors[part] = weights.load_pretrained(
       folder / part, class_name=CLASSES[part], variant=variant
     )
-    try:
-      configs[part] = _CONFIGS[part].from_dict(raw)
-    except ConfigError as error:
-      raise places.unsupported(folder / part / "config.json", error) from error
-    except TypeError as error:  # For example, a list in place of a number.
-      raise BadDataError(f"{folder / part / 'config.json'}: {error}") from error
   scheduler = weights.load_scheduler_config(folder)
   if scheduler is None:
     raise MissingDataError(f"no scheduler/scheduler_config.json in {folder}. {_HOW_TO_GET}")
+  origin = {part: str(folder / part) for part in parts}
+  fields = {name: configs[VAE][name] for name in single_file.VAE_FIELDS if name in configs[VAE]}
+  return _Found(configs, dict(tensors), origin, scheduler, fields)
 
-  model = build_model(
-    configs, scheduler, performance, deterministic=deterministic, image_size=image_size
+
+def _open_file(file: Path, choices: Choices) -> _Found:
+  made = single_file.open_file(file, prediction_type=choices.prediction_type, vae=not choices.vae)
+  origin = {part: f"{file} ({part})" for part in made.configs}
+  return _Found(made.configs, made.tensors, origin, made.scheduler, made.vae_fields)
+
+
+def _with_vae(found: _Found, path: str) -> _Found:
+  """Replaces the VAE; what a file does not say stays as the model's own VAE has it."""
+  place = hub.resolve(path)
+  if place.is_file():
+    raw, tensors = single_file.open_vae(place)
+  else:
+    place = places.find_folder(place, "a VAE")
+    place = place / VAE if (place / VAE).is_dir() else place
+    raw, tensors = weights.load_pretrained(place, class_name=CLASSES[VAE])
+  return found._replace(
+    configs=found.configs | {VAE: found.vae_fields | raw},
+    tensors=found.tensors | {VAE: tensors},
+    origin=found.origin | {VAE: str(place)},
   )
-  template = _shapes(tuple(configs.items()))
-  params = {
-    part: weights.from_torch_names(tensors.pop(part), template[part], origin=str(folder / part))
-    for part in parts
-  }
-  params = frozen(params, performance)
-  tokenizer = load_tokenizer(folder / "tokenizer") if TEXT in parts else None
-  return Pipeline(model, jax.device_put(params), tokenizer, configs, scheduler)
+
+
+def _config(part: str, raw: Mapping[str, Any], origin: str) -> Any:
+  where = Path(origin) / "config.json" if Path(origin).is_dir() else Path(origin)
+  try:
+    return _CONFIGS[part].from_dict(raw)
+  except ConfigError as error:
+    raise places.unsupported(where, error) from error
+  except TypeError as error:  # For example, a list in place of a number.
+    raise BadDataError(f"{where}: {error}") from error
 
 
 def frozen(params: Params, performance: Mapping[str, Any] | None = None) -> Params:

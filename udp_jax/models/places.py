@@ -2,11 +2,13 @@
 
 Every reader of a model calls this first, so that a wrong path always gives the same answer:
 
-  latent   a Stable Diffusion folder in diffusers' layout (unet/, vae/, text_encoder/, ...)
+  latent   a Stable Diffusion folder in diffusers' layout (unet/, vae/, text_encoder/, ...), or a
+           checkpoint of one safetensors file (`models.single_file`)
   pixel    a DDPM folder (unet/ or config.json of a UNet2DModel, or of an ADM: `models.adm`)
 
-Anything else is refused with a specific message: a missing part, a single-file checkpoint, a Git
-LFS pointer, a name on a hub, a model of another family.
+OWNER/NAME[@REVISION] is a folder of the Hugging Face Hub's cache (`models.hub`), unless a folder of
+that name is here. Anything else is refused with a specific message: a missing part, a pickle, a Git
+LFS pointer, a model of another family or with a class that this library does not have.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from udp_jax.data import hub_names
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
+from udp_jax.models import hub, single_file
 from udp_jax.runtime import files
 
 LATENT, PIXEL = "latent", "pixel"
@@ -31,9 +35,9 @@ _LATENT_UNET, _PIXEL_UNET, _ADM = "UNet2DConditionModel", "UNet2DModel", "ADM"
 # A U-Net's config has at least one of these fields.
 _UNET_FIELDS = ("_class_name", "down_block_types", "block_out_channels", "cross_attention_dim")
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-# A name on the Hugging Face Hub: OWNER/MODEL, or its address.
-_HUB = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/[\w.-]+)(?:/.*)?")
-_ADDRESS = re.compile(r"https?://")
+_READ_FILE = ".safetensors"
+# Families of single files whose networks this library has.
+_FILE_FAMILIES = (single_file.SD1, single_file.SD2)
 # Patterns that identify a family by the class in model_index.json or the classes of its parts.
 _FAMILIES = (
   (re.compile("XL"), "Stable Diffusion XL"),
@@ -45,6 +49,18 @@ _FAMILIES = (
 )
 # Parts that Stable Diffusion 1.x and 2.x lack.
 _OTHER_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
+# Classes of the parts in model_index.json, and parts that are never read.
+_CLASSES = {
+  "unet": (_LATENT_UNET, _PIXEL_UNET),
+  "vae": ("AutoencoderKL",),
+  "text_encoder": ("CLIPTextModel",),
+  "text_encoder_2": ("CLIPTextModelWithProjection",),
+  "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+  "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+_UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
+# Schedulers whose noise is no schedule of betas.
+_OTHER_SCHEDULERS = re.compile("FlowMatch|EDM|SdeV|KarrasVe|IPNDM|CMStochastic|VQDiffusion|Amused")
 _SUPPORTED = (
   "Stable Diffusion 1.x and 2.x, and DDPMs of pixels, in diffusers' folder layout, are supported"
 )
@@ -55,29 +71,59 @@ _CONVERT = (
 
 
 def resolve(path: str | os.PathLike[str]) -> Path:
-  """Returns the folder of a name in `PACKAGED`, or any other path with `~` expanded."""
+  """Returns the place of a model: of a name in `PACKAGED`, a name on the Hub, or a path.
+
+  A model of the Hub is fetched if the cache lacks it; one that is not supported is refused before
+  its weights are.
+
+  Raises:
+    MissingDataError, ConfigError, BadDataError: as `hub.resolve` and `kind_of`.
+  """
   if os.fspath(path) in PACKAGED:
     return Path(__file__).parent / os.fspath(path)
-  return Path(path).expanduser()
+  return hub.resolve(path, check=kind_of)
+
+
+def pinned(path: str) -> str:
+  """Returns how a run records a model: a name on the Hub with its commit, any path as it is.
+
+  Raises:
+    MissingDataError, ConfigError, BadDataError: as `resolve`.
+  """
+  return path if path in PACKAGED else hub.pinned(path, check=kind_of)
+
+
+def named(path: str) -> str:
+  """Returns what to call a model in a published record: its name, but not its folder.
+
+  >>> named("/home/me/models/sd15"), named("/home/me/v1-5.safetensors")
+  ('sd15', 'v1-5.safetensors')
+  """
+  return path if hub_names.is_pinned(path) else Path(path).expanduser().resolve().name
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-  """Returns `LATENT` or `PIXEL`, the kind of model in a folder, from its layout and configs.
+  """Returns `LATENT` or `PIXEL`, the kind of a model, from its layout, configs and tensors' names.
 
-  Weights are not opened.
+  Weights are not read.
 
   Args:
-    path: a folder, a name in `PACKAGED`, or one of `models.galaxies`.
+    path: a folder, a safetensors file, a name on the Hub, a name in `PACKAGED`, or one of
+      `models.galaxies`.
 
   Raises:
     MissingDataError: the folder or a part is missing; says which one, and how to get it.
     ConfigError: the path is not a supported model; says what it is.
-    BadDataError: a config is damaged.
+    BadDataError: a config or a file's header is damaged.
   """
   if os.fspath(path).startswith(GALAXIES):
     return PIXEL
-  folder = find_folder(path, "a model")
+  place = resolve(path)
+  if place.is_file() and place.suffix.lower() == _READ_FILE:
+    return _kind_of_file(place)
+  folder = find_folder(place, "a model")
   _refuse_families(folder)
+  _refuse_classes(folder)
   unet = _config(folder, "unet")
   own = _config(folder, "")
   _refuse_other_unet(folder, unet)
@@ -104,7 +150,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     raise MissingDataError(f"{folder} has no unet/config.json, only a VAE. {_again(folder)}")
   for file in sorted(folder.iterdir()):
     if file.suffix.lower() in _SINGLE_FILES and file.is_file():
-      raise _single_file(file)
+      raise _single_file(file, inside=True)
   if inside := sorted(folder.glob("*/model_index.json")) + sorted(
     folder.glob("snapshots/*/model_index.json")
   ):
@@ -119,11 +165,11 @@ def find_folder(path: str | os.PathLike[str], what: str) -> Path:
   """Returns the non-empty folder at a path given for `what`, such as "a model".
 
   Raises:
-    MissingDataError: the path is missing, an empty folder, or a Git LFS pointer.
-    ConfigError: the path is a single file, or a name on a hub.
+    MissingDataError: the path is missing, an empty folder, a Git LFS pointer, or a name on the Hub.
+    ConfigError: the path is a file.
   """
-  folder = resolve(path)
   name = os.fspath(path)
+  folder = Path(__file__).parent / name if name in PACKAGED else Path(path).expanduser()
   if folder.is_file():
     files.refuse_lfs_pointer(folder)
     if folder.suffix.lower() in _SINGLE_FILES:
@@ -132,11 +178,16 @@ def find_folder(path: str | os.PathLike[str], what: str) -> Path:
       f"{name} is a file: {what} is a folder, as diffusers or transformers write it"
     )
   if not folder.is_dir():
-    if (found := _HUB.fullmatch(name)) and (_ADDRESS.match(name) or not folder.parent.is_dir()):
+    if found := hub_names.parse(name):
       raise MissingDataError(
-        f"no folder {name} is here; if it is a model on the Hugging Face Hub: only folders are "
-        f"read, and nothing is downloaded. Run `hf download {found[1]} --local-dir FOLDER` on a "
-        "machine with network access and give FOLDER"
+        f"no folder {name} is here; {what} is read from a folder only. For the one of that name on "
+        f"the Hugging Face Hub run `hf download {found.repo} --local-dir FOLDER` on a machine with "
+        "network access and give FOLDER"
+      )
+    if hub_names.parse(f"{name}@main"):
+      raise MissingDataError(
+        f"no folder {name}, though {folder.parent} is here; for a model of that name on the Hugging"
+        f" Face Hub give {name}@main"
       )
     raise MissingDataError(f"no folder {name}: {what} is a folder; {_GET}")
   if not any(folder.iterdir()):
@@ -145,7 +196,12 @@ def find_folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def unsupported(file: Path, error: ConfigError) -> ConfigError:
-  """Returns the error for a config.json that asks for something this library does not have."""
+  """Returns the error for a part that asks for something this library does not have.
+
+  Args:
+    file: its config.json, or the file with the part.
+    error: what it asks for.
+  """
   return ConfigError(f"{file}: {error}. {_SUPPORTED}")
 
 
@@ -156,15 +212,35 @@ _GET = (
 
 
 def _again(folder: Path) -> str:
+  if repo := hub.of_snapshot(folder):
+    return f"Download all of it again: {hub.command(repo, folder.name)}"
   return f"Download all of it again: `hf download OWNER/MODEL --local-dir {folder}`"
 
 
-def _single_file(file: Path) -> ConfigError | MissingDataError:
-  """Returns the error for a single-file checkpoint; raises if the file is only a pointer."""
+def _kind_of_file(file: Path) -> str:
+  """Returns `LATENT` for a checkpoint of a family that is supported; raises for any other file."""
+  family = single_file.family_of(file)
+  if family not in _FILE_FAMILIES:
+    raise ConfigError(f"{file} is {family}, which is not supported yet: {_SUPPORTED}")
+  return LATENT
+
+
+def _single_file(file: Path, *, inside: bool = False) -> ConfigError | MissingDataError:
+  """Returns the error for a file in place of a folder; raises if the file is only a pointer."""
   files.refuse_lfs_pointer(file)
-  pickled = file.suffix.lower() not in (".safetensors", ".gguf")
-  why = "; it is a pickle, which is never opened here because it can run code" if pickled else ""
-  return ConfigError(f"{file} is a single-file checkpoint: not read yet{why}. {_CONVERT}")
+  suffix = file.suffix.lower()
+  if suffix == _READ_FILE:
+    return ConfigError(
+      f"{file.parent} is no model folder; did you mean the file {file}?"
+      if inside
+      else f"{file} is a file: a folder is wanted, as diffusers or transformers write it"
+    )
+  if suffix == ".gguf":
+    return ConfigError(f"{file} holds quantised weights, which are not read. {_CONVERT}")
+  return ConfigError(
+    f"{file} is a single-file checkpoint that is a pickle, which is never opened here because it "
+    f"can run code. {_CONVERT}"
+  )
 
 
 def _config(folder: Path, part: str) -> dict[str, Any] | None:
@@ -208,6 +284,22 @@ def _refuse_families(folder: Path) -> None:
     named = named or "a model of another family"
     what = f"{named} ({', '.join(filter(None, (classes[0], *has)))})"
     raise ConfigError(f"{folder} is {what}, which is not supported yet: {_SUPPORTED}")
+
+
+def _refuse_classes(folder: Path) -> None:
+  """Raises ConfigError if a part that model_index.json lists has a class that is not supported."""
+  index_file = folder / "model_index.json"
+  index = files.read_json(index_file) if index_file.is_file() else {}
+  for part, entry in index.items():
+    if not isinstance(entry, list) or len(entry) != 2 or part in _UNREAD or not entry[1]:
+      continue
+    found, known = str(entry[1]), _CLASSES.get(part, ())
+    if found in known or (part == "scheduler" and not _OTHER_SCHEDULERS.search(found)):
+      continue
+    raise ConfigError(
+      f"{folder} is a {index.get('_class_name')}: its {part} is a {found}, which is not supported: "
+      f"{_SUPPORTED}"
+    )
 
 
 def _listed(index: dict[str, Any], part: str) -> bool:

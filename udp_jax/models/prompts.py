@@ -13,7 +13,7 @@ from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import BadDataError, ConfigError
 from udp_jax.models import pipeline, trainable
 from udp_jax.models.base import Params
-from udp_jax.models.tokenizer import Tokenizer, load_tokenizer, spelled
+from udp_jax.models.tokenizer import Tokenizer, spelled
 
 # Neutral sentences around a learned word, after Gal et al., arXiv:2208.01618, appendix.
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -47,19 +47,27 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 
 
 @functools.cache
-def token_ids(folder: str, text: str) -> tuple[int, ...]:
-  """Returns (L,) token ids of a prompt, by the tokenizer of a model folder or packaged model.
+def token_ids(
+  folder: str, text: str, choices: pipeline.Choices = pipeline.Choices()
+) -> tuple[int, ...]:
+  """Returns (L,) token ids of a prompt, by the tokenizer of a model.
+
+  Args:
+    folder: as for `pipeline.load_pipeline`.
+    text: the prompt.
+    choices: as for `pipeline.load_pipeline`.
 
   Raises:
     ConfigError: the model has no tokenizer.
+    MissingDataError: a checkpoint of one file has none, and no vocabulary is found.
     BadDataError: the tokenizer is damaged.
   """
-  place = pipeline.resolve(folder) / "tokenizer"
-  if not folder or not place.is_dir():
+  place = pipeline.resolve(folder) if folder else None
+  if place is None or not (place.is_file() or (place / "tokenizer").is_dir()):
     raise ConfigError(
       f"prompt {text!r} needs a model with text: there is no tokenizer in {folder!r}"
     )
-  return tuple(load_tokenizer(place)([text])[0].tolist())
+  return tuple(pipeline.tokenizer_of(place, choices)([text])[0].tolist())
 
 
 def captions_of(pictures: ImageSet, source: str, prompt: str = "") -> list[str]:

@@ -217,12 +217,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = 77) 
   """
   if vocab_size < 514:
     raise ConfigError(f"a vocabulary of {vocab_size} tokens cannot hold 2 * 256 bytes and 2 marks")
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  basic = [*alphabet, *(letter + _WORD_END for letter in alphabet)]
+  basic = alphabet()
   inner = _with_pipeline(models.BPE(end_of_word_suffix=_WORD_END))
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
-    initial_alphabet=alphabet,
+    initial_alphabet=basic[:256],
     end_of_word_suffix=_WORD_END,
     show_progress=False,
   )
@@ -231,6 +230,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, *, length: int = 77) 
   merges = merges[: vocab_size - len(basic) - 2]
   tokens = dict.fromkeys([*basic, *(first + second for first, second in merges), BOS, EOS])
   return Tokenizer({token: i for i, token in enumerate(tokens)}, merges, length=length)
+
+
+def alphabet() -> list[str]:
+  """Returns CLIP's first 512 tokens: the 256 bytes, and the same at the end of a word."""
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  return [*letters, *(letter + _WORD_END for letter in letters)]
 
 
 def _with_pipeline(bpe: models.BPE) -> tokenizers.Tokenizer:

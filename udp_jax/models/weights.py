@@ -31,6 +31,7 @@ import safetensors
 import safetensors.numpy
 
 from udp_jax.errors import BadDataError, MissingDataError, OutputError
+from udp_jax.models import tensor_files
 from udp_jax.models.noise_scheduler import (
   load_scheduler_config,
   schedule_from_config,
@@ -107,34 +108,40 @@ def to_torch_names(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def from_torch_names(
-  tensors: Mapping[str, np.ndarray], template: PyTree, *, origin: str = "the weights"
+  tensors: Mapping[str, np.ndarray],
+  template: PyTree,
+  *,
+  origin: str = "the weights",
+  put: Callable[[np.ndarray], Any] = lambda leaf: leaf,
 ) -> PyTree:
-  """Converts a PyTorch state dict to a flax params tree.
+  """Converts a PyTorch state dict to a flax params tree, one tensor at a time.
 
   Args:
     tensors: name -> array, as `load_pretrained` returns them.
     template: params or their shapes from `jax.eval_shape`; sets structure, shapes and dtypes.
     origin: where the tensors came from, for error messages.
+    put: applied to each leaf as soon as it is made. With `jax.device_put` only one tensor at a time
+      is in memory twice.
 
   Returns:
-    `template`'s tree with NumPy arrays as leaves, not on a device.
+    `template`'s tree with NumPy arrays as leaves, not on a device, or what `put` makes of them.
 
   Raises:
     BadDataError: tensors are missing, unexpected or mis-shaped; the message names them.
   """
-  named = {_modern_name(name): value for name, value in tensors.items()}
+  named = {_modern_name(name): name for name in tensors}
   wanted = _flatten(template)
   if all(path[0] == _TEXT_PREFIX[:-1] for path, _ in wanted) and not any(
     name.startswith(_TEXT_PREFIX) for name in named
   ):
-    named = {_TEXT_PREFIX + name: value for name, value in named.items()}
+    named = {_TEXT_PREFIX + name: theirs for name, theirs in named.items()}
   leaves, missing, mis_shaped = [], [], []
   for path, expected in wanted:
     name = torch_name(path)
     if name not in named:
       missing.append(name)
       continue
-    array = np.asarray(named.pop(name))
+    array = np.asarray(tensors[named.pop(name)])
     if array.shape[2:] == (1, 1) and _ONCE_CONVOLUTIONS.search(name):
       array = array[:, :, 0, 0]
     if path[-1] == "kernel" and array.ndim >= 2:  # (O, I, ...) -> (..., I, O)
@@ -142,7 +149,7 @@ def from_torch_names(
     if array.shape != tuple(expected.shape):
       mis_shaped.append(f"{name} (as {array.shape}, wanted {tuple(expected.shape)})")
       continue
-    leaves.append(np.asarray(array.astype(expected.dtype), order="C"))
+    leaves.append(put(array.astype(expected.dtype, order="C", copy=False)))
   unexpected = [name for name in named if name.rsplit(".", 1)[-1] not in _BUFFERS]
   problems = [
     f"{len(names)} {kind}: {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
@@ -247,8 +254,8 @@ def load_pretrained(
   subfolder: str = "unet",
   class_name: str | None = None,
   variant: str | None = None,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """Reads a model's config and tensors.
+) -> tuple[dict[str, Any], tensor_files.Tensors]:
+  """Reads a model's config and opens its tensors.
 
   Args:
     folder: the model's own folder, or a pipeline folder with the model in `subfolder`.
@@ -258,7 +265,8 @@ def load_pretrained(
       fp16 variant with a log message.
 
   Returns:
-    config.json's fields, and arrays by PyTorch's name in the file's own dtype.
+    config.json's fields, and arrays by PyTorch's name in the file's own dtype, each of which is
+    read when it is looked up.
 
   Raises:
     MissingDataError: the folder, config.json or the weights (one file or shards) do not exist.
@@ -275,20 +283,20 @@ def load_pretrained(
     )
   source = _find_weights(home, variant)
   if source.suffix == ".safetensors":
-    return config, _read_tensors(source)
+    return config, tensor_files.open_tensors(source)
   weight_map = files.read_json(source).get("weight_map")
   if not isinstance(weight_map, dict):
     raise BadDataError(f"{source} has no weight_map: download it again")
-  tensors: dict[str, np.ndarray] = {}
+  stored: dict[str, tensor_files.Stored] = {}
   for shard in sorted(set(weight_map.values())):
     if Path(shard).name != shard:
       raise BadDataError(f"{source} points outside its folder: {shard!r}")
     if not (home / shard).is_file():
       raise MissingDataError(f"{home / shard}, named by {source.name}, is missing. {_HOW_TO_GET}")
-    tensors.update(_read_tensors(home / shard))
-  if lost := sorted(set(weight_map) - set(tensors)):
+    stored |= tensor_files.open_tensors(home / shard).stored
+  if lost := sorted(set(weight_map) - set(stored)):
     raise BadDataError(f"{source} promises {lost[0]} ({len(lost)} in all), but no shard has it")
-  return config, tensors
+  return config, tensor_files.Tensors(stored)
 
 
 def _flatten(tree: PyTree) -> list[tuple[tuple[str, ...], Any]]:
@@ -319,14 +327,6 @@ def _find_weights(home: Path, variant: str | None) -> Path:
       " save_pretrained(folder)"
     )
   raise MissingDataError(f"no {wanted} in {home}. {_HOW_TO_GET}")
-
-
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-  files.refuse_lfs_pointer(path)
-  try:
-    return safetensors.numpy.load_file(path)
-  except (OSError, TypeError, safetensors.SafetensorError) as error:
-    raise BadDataError(f"{path} is not a readable safetensors file: {error}") from error
 
 
 def _as_json(content: Mapping[str, Any]) -> Callable[[Path], object]:

@@ -12,7 +12,7 @@ from udp_jax import purifiers, registry
 from udp_jax.data import manifest, picture_files
 from udp_jax.data.picture_files import PictureFolder
 from udp_jax.errors import ConfigError
-from udp_jax.models import factory
+from udp_jax.models import factory, pipeline
 from udp_jax.models.context import Model
 from udp_jax.ops.keys import stream
 from udp_jax.purifiers import diffpure
@@ -20,7 +20,7 @@ from udp_jax.runtime import mesh
 from udp_jax.stages import purify
 from udp_jax.stages.purify import Prepared
 from udp_jax.stages.records import Run
-from udp_jax.studies import distances
+from udp_jax.studies import distances, settings
 
 
 class Asked(NamedTuple):
@@ -64,6 +64,7 @@ def purify_folder(config: Any, asked: Asked) -> tuple[dict[str, Any], PictureFol
       raise ConfigError(f"config.{field} is {config[field]}; it must be at least 1")
   # Whether a finished output lacks anything is known only once the pictures are read.
   manifest.check_output(asked.output, overwrite=asked.overwrite, extend=True, inputs_follow=True)
+  config = settings.frozen(config, settings.pinned(config))
   given = distances.in_options(
     "purifiers", config.method, config.options.to_dict() | dict(asked.options)
   )
@@ -89,6 +90,7 @@ def _prepare(config: Any, given: dict[str, Any], prompt: str) -> Prepared:
     "method": config.method,
     "options": given,
     "model": config.model.path,
+    **{name: value for name in pipeline.Choices._fields if (value := config.model[name])},
     "purifier_model": config.purifier_model.path,
     "prompt": prompt,
     "dtype": config.performance.dtype,

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from udp_jax import protections, registry
-from udp_jax.data import config_changes
+from udp_jax.data import config_changes, hub_names
 from udp_jax.data.budget import check_radius_255
 from udp_jax.data.marks import CLEAN
 from udp_jax.errors import ConfigError
-from udp_jax.models import galaxies, places, prompts
+from udp_jax.models import galaxies, pipeline, places, prompts
 from udp_jax.models.context import Model
 from udp_jax.ops import visibility
 from udp_jax.protections.lookup import CONTROLS
@@ -149,10 +149,13 @@ def against(config: Any, row: str) -> dict[str, str]:
     said = f"{galaxies.LABEL}, score models that were not trained here: not pictures of people's "
     said += "making; evidence for Stable Diffusion: none"
     return {"kind": "galaxies", "model": galaxies.LABEL, "statement": said}
-  name = Path(path).expanduser().resolve().name
+  name = places.named(path)
   latent = places.kind_of(path) == places.LATENT
   kind, what = ("stable_diffusion", "Stable Diffusion") if latent else ("ddpm", "the pixel DDPM")
-  said = f"{what} as it is in the folder {name}: this model; other models untested"
+  where = f"in the {'file' if places.resolve(path).is_file() else 'folder'} {name}"
+  if hub_names.is_pinned(path):
+    where = f"on the Hugging Face Hub as {name}"
+  said = f"{what} as it is {where}: this model; other models untested"
   return {"kind": kind, "model": name, "statement": said}
 
 
@@ -285,5 +288,5 @@ def _measured(config: Any, name: str, asked: Any, model: Model | None) -> np.nda
 
 def _token_ids(config: Any, model: Model | None, prompt: str) -> tuple[int, ...]:
   if model is None or model.tokenizer is None:
-    return prompts.token_ids(config.model.path, prompt)
+    return prompts.token_ids(config.model.path, prompt, pipeline.Choices.of(config.model))
   return tuple(model.tokenizer([prompt])[0].tolist())

@@ -14,6 +14,8 @@ from udp_jax.data.budget import check_radius_255
 from udp_jax.data.config_changes import PLACES
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
+from udp_jax.models import hub
+from udp_jax.models import places as models
 from udp_jax.runtime import files, processes
 from udp_jax.runtime import workdir as workdir_lib
 from udp_jax.studies import distances
@@ -58,6 +60,32 @@ def frozen(config: Any, changes: Mapping[str, Any] | None = None) -> FrozenConfi
       section = section.setdefault(part, {})
     section[field] = value
   return FrozenConfigDict(distances.in_config(made))
+
+
+def pinned(config: Any) -> dict[str, str]:
+  """Returns the changes for `frozen` that give models of the Hugging Face Hub their commits.
+
+  Models that the cache lacks are fetched.
+
+  Raises:
+    MissingDataError, ConfigError, BadDataError: as `models.places.resolve`.
+
+  >>> from ml_collections import ConfigDict
+  >>> pinned(ConfigDict({"model": {"path": "tiny_ldm"}}))
+  {}
+  """
+  model = config.model
+  found = {
+    "model.path": models.pinned(model.path),
+    "model.vae": hub.pinned(model.get("vae") or ""),
+    "model.tokenizer": hub.pinned(model.get("tokenizer") or "", hub.TOKENIZER),
+  }
+  made = {n: v for n, v in found.items() if v != (model.get(n.removeprefix("model.")) or "")}
+  for other in ("protection_model", "purifier_model"):
+    path = config.get(other, {}).get("path") or ""
+    if models.pinned(path) != path:
+      made[f"{other}.path"] = models.pinned(path)
+  return made
 
 
 def check_values(config: Any) -> None:

@@ -39,16 +39,21 @@ def fingerprint(path: str) -> str:
   """
   if path.startswith(places.GALAXIES):
     return hashlib.sha256(galaxies.file_of(path).read_bytes()).hexdigest()
-  return _fingerprint(places.find_folder(path, "a model").resolve()) if path else ""
+  if not path:
+    return ""
+  place = places.resolve(path)
+  return _fingerprint(
+    (place if place.is_file() else places.find_folder(place, "a model")).resolve()
+  )
 
 
 @functools.lru_cache
-def _fingerprint(folder: Path) -> str:
+def _fingerprint(place: Path) -> str:
   digest = hashlib.sha256()
   names = ("config.json", "scheduler_config.json")
-  for path in sorted(folder.rglob("*")):
+  for path in [place] if place.is_file() else sorted(place.rglob("*")):
     if path.suffix == ".safetensors" or path.name in names:
-      digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+      digest.update(path.relative_to(place).as_posix().encode() + b"\0")
       with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())
   return digest.hexdigest()
@@ -85,7 +90,7 @@ def describe(
   return {
     "kind": _KIND,
     "format": 1,
-    "model": path if path.startswith(places.GALAXIES) else Path(path).name,
+    "model": path if path.startswith(places.GALAXIES) else places.named(path),
     "model_sha256": fingerprint(path),
     "schedule_sha256": _schedule_sha256(schedule),
     "image_shape": list(model.image_shape),

@@ -48,6 +48,10 @@ GAME |= {"num_draws": 1}
 ROWS = ("clean", "random_noise", "udp", "eudp")
 
 
+# What is taken in place of a latent model's own: `udp_jax.models.pipeline.Choices`.
+CHOICES = {"vae": "", "tokenizer": "", "prediction_type": ""}
+
+
 def study(title: str) -> ConfigDict:
   """A study of training sets, with every setting at its default."""
   config = ConfigDict()
@@ -148,7 +152,7 @@ def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
   config.data.update({"source": "builtin", "image_size": 0, "holdout": 0.0})
   # Caption for pictures without one in their folder (`udp_jax.data.captions`).
   config.data.prompt = ""
-  config.model.path = model
+  config.model.update({"path": model, **CHOICES})
   # Side of a tile in pixels; 0 for the model's own size.
   config.model.image_size = 0
   # overlap: pixels, -1 for an eighth of a tile. files_at_a_time: 0 for the method's default.

@@ -6,6 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from udp_jax.studies.configs.common import CHOICES
+
 
 def purification(method: str, **options: Any) -> ConfigDict:
   """Returns one purifier with all of its options; options that are not given have their default.
@@ -28,7 +30,7 @@ def purification(method: str, **options: Any) -> ConfigDict:
   config.options = ConfigDict(defaults | options)
   config.per_device_batch_size = 8
   config.steps_per_call = 50
-  config.model = ConfigDict({"path": "", "image_size": 0})
+  config.model = ConfigDict({"path": "", "image_size": 0} | CHOICES)
   # The prior of diffpure and gridpure; "" for `model`.
   config.purifier_model = ConfigDict({"path": ""})
   config.performance = ConfigDict(

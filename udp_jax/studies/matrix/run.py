@@ -19,6 +19,7 @@ from udp_jax.data.marks import CLEAN
 from udp_jax.errors import ConfigError, OutputError, Preempted
 from udp_jax.models import factory
 from udp_jax.models.context import Model
+from udp_jax.models.pipeline import Choices
 from udp_jax.report import names
 from udp_jax.report.names import NONE
 from udp_jax.studies import build, settings
@@ -266,9 +267,10 @@ def protecting(study: Study) -> Study:
   path = config.get("protection_model", {}).get("path", "")
   if not path:
     return study
-  model = factory.open_model(
-    settings.frozen(config, {"model.path": path}).model, config.performance
-  )
+  # What is taken in place of parts is the study's model's.
+  changes: dict[str, Any] = {f"model.{n}": "" for n in Choices._fields if n in config.model}
+  changes["model.path"] = path
+  model = factory.open_model(settings.frozen(config, changes).model, config.performance)
   shape = model.model.image_shape
   if shape != own:
     (height, width), (own_height, own_width) = shape[:2], own[:2]
@@ -276,7 +278,7 @@ def protecting(study: Study) -> Study:
       f"config.protection_model.path: {path} is a model of {width}x{height} pictures, and "
       f"config.model.path one of {own_width}x{own_height}"
     )
-  changes: dict[str, Any] = {"model.path": path, "model.uncond_ids": model.uncond_ids or ()}
+  changes["model.uncond_ids"] = model.uncond_ids or ()
   return study._replace(config=settings.frozen(config, changes), model=model)
 
 
