@@ -2,7 +2,8 @@
 
 Every reader of a model calls this first, so that a wrong path always gives the same answer:
 
-  latent   a Stable Diffusion folder in diffusers' layout (unet/, vae/, text_encoder/, ...)
+  latent   a Stable Diffusion folder in diffusers' layout (unet/, vae/, text_encoder/, ...), 1.x, 2.x
+           or XL
   pixel    a DDPM folder (unet/ or config.json of a UNet2DModel)
 
 Anything else is refused with a specific message: a missing part, a single-file checkpoint, a Git
@@ -34,18 +35,15 @@ _HUB = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)?([\w.-]+/
 _ADDRESS = re.compile(r"https?://")
 # Patterns that identify a family by the class in model_index.json or the classes of its parts.
 _FAMILIES = (
-  (re.compile("XL"), "Stable Diffusion XL"),
   (re.compile("StableDiffusion3|SD3"), "Stable Diffusion 3"),
   (re.compile("Flux"), "Flux"),
   (re.compile("PixArt"), "PixArt"),
   (re.compile("Kandinsky"), "Kandinsky"),
   (re.compile("Cascade"), "Stable Cascade"),
 )
-# Parts that Stable Diffusion 1.x and 2.x lack.
-_OTHER_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
-_SUPPORTED = (
-  "Stable Diffusion 1.x and 2.x, and DDPMs of pixels, in diffusers' folder layout, are supported"
-)
+# Parts that Stable Diffusion 1.x, 2.x and XL lack.
+_OTHER_PARTS = ("text_encoder_3", "transformer", "prior")
+_SUPPORTED = "Stable Diffusion 1.x, 2.x and XL, and DDPMs of pixels, in diffusers' folder layout, are supported"
 _CONVERT = (
   "Convert it to a diffusers folder where PyTorch diffusers is installed: "
   "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give FOLDER"
@@ -85,6 +83,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if kind == PIXEL and not has_vae:
       return PIXEL
     if kind == LATENT and has_vae:
+      _require_encoders(folder, unet)
       return LATENT
     if kind == LATENT:
       raise MissingDataError(
@@ -194,9 +193,6 @@ def _refuse_families(folder: Path) -> None:
   has = [n for n in _OTHER_PARTS if _listed(index, n) or (folder / n / "config.json").is_file()]
   own = [_config(folder, part) or {} for part in ("", "transformer", "unet")]
   classes = [str(index.get("_class_name", "")), *(str(c.get("_class_name", "")) for c in own)]
-  # The class of Stable Diffusion XL's U-Net is the same as in 1.x and 2.x.
-  if any(c.get("addition_embed_type") == "text_time" for c in own):
-    classes.append("XL")
   named = next(
     (family for sign, family in _FAMILIES for name in classes if sign.search(name)), None
   )
@@ -204,6 +200,27 @@ def _refuse_families(folder: Path) -> None:
     named = named or "a model of another family"
     what = f"{named} ({', '.join(filter(None, (classes[0], *has)))})"
     raise ConfigError(f"{folder} is {what}, which is not supported yet: {_SUPPORTED}")
+
+
+def _require_encoders(folder: Path, unet: dict[str, Any]) -> None:
+  """Raises ConfigError for XL's refiner, and MissingDataError if XL lacks a text encoder."""
+  if unet.get("addition_embed_type") != "text_time":
+    return
+  index_file = folder / "model_index.json"
+  index = files.read_json(index_file) if index_file.is_file() else {}
+  lost = [
+    n for n in ("text_encoder", "text_encoder_2") if not (folder / n / "config.json").is_file()
+  ]
+  if lost == ["text_encoder"] and not _listed(index, "text_encoder"):
+    raise ConfigError(
+      f"{folder} is the refiner of Stable Diffusion XL, which has one text encoder and is not "
+      f"supported; give the base model: {_SUPPORTED}"
+    )
+  if lost:
+    raise MissingDataError(
+      f"{folder} has no {lost[0]}/config.json: Stable Diffusion XL has two text encoders. "
+      f"{_again(folder)}"
+    )
 
 
 def _listed(index: dict[str, Any], part: str) -> bool:
@@ -230,6 +247,7 @@ def _kind_of_part(folder: Path, config: dict[str, Any]) -> str:
     _LATENT_UNET: "the U-Net",
     "AutoencoderKL": "the VAE",
     "CLIPTextModel": "the text encoder",
+    "CLIPTextModelWithProjection": "a text encoder",
   }
   if named in parts or kind == LATENT:
     raise MissingDataError(
