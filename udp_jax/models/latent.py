@@ -1,8 +1,8 @@
 """Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) as a `DiffusionModel`.
 
 The parts are modules with the interfaces of `sd_unet.UNet2DCondition`, `sd_vae.AutoencoderKL` and
-`clip_text.CLIPText`. Their parameters form one dictionary, {"unet", "vae", "text_encoder"} and for
-Stable Diffusion XL "text_encoder_2", so that a part can be trained, frozen, cast or saved by itself.
+`clip_text.CLIPText`. Their parameters form one dictionary, {"unet", "vae", "text_encoder"} and, for
+Stable Diffusion XL, "text_encoder_2", so that a part can be trained, frozen, cast or saved alone.
 """
 
 from __future__ import annotations

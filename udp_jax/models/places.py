@@ -2,8 +2,7 @@
 
 Every reader of a model calls this first, so that a wrong path always gives the same answer:
 
-  latent   a Stable Diffusion folder in diffusers' layout (unet/, vae/, text_encoder/, ...), 1.x, 2.x
-           or XL
+  latent   a Stable Diffusion folder (1.x, 2.x, XL) in diffusers' layout (unet/, vae/, ...)
   pixel    a DDPM folder (unet/ or config.json of a UNet2DModel)
 
 Anything else is refused with a specific message: a missing part, a single-file checkpoint, a Git
@@ -43,7 +42,9 @@ _FAMILIES = (
 )
 # Parts that Stable Diffusion 1.x, 2.x and XL lack.
 _OTHER_PARTS = ("text_encoder_3", "transformer", "prior")
-_SUPPORTED = "Stable Diffusion 1.x, 2.x and XL, and DDPMs of pixels, in diffusers' folder layout, are supported"
+_SUPPORTED = (
+  "Stable Diffusion 1.x, 2.x and XL, and DDPMs of pixels, in diffusers' layout, are supported"
+)
 _CONVERT = (
   "Convert it to a diffusers folder where PyTorch diffusers is installed: "
   "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), and give FOLDER"

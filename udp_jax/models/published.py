@@ -2,7 +2,8 @@
 
 The names are values of `config.model.architecture`. Sizes follow the models' own config.json files
 (CompVis/stable-diffusion-v1-4, runwayml/stable-diffusion-inpainting, stabilityai/stable-diffusion-
-2-1, stabilityai/stable-diffusion-xl-base-1.0); a test compares the names and shapes of all tensors with the published ones.
+2-1, stabilityai/stable-diffusion-xl-base-1.0); tests compare the names and shapes of all tensors
+with the published ones.
 """
 
 from __future__ import annotations
