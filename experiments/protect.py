@@ -45,7 +45,7 @@ _METHOD = flags.DEFINE_string(
 _MODEL = flags.DEFINE_string(
   "model",
   "",
-  "Model to protect against: tiny_ldm, a FOLDER (Stable Diffusion 1.x or 2.x, or a DDPM, as "
+  "Model to protect against: tiny_ldm, a FOLDER (Stable Diffusion 1.x, 2.x or XL, or a DDPM, as "
   "diffusers writes it), or pixel: a small DDPM trained on these pictures alone. Default: the "
   "config's; without --config, methods that use a model need this flag.",
 )
@@ -159,7 +159,7 @@ def _model_changes(config: Any) -> dict[str, Any]:
   if known and not _MODEL.value and _CONFIG.value is None and rows.uses_model(config, method):
     raise ConfigError(
       f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
-      "of this package), --model=FOLDER (Stable Diffusion 1.x or 2.x, as diffusers writes it) or "
+      "of this package), --model=FOLDER (Stable Diffusion 1.x, 2.x or XL, as diffusers writes it) or "
       f"--model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
     )
   if _MODEL.value == places.FRESH:

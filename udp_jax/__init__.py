@@ -28,7 +28,7 @@ __all__ = ["load_model", "protect", "purify", "verify"]
 
 
 def load_model(path: str | os.PathLike, *, image_size: int = 0, dtype: str = "float32") -> Model:
-  """Reads a diffusion model: Stable Diffusion 1.x or 2.x, or a DDPM, in diffusers' layout.
+  """Reads a diffusion model: Stable Diffusion 1.x, 2.x or XL, or a DDPM, in diffusers' layout.
 
   Args:
     path: folder of the model, or "tiny_ldm" for the small latent model of this package.

@@ -30,6 +30,7 @@ def _write(folder: Path, files: dict[str, object]) -> Path:
 
 
 UNET, VAE = {"_class_name": "UNet2DConditionModel"}, {"_class_name": "AutoencoderKL"}
+XL_UNET = UNET | {"addition_embed_type": "text_time"}
 DDPM = {"_class_name": "UNet2DModel"}
 # What is in a folder, the error, and what it says.
 FOLDERS = {
@@ -60,16 +61,29 @@ FOLDERS = {
   "xl": (
     {
       "model_index.json": {"_class_name": "StableDiffusionXLPipeline"},
-      "unet/config.json": UNET,
+      "unet/config.json": XL_UNET,
       "vae/config.json": VAE,
     },
-    ConfigError,
-    r"is Stable Diffusion XL \(StableDiffusionXLPipeline\), which is not supported yet",
+    MissingDataError,
+    r"has no text_encoder/config.json: Stable Diffusion XL has two text encoders",
   ),
-  "xl without index": (
-    {"unet/config.json": UNET | {"addition_embed_type": "text_time"}, "vae/config.json": VAE},
+  "xl without its second encoder": (
+    {"unet/config.json": XL_UNET, "vae/config.json": VAE, "text_encoder/config.json": {}},
+    MissingDataError,
+    r"has no text_encoder_2/config.json: Stable Diffusion XL has two text encoders",
+  ),
+  "xl refiner": (
+    {
+      "model_index.json": {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "text_encoder": [None, None],
+      },
+      "unet/config.json": XL_UNET,
+      "vae/config.json": VAE,
+      "text_encoder_2/config.json": {},
+    },
     ConfigError,
-    r"is Stable Diffusion XL",
+    r"is the refiner of Stable Diffusion XL",
   ),
   "sd3": (
     {"model_index.json": {"_class_name": "StableDiffusion3Pipeline"}, "vae/config.json": VAE},

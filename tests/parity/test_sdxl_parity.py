@@ -174,7 +174,7 @@ def test_text_encoders(both):
 def test_text_to_image(both, sized):
   ours, theirs = both()
   noise = np.random.default_rng(1).normal(size=(2, 8, 8, 4)).astype(np.float32)
-  # The same for both prompts: diffusers 0.42 mixes up different ones in batches of several pictures.
+  # The same for both prompts: diffusers 0.42 mixes up different ones in batches of several.
   sizes = {"original_size": (64, 48), "crops_coords_top_left": (3, 5), "target_size": (16, 16)}
 
   @jax.jit
