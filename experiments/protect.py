@@ -159,8 +159,8 @@ def _model_changes(config: Any) -> dict[str, Any]:
   if known and not _MODEL.value and _CONFIG.value is None and rows.uses_model(config, method):
     raise ConfigError(
       f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
-      "of this package), --model=FOLDER (Stable Diffusion 1.x, 2.x or XL, as diffusers writes it) or "
-      f"--model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
+      "of this package), --model=FOLDER (Stable Diffusion 1.x, 2.x or XL, as diffusers writes it), "
+      f"or --model={places.FRESH} (a small pixel DDPM trained on these pictures alone)"
     )
   if _MODEL.value == places.FRESH:
     fresh = {"model.path": ""}

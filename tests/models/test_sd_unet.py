@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -165,7 +166,7 @@ def test_what_xl_is_told_is_asked_for(tiny_sdxl):
   given = x_t, jnp.zeros((2,), jnp.int32), jnp.zeros((2, 7, 28))
   for added in (None, (jnp.zeros((2, 9)), jnp.zeros((2, 6)))):
     with pytest.raises(ValueError, match=r"takes \(\(2, 10\), \(2, 6\)\), the pooled text and six"):
-      jax.eval_shape(lambda: module.init(jax.random.key(0), *given, added=added))
+      jax.eval_shape(partial(module.init, added=added), jax.random.key(0), *given)
 
 
 def test_xl_config(tiny_sdxl):
