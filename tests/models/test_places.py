@@ -72,6 +72,15 @@ FOLDERS = {
     MissingDataError,
     r"has no text_encoder_2/config.json: Stable Diffusion XL has two text encoders",
   ),
+  "xl with another unet": (
+    {
+      "model_index.json": {"_class_name": "StableDiffusionXLPipeline"},
+      "unet/config.json": UNET,
+      "vae/config.json": VAE,
+    },
+    ConfigError,
+    r"is not Stable Diffusion XL's, and model_index.json promises a StableDiffusionXLPipeline",
+  ),
   "xl refiner": (
     {
       "model_index.json": {

@@ -205,10 +205,16 @@ def _refuse_families(folder: Path) -> None:
 
 def _require_encoders(folder: Path, unet: dict[str, Any]) -> None:
   """Raises ConfigError for XL's refiner, and MissingDataError if XL lacks a text encoder."""
-  if unet.get("addition_embed_type") != "text_time":
-    return
   index_file = folder / "model_index.json"
   index = files.read_json(index_file) if index_file.is_file() else {}
+  promised = str(index.get("_class_name", ""))
+  if unet.get("addition_embed_type") != "text_time":
+    if "XL" in promised:
+      raise ConfigError(
+        f"{folder / 'unet' / 'config.json'} is not Stable Diffusion XL's, and {index_file.name} "
+        f"promises a {promised}. {_again(folder)}"
+      )
+    return
   lost = [
     n for n in ("text_encoder", "text_encoder_2") if not (folder / n / "config.json").is_file()
   ]
