@@ -191,8 +191,10 @@ def _refuse_families(folder: Path) -> None:
   """Raises ConfigError if a model belongs to an unsupported family."""
   index_file = folder / "model_index.json"
   index = files.read_json(index_file) if index_file.is_file() else {}
-  has = [n for n in _OTHER_PARTS if _listed(index, n) or (folder / n / "config.json").is_file()]
   own = [_config(folder, part) or {} for part in ("", "transformer", "unet")]
+  xl = any(c.get("addition_embed_type") == "text_time" for c in own)
+  parts = _OTHER_PARTS if xl else ("text_encoder_2", *_OTHER_PARTS)
+  has = [n for n in parts if _listed(index, n) or (folder / n / "config.json").is_file()]
   classes = [str(index.get("_class_name", "")), *(str(c.get("_class_name", "")) for c in own)]
   named = next(
     (family for sign, family in _FAMILIES for name in classes if sign.search(name)), None
