@@ -59,7 +59,8 @@ def latent_diffusion(
 
   Of Stable Diffusion XL, embeddings are those of both encoders with the pooled text and the sizes,
   joined by `conditioning.pack`. A picture counts as shown as a whole, at the size at hand, unless
-  `conditioning.with_sizes` says otherwise.
+  `conditioning.with_sizes` says otherwise. The empty prompt is embedded like any other, as with
+  negative_prompt="" in diffusers, which without a negative prompt takes zeros.
 
   Args:
     unet: (x_t, timesteps, cond, added=None, seeds=None) -> prediction.
