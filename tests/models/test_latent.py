@@ -253,13 +253,11 @@ def test_xl_takes_ids_embeddings_and_sizes(tiny_sdxl):
   assert np.abs(apply(params, x_t, timesteps, cut) - by_ids).max() > 1e-3
   # The two encoders see the padding of their own tokenizers, and both of them count.
   second = tiny_sdxl.tokenizer_2(["a cat", ""])
-  text = jnp.asarray(
-    pipeline.CLIPTextProjected(tiny_sdxl.configs["text_encoder_2"]).apply(
-      {"params": params["text_encoder_2"]}, second
-    )[0]
-  )
+  encode = jax.jit(pipeline.CLIPTextProjected(tiny_sdxl.configs["text_encoder_2"]).apply)
+  text, pooled = encode({"params": params["text_encoder_2"]}, second)
   found = conditioning.unpack(cond, 10)
   np.testing.assert_allclose(found.embeddings[..., 16:], text, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found.pooled, pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_xl_held_parameters(tiny_sdxl):

@@ -89,6 +89,7 @@ def test_xl_text_encoders_are_not_trained(tiny_sdxl):
     jax.eval_shape(protection.init, jax.random.key(0), data, tiny_sdxl.params)
 
 
+@pytest.mark.slow
 def test_sizes_reach_the_perturbation(tiny_sdxl):
   """A crop of a larger picture is another condition than a whole picture."""
   from udp_jax.models import conditioning
