@@ -200,7 +200,7 @@ def _shapes(configs: tuple[tuple[str, Any], ...]) -> Params:
 def save_pipeline_folder(
   folder: str | os.PathLike[str], pipeline: Pipeline, params: Params | None = None
 ) -> None:
-  """Writes a folder for diffusers' `DiffusionPipeline.from_pretrained` and `load_pipeline`.
+  """Writes a folder for diffusers' `StableDiffusionPipeline` (or XL's) and `load_pipeline`.
 
   model_index.json is written last, so a folder without it is unfinished. Tensors are float32.
 
