@@ -137,8 +137,9 @@ def latent_diffusion(
     states = jnp.asarray(text.apply(_variables(params, TEXT), token_ids))
     if text_2 is None:
       return states
-    ids = _padded_for(text_2.config, token_ids)  # type: ignore[attr-defined]
-    second, pooled = text_2.apply(_variables(params, TEXT_2), ids)  # type: ignore[misc]
+    module: Any = text_2
+    ids = _padded_for(module.config, token_ids)
+    second, pooled = module.apply(_variables(params, TEXT_2), ids)
     return conditioning.pack(jnp.concatenate([states, second], axis=-1), pooled)
 
   def apply(

@@ -40,7 +40,7 @@ _VERSION_2 = {
     projection_dim=512,
   ),
 }
-_XL = {
+_XL: dict[str, Any] = {
   UNET: UNet2DConditionConfig(
     sample_size=128,
     block_out_channels=(320, 640, 1280),
