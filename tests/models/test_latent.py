@@ -237,6 +237,7 @@ def test_image_sizes_must_divide(tiny_pipeline):
     pipeline.build_model(tiny_pipeline.configs, tiny_pipeline.scheduler, image_size=15)
 
 
+@pytest.mark.slow
 def test_xl_takes_ids_embeddings_and_sizes(tiny_sdxl):
   model, params, ids = tiny_sdxl.model, tiny_sdxl.params, tiny_sdxl.tokenizer(["a cat", ""])
   x_t, timesteps = jnp.full((2, 8, 8, 4), 0.5), TIMESTEPS[:2]
