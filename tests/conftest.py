@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import gc
 import os
@@ -204,6 +205,73 @@ def _tiny_pipeline(*, in_channels: int = 4, prediction_type: str = "epsilon", **
   model = pipeline.build_model(configs, scheduler)
   params = random_params(jax.eval_shape(model.init, jax.random.key(0)))
   return pipeline.Pipeline(model, params, tokenizer, configs, scheduler)
+
+
+def _tiny_sdxl(**fields):
+  """A `Pipeline` of Stable Diffusion XL's architecture, small, with random weights.
+
+  Pictures of 16x16, latents of 8x8x4, two levels of the U-Net whose second one attends with two
+  blocks, and two text encoders; `fields` are the U-Net's.
+  """
+  from udp_jax.models import pipeline
+  from udp_jax.models.sd_unet import UNet2DConditionConfig
+  from udp_jax.models.tokenizer import train_tokenizer
+
+  one = _tiny_pipeline()
+  text = one.configs["text_encoder"]
+  second = train_tokenizer(PROMPTS, 520)
+  second.special["pad_token"] = "!"
+  configs = {
+    "unet": UNet2DConditionConfig(
+      **{
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 2),
+        "attention_head_dim": (2, 4),
+        "cross_attention_dim": 28,
+        "norm_num_groups": 4,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 6 * 4 + 10,
+      }
+      | fields
+    ),
+    # The factor of XL's own VAE.
+    "vae": dataclasses.replace(one.configs["vae"], scaling_factor=0.13025),
+    "text_encoder": dataclasses.replace(text, eos_token_id=2),
+    "text_encoder_2": dataclasses.replace(
+      text,
+      hidden_size=12,
+      num_hidden_layers=3,
+      hidden_act="gelu",
+      projection_dim=10,
+      eos_token_id=2,
+      pad_token_id=second.token_id("!"),
+    ),
+  }
+  scheduler = one.scheduler | {
+    "_class_name": "EulerDiscreteScheduler",
+    "timestep_spacing": "leading",
+  }
+  model = pipeline.build_model(configs, scheduler)
+  params = random_params(jax.eval_shape(model.init, jax.random.key(0)))
+  return pipeline.Pipeline(model, params, one.tokenizer, configs, scheduler, second)
+
+
+@pytest.fixture(scope="session")
+def make_tiny_sdxl():
+  """The function that makes tiny pipelines of Stable Diffusion XL."""
+  return _tiny_sdxl
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl():
+  """A tiny pipeline like Stable Diffusion XL 1.0."""
+  return _tiny_sdxl()
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ __all__ = ["load_model", "protect", "purify", "verify"]
 
 
 def load_model(path: str | os.PathLike, *, image_size: int = 0, dtype: str = "float32") -> Model:
-  """Reads a diffusion model: Stable Diffusion 1.x or 2.x, or a DDPM.
+  """Reads a diffusion model: Stable Diffusion 1.x, 2.x or XL, or a DDPM.
 
   Args:
     path: a folder in diffusers' layout, a .safetensors file of Stable Diffusion, OWNER/NAME on the

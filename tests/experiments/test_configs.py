@@ -160,3 +160,28 @@ def test_smoke_changes_no_setting_that_it_need_not(experiment: str, name: str) -
   full, small = (_cli.get_config(experiment, f"{name}:{v}") for v in ("", "smoke"))
   assert (small.rows, small.radius_255, small.seed) == (full.rows, full.radius_255, full.seed)
   assert set(small.to_dict()) == set(full.to_dict())
+
+
+@pytest.mark.slow
+def test_a_round_of_sdxl_traces_at_full_size() -> None:
+  """At 1024 pixels, one picture: what `launch.aot --config=sdxl` compiles; nothing is allocated."""
+  config = _cli.get_config("eudp", "sdxl")
+  model, params = factory.abstract_model(config.model, config.performance)
+  assert model.image_shape == (1024, 1024, 3) and model.shape == (128, 128, 4)
+  assert sum(leaf.size for leaf in jax.tree.leaves(params["unet"])) == 2_567_463_684
+  assert model.embed is not None
+  cond = jax.eval_shape(model.embed, params, jax.ShapeDtypeStruct((1, 77), jnp.int32))
+  assert cond.shape == (1, 78, 2048)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  data = batches.Batch(
+    images=jax.ShapeDtypeStruct((1, 1, *model.image_shape), jnp.uint8),
+    ids=jax.ShapeDtypeStruct((1, 1), jnp.int32),
+    weight=jax.ShapeDtypeStruct((1, 1), jnp.float32),
+    cond=jax.ShapeDtypeStruct((1, *cond.shape), jnp.float32),
+  )
+  row = rows.settings(config, "eudp")
+  protection = protections.build(row.method, model, dict(row.options))
+  state = jax.eval_shape(protection.init, key, data, params)
+  state, info = jax.eval_shape(protection.update, key, state, data, params)
+  assert state.delta.shape == (1, 1, 1024, 1024, 3)
+  assert info.train_loss.shape == (config.protections.eudp.train_steps,)

@@ -41,7 +41,7 @@ BESIDE = {
   "tests/metrics/test_precision.py": "every metric that runs a model",
   "tests/models/test_flax_references.py": "two networks against flax's own layers",
   "tests/models/test_tiny_ldm.py": "the weights in the package",
-  "tests/protections/test_latent_models.py": "every method on Stable Diffusion's layout",
+  "tests/*/test_latent_models.py": "methods of a package on Stable Diffusion's layout",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,12 @@ import numpy as np
 import pytest
 
 from udp_jax.errors import ConfigError
-from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
+from udp_jax.models.clip_text import (
+  CLIPText,
+  CLIPTextConfig,
+  CLIPTextProjected,
+  end_of_prompt,
+)
 
 TINY = CLIPTextConfig(
   vocab_size=20,
@@ -74,6 +80,32 @@ def test_gradient_for_embeddings_is_finite_and_causal(params):
 def test_ids_outside_of_the_table_are_not_some_other_word(params, encode):
   output = np.asarray(encode({"params": params}, np.where(TOKEN_IDS == 9, 20, TOKEN_IDS)))
   assert np.isnan(output[1, 3]).all() and np.isfinite(output[0]).all()
+
+
+def test_the_layer_before_the_last(params, encode):
+  """It is what an encoder of one layer less has before its final norm."""
+  model = CLIPText(TINY, penultimate=True)
+  found = np.asarray(jax.jit(model.apply)({"params": params}, TOKEN_IDS))
+  fewer = CLIPText(dataclasses.replace(TINY, num_hidden_layers=1))
+  normed = np.asarray(jax.jit(fewer.apply)({"params": params}, TOKEN_IDS))
+  centred = found - found.mean(-1, keepdims=True)
+  scale = np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5)
+  np.testing.assert_allclose(centred / scale, normed, rtol=1e-4, atol=1e-5)
+  assert np.abs(found - encode({"params": params}, TOKEN_IDS)).max() > 0.1
+
+
+def test_the_projected_end_of_a_prompt(params, encode):
+  config = dataclasses.replace(TINY, projection_dim=3, eos_token_id=7)
+  kernel = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+  both = params | {"text_projection": {"kernel": kernel}}
+  ids = np.array([[0, 3, 7, 7, 1, 1], [0, 7, 9, 1, 1, 1]])
+  states, pooled = jax.jit(CLIPTextProjected(config).apply)({"params": both}, ids)
+  last = np.asarray(encode({"params": params}, ids))
+  np.testing.assert_allclose(pooled, last[[0, 1], [2, 1]] @ kernel, rtol=1e-4, atol=1e-6)
+  assert states.shape == (2, 6, 8) and pooled.dtype == states.dtype == jnp.float32
+  # The wrong id of older configs stands for the largest one.
+  legacy = dataclasses.replace(config, eos_token_id=2)
+  assert end_of_prompt(legacy, jnp.asarray(ids)).tolist() == [2, 2]
 
 
 def test_wrong_calls_are_named(params):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from udp_jax.errors import ConfigError
-from udp_jax.models import latent, pipeline
+from udp_jax.models import conditioning, latent, pipeline
 from udp_jax.models.base import Held
 from udp_jax.models.sd_unet import UNet2DCondition
 from udp_jax.ops.keys import normal_each
@@ -234,3 +235,59 @@ def test_image_sizes_must_divide(tiny_pipeline):
   assert model.shape == (16, 12, 4) and model.image_shape == (32, 24, 3)
   with pytest.raises(ConfigError, match="15x15 is not a multiple of 2"):
     pipeline.build_model(tiny_pipeline.configs, tiny_pipeline.scheduler, image_size=15)
+
+
+@pytest.mark.slow
+def test_xl_takes_ids_embeddings_and_sizes(tiny_sdxl):
+  model, params, ids = tiny_sdxl.model, tiny_sdxl.params, tiny_sdxl.tokenizer(["a cat", ""])
+  x_t, timesteps = jnp.full((2, 8, 8, 4), 0.5), TIMESTEPS[:2]
+  apply = jax.jit(model.apply)
+  cond = jax.jit(model.embed)(params, ids)
+  by_ids = apply(params, x_t, timesteps, ids)
+  np.testing.assert_allclose(apply(params, x_t, timesteps, cond), by_ids, rtol=1e-4, atol=1e-5)
+  # A picture counts as shown as a whole, at the size at hand.
+  whole = conditioning.with_sizes(cond, (16, 16))
+  np.testing.assert_array_equal(
+    apply(params, x_t, timesteps, whole), apply(params, x_t, timesteps, cond)
+  )
+  cut = conditioning.with_sizes(cond, (64, 32), crop=(8, 0), target=(16, 16))
+  assert np.abs(apply(params, x_t, timesteps, cut) - by_ids).max() > 1e-3
+  # The two encoders see the padding of their own tokenizers, and both of them count.
+  second = tiny_sdxl.tokenizer_2(["a cat", ""])
+  encode = jax.jit(pipeline.CLIPTextProjected(tiny_sdxl.configs["text_encoder_2"]).apply)
+  text, pooled = encode({"params": params["text_encoder_2"]}, second)
+  found = conditioning.unpack(cond, 10)
+  np.testing.assert_allclose(found.embeddings[..., 16:], text, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found.pooled, pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_xl_held_parameters(tiny_sdxl):
+  held = jax.eval_shape(tiny_sdxl.model.hold, tiny_sdxl.params)
+  assert set(held.params) == {"unet", "vae", "text_encoder", "text_encoder_2"}
+  narrow = pipeline.build_model(
+    tiny_sdxl.configs, tiny_sdxl.scheduler, {"dtype": "bfloat16", "vae_dtype": "float32"}
+  )
+  held = jax.eval_shape(narrow.hold, tiny_sdxl.params).params
+  dtypes = {
+    part: {leaf.dtype for leaf in jax.tree.leaves(held[part]) if leaf.ndim > 1} for part in held
+  }
+  assert dtypes.pop("vae") == {jnp.dtype("float32")}
+  assert set(map(tuple, dtypes.values())) == {(jnp.dtype("bfloat16"),)}
+
+
+@pytest.mark.parametrize(
+  "part, changes, message",
+  [
+    ("text_encoder_2", None, "only with a second text encoder"),
+    ("text_encoder", None, "without a first one"),
+    ("text_encoder_2", {"projection_dim": 9}, "of 10 values, the second text encoder makes 9"),
+    ("text_encoder_2", {"hidden_size": 24}, "of 28 values, the text encoder makes 40"),
+  ],
+)
+def test_xl_parts_that_do_not_fit(tiny_sdxl, part, changes, message):
+  configs = dict(tiny_sdxl.configs)
+  config = configs.pop(part)
+  if changes is not None:
+    configs[part] = dataclasses.replace(config, **changes)
+  with pytest.raises(ConfigError, match=message):
+    pipeline.build_model(configs, tiny_sdxl.scheduler)

@@ -89,6 +89,16 @@ def test_unusable_settings_are_named(given, message):
 
 
 @pytest.mark.skipif(jax.default_backend() == "tpu", reason="where it runs")
+def test_frozen_parts_and_the_vae_of_xl():
+  """Both text encoders go together; a VAE computed in float32 keeps float32 weights."""
+  dtype, parts = performance.frozen({"frozen_dtype": "bfloat16"})
+  assert dtype == jnp.bfloat16 and set(parts) == {"vae", "text_encoder", "text_encoder_2"}
+  given = {"dtype": "bfloat16", "frozen_dtype": "bfloat16", "vae_dtype": "float32"}
+  assert set(performance.frozen(given)[1]) == {"text_encoder", "text_encoder_2"}
+  assert performance.vae_options(given)["dtype"] == jnp.float32
+  assert performance.module_options(given)["dtype"] == jnp.bfloat16
+
+
 def test_flash_attention_elsewhere_is_refused():
   with pytest.raises(ConfigError, match="TPUs only"):
     performance.module_options({"attention": "flash"})

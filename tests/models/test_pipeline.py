@@ -197,3 +197,30 @@ def test_folders_are_told_apart(tiny_pipeline_folder, tmp_path):
   assert pipeline.is_pipeline(tiny_pipeline_folder)
   assert pipeline.resolve("tiny_ldm") == Path(pipeline.__file__).parent / "tiny_ldm"
   assert pipeline.resolve(tmp_path / "tiny_ldm") == tmp_path / "tiny_ldm"
+
+
+def test_xl_round_trip(tiny_sdxl, tmp_path):
+  pipeline.save_pipeline_folder(tmp_path / "xl", tiny_sdxl)
+  loaded = pipeline.load_pipeline(tmp_path / "xl", {"frozen_dtype": "bfloat16"})
+  assert loaded.configs == tiny_sdxl.configs and loaded.scheduler == tiny_sdxl.scheduler
+  same(loaded.params["unet"], tiny_sdxl.params["unet"])
+  # "text_encoder" in frozen_parts means both.
+  kernel = loaded.params["text_encoder_2"]["text_projection"]["kernel"]
+  assert kernel.dtype == jnp.bfloat16 and kernel.shape == (12, 10)
+  prompts = ["A CAT, by the sea", ""]
+  for name in ("tokenizer", "tokenizer_2"):
+    ids = getattr(loaded, name)(prompts)
+    np.testing.assert_array_equal(ids, getattr(tiny_sdxl, name)(prompts))
+  index = json.loads((tmp_path / "xl" / "model_index.json").read_text())
+  assert index["_class_name"] == "StableDiffusionXLPipeline"
+  assert index["text_encoder_2"] == ["transformers", "CLIPTextModelWithProjection"]
+  config = json.loads((tmp_path / "xl" / "text_encoder_2" / "config.json").read_text())
+  assert config["architectures"] == ["CLIPTextModelWithProjection"]
+  assert config["pad_token_id"] == tiny_sdxl.tokenizer_2.token_id("!")
+
+  vocab = tmp_path / "xl" / "tokenizer_2" / "vocab.json"
+  words = json.loads(vocab.read_text())
+  first, second, *_ = words
+  vocab.write_text(json.dumps(words | {first: words[second], second: words[first]}))
+  with pytest.raises(ConfigError, match="tokenizer_2/ have different vocabularies"):
+    pipeline.load_pipeline(tmp_path / "xl")

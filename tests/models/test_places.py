@@ -47,6 +47,7 @@ def _index(**parts: object) -> dict[str, object]:
 
 
 UNET, VAE = {"_class_name": "UNet2DConditionModel"}, {"_class_name": "AutoencoderKL"}
+XL_UNET = UNET | {"addition_embed_type": "text_time"}
 DDPM = {"_class_name": "UNet2DModel"}
 # What is in a folder, the error, and what it says.
 FOLDERS = {
@@ -82,16 +83,38 @@ FOLDERS = {
   "xl": (
     {
       "model_index.json": {"_class_name": "StableDiffusionXLPipeline"},
+      "unet/config.json": XL_UNET,
+      "vae/config.json": VAE,
+    },
+    MissingDataError,
+    r"has no text_encoder/config.json: Stable Diffusion XL has two text encoders",
+  ),
+  "xl without its second encoder": (
+    {"unet/config.json": XL_UNET, "vae/config.json": VAE, "text_encoder/config.json": {}},
+    MissingDataError,
+    r"has no text_encoder_2/config.json: Stable Diffusion XL has two text encoders",
+  ),
+  "xl with another unet": (
+    {
+      "model_index.json": {"_class_name": "StableDiffusionXLPipeline"},
       "unet/config.json": UNET,
       "vae/config.json": VAE,
     },
     ConfigError,
-    r"is Stable Diffusion XL \(StableDiffusionXLPipeline\), which is not supported yet",
+    r"is not Stable Diffusion XL's, and model_index.json promises a StableDiffusionXLPipeline",
   ),
-  "xl without index": (
-    {"unet/config.json": UNET | {"addition_embed_type": "text_time"}, "vae/config.json": VAE},
+  "xl refiner": (
+    {
+      "model_index.json": {
+        "_class_name": "StableDiffusionXLImg2ImgPipeline",
+        "text_encoder": [None, None],
+      },
+      "unet/config.json": XL_UNET,
+      "vae/config.json": VAE,
+      "text_encoder_2/config.json": {},
+    },
     ConfigError,
-    r"is Stable Diffusion XL",
+    r"is the refiner of Stable Diffusion XL",
   ),
   "sd3": (
     {"model_index.json": {"_class_name": "StableDiffusion3Pipeline"}, "vae/config.json": VAE},

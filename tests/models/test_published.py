@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from udp_jax.models import weights
+from udp_jax.models import pipeline, published, weights
 from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
 from udp_jax.models.sd_unet import UNet2DCondition, UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
@@ -89,3 +89,20 @@ def test_defaults_are_stable_diffusion_1():
   assert UNet2DConditionConfig() == UNet2DConditionConfig.from_dict(read("sd14_unet")[0])
   assert CLIPTextConfig() == CLIPTextConfig.from_dict(read("clip_vit_l14_text")[0])
   assert AutoencoderKLConfig() == AutoencoderKLConfig.from_dict(read("sd_vae")[0])
+
+
+@pytest.mark.slow
+def test_xl_counts():
+  """Names and shapes: tests/parity/test_sdxl_parity.py."""
+  configs, scheduler = published.architecture("sdxl")
+  shapes = jax.eval_shape(pipeline.build_model(configs, scheduler).init, jax.random.key(0))
+  totals = {
+    part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    for part, tree in shapes.items()
+  }
+  assert totals == {
+    "unet": 2_567_463_684,
+    "vae": TOTALS["sd_vae"],
+    "text_encoder": TOTALS["clip_vit_l14_text"],
+    "text_encoder_2": 694_659_840,
+  }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,24 @@ def test_wrong_sizes_are_named(call, named):
     jax.eval_shape(UNet2DCondition(three).init, jax.random.key(0), *call)
 
 
+def test_what_xl_is_told_is_asked_for(tiny_sdxl):
+  module, x_t = UNet2DCondition(tiny_sdxl.configs["unet"]), jnp.zeros((2, 8, 8, 4))
+  given = x_t, jnp.zeros((2,), jnp.int32), jnp.zeros((2, 7, 28))
+  for added in (None, (jnp.zeros((2, 9)), jnp.zeros((2, 6)))):
+    with pytest.raises(ValueError, match=r"takes \(\(2, 10\), \(2, 6\)\), the pooled text and six"):
+      jax.eval_shape(partial(module.init, added=added), jax.random.key(0), *given)
+
+
+def test_xl_config(tiny_sdxl):
+  config = tiny_sdxl.configs["unet"]
+  assert config.depths == (1, 2) and config.pooled_dim == 10
+  assert UNet2DConditionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+  # The files of other models say nothing of it.
+  assert "transformer_layers_per_block" not in TINY.to_dict()
+  blocks = tiny_sdxl.params["unet"]["mid_block"]["attentions_0"]
+  assert {"transformer_blocks_0", "transformer_blocks_1"} < set(blocks)
+
+
 def test_config_round_trip_and_diffusers_defaults():
   for config in (TINY, UNet2DConditionConfig(attention_head_dim=(5, 10, 20, 20))):
     assert UNet2DConditionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -174,8 +193,11 @@ def test_config_round_trip_and_diffusers_defaults():
   ("fields", "named"),
   [
     ({"act_fn": "gelu"}, "act_fn='gelu'"),
-    ({"addition_embed_type": "text_time"}, "addition_embed_type='text_time'"),
-    ({"transformer_layers_per_block": [1, 2, 10, 1]}, "transformer_layers_per_block"),
+    ({"addition_embed_type": "text"}, "addition_embed_type='text'"),
+    ({"addition_embed_type": "text_time"}, "leave no place for the pooled text"),
+    ({"projection_class_embeddings_input_dim": 8}, 'without addition_embed_type="text_time"'),
+    ({"transformer_layers_per_block": [1, 2, 10]}, "transformer_layers_per_block"),
+    ({"transformer_layers_per_block": [1, [2], 10, 1]}, "transformer_layers_per_block"),
     ({"num_attention_heads": 8}, "num_attention_heads"),
     ({"mid_block_type": None}, "mid_block_type"),
     ({"class_embed_type": "timestep"}, "class_embed_type"),

@@ -162,6 +162,8 @@ def test_what_cannot_be_trained(params: dict) -> None:
     kind.merge(kind.init(KEY, params), params)
   with pytest.raises(ConfigError, match="token 99 has no embedding: the table has 10"):
     trainable.token_embedding([10], 99).init(KEY, params)
+  with pytest.raises(ConfigError, match="Stable Diffusion XL has two text encoders"):
+    trainable.token_embedding([1], 1).init(KEY, params | {"text_encoder_2": {}})
   with pytest.raises(ConfigError, match="no cross-attention"):
     trainable.cross_attention_kv().init(KEY, {"unet": {"conv": _dense(2, 2)}})
 

@@ -27,6 +27,14 @@ def tiny_pipeline(make_tiny_pipeline):
   return made._replace(model=lenient_model(made.model))
 
 
+@pytest.fixture(scope="session")
+def tiny_sdxl(make_tiny_sdxl):
+  """The same of Stable Diffusion XL."""
+  with lenient():
+    made = make_tiny_sdxl()
+  return made._replace(model=lenient_model(made.model))
+
+
 @pytest.fixture(scope="module")
 def grey():
   """Pictures that no budget pushes out of range, and some protected by a method of structure."""

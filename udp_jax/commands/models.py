@@ -10,7 +10,7 @@ from udp_jax.commands import cli
 
 _MORE = """\
 More models, on a machine with network access:
-  hf download OWNER/NAME --local-dir FOLDER    Stable Diffusion 1.x or 2.x, or a DDPM
+  hf download OWNER/NAME --local-dir FOLDER    Stable Diffusion 1.x, 2.x or XL, or a DDPM
   udp-jax models FOLDER                        what is it?
   udp-jax protect PICTURES --model=FOLDER"""
 FLAGS = flags.FLAGS

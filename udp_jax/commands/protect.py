@@ -26,7 +26,7 @@ def define() -> None:
   flags.DEFINE_string(
     "model",
     "",
-    "Model to protect against: tiny_ldm, a folder (Stable Diffusion 1.x or 2.x, or a DDPM, as "
+    "Model to protect against: tiny_ldm, a folder (Stable Diffusion 1.x, 2.x or XL, or a DDPM, as "
     "diffusers writes it), a .safetensors file (Stable Diffusion in one file), "
     "OWNER/NAME[@REVISION] (on the Hugging Face Hub), or pixel: a small DDPM trained on these "
     "pictures alone. Default: the config's; without --config, methods that use a model need this "
@@ -189,7 +189,7 @@ def _model_changes(config: Any) -> dict[str, Any]:
   if known and not FLAGS.model and FLAGS.config is None and rows.uses_model(config, method):
     raise ConfigError(
       f"{method} protects against a model: give --model=tiny_ldm (the small latent diffusion model "
-      "of this package), --model=MODEL (Stable Diffusion 1.x or 2.x: a folder, a .safetensors "
+      "of this package), --model=MODEL (Stable Diffusion 1.x, 2.x or XL: a folder, a .safetensors "
       f"file, or OWNER/NAME on the Hugging Face Hub) or --model={places.FRESH} (a small pixel DDPM "
       "trained on these pictures alone)"
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from udp_jax.errors import BadDataError, MissingDataError
 from udp_jax.models import places, weights
-from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
+from udp_jax.models.clip_text import CLIPText, CLIPTextConfig, end_of_prompt
 from udp_jax.models.clip_vision import CLIPVision, CLIPVisionConfig
 from udp_jax.models.tokenizer import Tokenizer, load_tokenizer
 from udp_jax.ops.image import resize
@@ -28,8 +28,6 @@ from udp_jax.runtime import files
 # Mean and standard deviation of CLIP's training pictures, in [0, 1].
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-# Configs from before transformers 4.31 say 2, but mean the token with the largest id.
-_LEGACY_END = 2
 _HOW_TO_GET = (
   "On a machine with network access run `hf download openai/clip-vit-base-patch32 --local-dir"
   " FOLDER` and give the path of that folder"
@@ -144,9 +142,8 @@ def functions(config: CLIPConfig) -> tuple[Callable[..., jax.Array], Callable[..
 
   def embed_token_ids(params: Any, token_ids: jax.Array) -> jax.Array:
     states: Any = text.apply({"params": {"text_model": params["text_model"]}}, token_ids)
-    end = config.text.eos_token_id
-    is_end = token_ids if end in (None, _LEGACY_END) else token_ids == end
-    pooled = jnp.take_along_axis(states, jnp.argmax(is_end, axis=-1)[:, None, None], axis=1)
+    end = end_of_prompt(config.text, token_ids)
+    pooled = jnp.take_along_axis(states, end[:, None, None], axis=1)
     return _unit(pooled[:, 0] @ params["text_projection"]["kernel"])
 
   return embed_images, embed_token_ids

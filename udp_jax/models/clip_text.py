@@ -3,7 +3,8 @@
 Stable Diffusion 1.x uses the encoder of CLIP ViT-L/14 (quick_gelu). Stable Diffusion 2.x uses that
 of OpenCLIP ViT-H/14 (gelu) without its last layer: its config sets `num_hidden_layers: 23` of the
 24 trained layers, so our last layer is the original's penultimate one, and the final layer norm
-still follows.
+still follows. Stable Diffusion XL reads the penultimate layers of two encoders, CLIP ViT-L/14 and
+OpenCLIP ViT-bigG/14, without that norm, and from the second one a projection of the prompt's end.
 
 The parameter tree uses the names of transformers' `CLIPTextModel` as in the published files
 (`text_model.encoder.layers.0...`), with `.N` written `_N`; `models.weights` converts both ways.
@@ -23,8 +24,11 @@ from udp_jax.errors import ConfigError
 from udp_jax.models.layers import Dense, wide_products
 from udp_jax.models.transformer import LayerNorm, gelu
 from udp_jax.ops.attention import attention_logits
+from udp_jax.ops.linear import dense
 
 _normal = nn.initializers.normal(0.02)
+# Configs from before transformers 4.31 say 2, but mean the token with the largest id.
+_LEGACY_END = 2
 
 ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": gelu}
 
@@ -168,12 +172,16 @@ class Encoder(nn.Module):
   causal: bool = True
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Hidden states (B, L, hidden_size) -> the same shape, before the final norm."""
-    layer = nn.remat(_Layer) if self.remat else _Layer
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Hidden states (B, L, hidden_size) -> the last layer's output and its input, before the norm.
+
+    Both have the shape of the hidden states.
+    """
+    layer, before = nn.remat(_Layer) if self.remat else _Layer, x
     for i in range(self.config.num_hidden_layers):
+      before = x
       x = layer(self.config, self.wide, self.causal, name=f"layers_{i}")(x)
-    return x
+    return x, before
 
 
 class _TextTransformer(nn.Module):
@@ -185,8 +193,8 @@ class _TextTransformer(nn.Module):
   @nn.compact
   def __call__(self, token_ids, inputs_embeds):
     x = _Embeddings(self.config, self.dtype, name="embeddings")(token_ids, inputs_embeds)
-    x = Encoder(self.config, self.wide, self.remat, name="encoder")(x)
-    return LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x)
+    x, penultimate = Encoder(self.config, self.wide, self.remat, name="encoder")(x)
+    return LayerNorm(self.config.layer_norm_eps, name="final_layer_norm")(x), penultimate
 
 
 class CLIPText(nn.Module):
@@ -197,12 +205,15 @@ class CLIPText(nn.Module):
     dtype: dtype of the computation; parameters stay float32.
     conv_method: the networks' convolution method; "xla" keeps matrix products narrow.
     remat: whether to recompute each layer in the backward pass.
+    penultimate: whether to return the input of the last layer, not normalised, as the first
+      encoder of Stable Diffusion XL does.
   """
 
   config: CLIPTextConfig
   dtype: Any = jnp.float32
   conv_method: str | None = None
   remat: bool = False
+  penultimate: bool = False
 
   @nn.compact
   def __call__(
@@ -217,7 +228,7 @@ class CLIPText(nn.Module):
         inversion; positions are added here.
 
     Returns:
-      (B, L, hidden_size) float32, after the final layer norm.
+      (B, L, hidden_size) float32, after the final layer norm unless `penultimate`.
 
     Raises:
       ValueError: neither or both inputs are given, or there are more tokens than positions.
@@ -232,4 +243,49 @@ class CLIPText(nn.Module):
       )
     wide = wide_products(self.conv_method)
     model = _TextTransformer(self.config, self.dtype, wide, self.remat, name="text_model")
-    return model(token_ids, inputs_embeds).astype(jnp.float32)
+    return model(token_ids, inputs_embeds)[self.penultimate].astype(jnp.float32)
+
+
+class CLIPTextProjected(nn.Module):
+  """The second encoder of Stable Diffusion XL: transformers' `CLIPTextModelWithProjection`.
+
+  Its attributes are those of `CLIPText`.
+  """
+
+  config: CLIPTextConfig
+  dtype: Any = jnp.float32
+  conv_method: str | None = None
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Encodes prompts.
+
+    Args:
+      token_ids: (B, L) integers below vocab_size, including start, end and padding tokens.
+
+    Returns:
+      The input of the last layer (B, L, hidden_size), not normalised, and the normalised, projected
+      output at the prompt's end (B, projection_dim), both float32.
+    """
+    c, wide = self.config, wide_products(self.conv_method)
+    model = _TextTransformer(c, self.dtype, wide, self.remat, name="text_model")
+    last, penultimate = model(token_ids, None)
+    at_end = jnp.take_along_axis(last, end_of_prompt(c, token_ids)[:, None, None], axis=1)[:, 0]
+    kernel = _Projection(c.projection_dim, name="text_projection")(c.hidden_size)
+    pooled = dense(at_end, kernel.astype(at_end.dtype), wide=wide)
+    return penultimate.astype(jnp.float32), pooled.astype(jnp.float32)
+
+
+def end_of_prompt(config: CLIPTextConfig, token_ids: jax.Array) -> jax.Array:
+  """Returns the place (B,) of the first end token in token ids (B, L), as transformers finds it."""
+  end = config.eos_token_id
+  return jnp.argmax(token_ids if end in (None, _LEGACY_END) else token_ids == end, axis=1)
+
+
+class _Projection(nn.Module):
+  features: int
+
+  @nn.compact
+  def __call__(self, inputs: int) -> jax.Array:
+    return self.param("kernel", _normal, (inputs, self.features))

@@ -118,7 +118,7 @@ class _VisionTransformer(nn.Module):
     c = self.config
     x = _Embeddings(c, name="embeddings")(images)
     x = LayerNorm(c.layer_norm_eps, name="pre_layrnorm")(x)
-    x = Encoder(c, causal=False, name="encoder")(x)
+    x, _ = Encoder(c, causal=False, name="encoder")(x)
     return LayerNorm(c.layer_norm_eps, name="post_layernorm")(x[:, 0])
 
 

@@ -1,8 +1,8 @@
 """Latent diffusion (Rombach et al. 2022, arXiv:2112.10752) as a `DiffusionModel`.
 
 The parts are modules with the interfaces of `sd_unet.UNet2DCondition`, `sd_vae.AutoencoderKL` and
-`clip_text.CLIPText`. Their parameters form one dictionary, {"unet", "vae", "text_encoder"}, so that
-a part can be trained, frozen, cast or saved by itself.
+`clip_text.CLIPText`. Their parameters form one dictionary, {"unet", "vae", "text_encoder"} and, for
+Stable Diffusion XL, "text_encoder_2", so that a part can be trained, frozen, cast or saved alone.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
+from udp_jax.models import conditioning
 from udp_jax.models.base import Cond, DiffusionModel, Held, Params
 from udp_jax.ops import conv
 from udp_jax.ops.image import from_model_range, to_model_range
 from udp_jax.ops.keys import normal_each
 from udp_jax.ops.schedules import NoiseSchedule
 
-UNET, VAE, TEXT = "unet", "vae", "text_encoder"
+UNET, VAE, TEXT, TEXT_2 = "unet", "vae", "text_encoder", "text_encoder_2"
 
 
 class InpaintCond(TypedDict):
   """The conditioning of a U-Net with 9 input channels (inpainting).
 
   Attributes:
-    text: embeddings (B, L, D) or token ids (B, L).
+    text: embeddings (B, L, D), as `DiffusionModel.embed` returns them, or token ids (B, L).
     mask: (B, h, w, 1), 1 where the picture is regenerated.
     masked_latents: (B, h, w, 4), `encode` of the picture with that region grey (0 in [-1, 1]).
   """
@@ -45,6 +46,7 @@ def latent_diffusion(
   schedule: NoiseSchedule,
   *,
   image_size: int | tuple[int, int],
+  text_2: nn.Module | None = None,
   deterministic: bool = False,
   vae_slices: int = 1,
 ) -> DiffusionModel:
@@ -55,10 +57,17 @@ def latent_diffusion(
   to the pictures (its noise is constant). `apply` takes `cond` as embeddings (B, L, D), as integer
   token ids (B, L), which it embeds, or for inpainting U-Nets as an `InpaintCond`.
 
+  Of Stable Diffusion XL, embeddings are those of both encoders with the pooled text and the sizes,
+  joined by `conditioning.pack`. A picture counts as shown as a whole, at the size at hand, unless
+  `conditioning.with_sizes` says otherwise. The empty prompt is embedded like any other, as with
+  negative_prompt="" in diffusers, which without a negative prompt takes zeros.
+
   Args:
-    unet: (x_t, timesteps, cond, seeds=None) -> prediction.
+    unet: (x_t, timesteps, cond, added=None, seeds=None) -> prediction.
     vae: `encode` -> (mean, logvar), `decode`.
     text: token ids -> embeddings; None if `cond` comes from elsewhere.
+    text_2: token ids -> (embeddings, pooled), XL's second encoder; None for other models. Its ids
+      are the first one's, with the padding that its config names.
     schedule: the noise schedule.
     image_size: side of the sampled pictures, or (height, width), pixels. `encode` and `apply` take
       any size that the VAE and the U-Net can halve; `hold` prepares filters for this size.
@@ -76,22 +85,27 @@ def latent_diffusion(
   downscale, channels = vae_config.downscale, vae_config.latent_channels
   if height % downscale or width % downscale:
     raise ConfigError(f"image size {height}x{width} is not a multiple of {downscale}")
-  _check_parts(unet_config, vae_config, text)
+  _check_parts(unet_config, vae_config, text, text_2)
   shape = (height // downscale, width // downscale, channels)
   levels = len(unet_config.block_out_channels)
-  cross = unet_config.cross_attention_dim
+  pooled_dim = getattr(unet_config, "pooled_dim", 0)
+  told: dict[str, Any] = {"cond": jnp.zeros((1, 1, unet_config.cross_attention_dim))}
+  if pooled_dim:
+    told["added"] = jnp.zeros((1, pooled_dim)), jnp.zeros((1, conditioning.NUM_SIZES))
 
   def init(key: jax.Array) -> Params:
     keys = jax.random.split(key, 3)
     # The inputs have the smallest size, because parameters do not depend on it.
     x_t = jnp.zeros((1, 2**levels, 2**levels, unet_config.in_channels))
-    cond = jnp.zeros((1, 1, cross))
     params = {
-      UNET: unet.init(keys[0], x_t, jnp.zeros((1,), jnp.int32), cond)["params"],
+      UNET: unet.init(keys[0], x_t, jnp.zeros((1,), jnp.int32), **told)["params"],
       VAE: vae.init(keys[1], jnp.zeros((1, 2 * downscale, 2 * downscale, 3)))["params"],
     }
     if text is not None:
       params[TEXT] = text.init(keys[2], jnp.zeros((1, 1), jnp.int32))["params"]
+    if text_2 is not None:
+      key_2 = jax.random.fold_in(keys[2], 2)
+      params[TEXT_2] = text_2.init(key_2, jnp.zeros((1, 1), jnp.int32))["params"]
     return params
 
   def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
@@ -120,7 +134,13 @@ def latent_diffusion(
   def embed(params: Params, token_ids: jax.Array) -> jax.Array:
     if text is None:
       raise ConfigError("this model has no text encoder: give embeddings, not token ids")
-    return jnp.asarray(text.apply(_variables(params, TEXT), token_ids))
+    states = jnp.asarray(text.apply(_variables(params, TEXT), token_ids))
+    if text_2 is None:
+      return states
+    module: Any = text_2
+    ids = _padded_for(module.config, token_ids)
+    second, pooled = module.apply(_variables(params, TEXT_2), ids)
+    return conditioning.pack(jnp.concatenate([states, second], axis=-1), pooled)
 
   def apply(
     params: Params, x_t: jax.Array, timesteps: jax.Array, cond: Cond = None, keys=None
@@ -140,14 +160,21 @@ def latent_diffusion(
     seeds = None
     if keys is not None and getattr(unet_config, "dropout", 0.0) > 0:
       seeds = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys)
-    return jnp.asarray(unet.apply(_variables(params, UNET), x_t, timesteps, cond, seeds=seeds))
+    added: dict[str, Any] = {}
+    if pooled_dim:
+      cond, pooled, sizes = conditioning.unpack(cond, pooled_dim)
+      size = x_t.shape[1] * downscale, x_t.shape[2] * downscale
+      added["added"] = pooled, conditioning.resolved(sizes, *size)
+    return jnp.asarray(
+      unet.apply(_variables(params, UNET), x_t, timesteps, cond, seeds=seeds, **added)
+    )
 
   # Jitted: the networks run only to find each layer's sizes; compilation drops their outputs.
   @jax.jit
   def prepare(params: Params) -> Any:
     x_t, timesteps = jnp.zeros((1, *shape[:2], unet_config.in_channels)), jnp.zeros((1,), jnp.int32)
-    cond, images = jnp.zeros((1, 1, cross)), jnp.zeros((1, height, width, 3))
-    _, made = unet.apply({"params": params[UNET]}, x_t, timesteps, cond, mutable=["prepared"])
+    images = jnp.zeros((1, height, width, 3))
+    _, made = unet.apply({"params": params[UNET]}, x_t, timesteps, **told, mutable=["prepared"])
     variables = {"params": params[VAE]}
     # Prepare encoder and decoder; compilation removes what a program does not use.
     _, made_vae = vae.apply(variables, images, mutable=["prepared"])
@@ -161,7 +188,7 @@ def latent_diffusion(
     return Held(cast, prepare(cast) if holds else {})
 
   def _dtype_of(name: str) -> Any:
-    module: Any = {UNET: unet, VAE: vae, TEXT: text}[name]
+    module: Any = {UNET: unet, VAE: vae, TEXT: text, TEXT_2: text_2}[name]
     return module.dtype
 
   embed_function = embed if text is not None else None
@@ -171,7 +198,9 @@ def latent_diffusion(
   )
 
 
-def cast_parts(params: Params, dtype: Any, *, parts: tuple[str, ...] = (VAE, TEXT)) -> Params:
+def cast_parts(
+  params: Params, dtype: Any, *, parts: tuple[str, ...] = (VAE, TEXT, TEXT_2)
+) -> Params:
   """Casts the matrices and filters of `parts` to `dtype`; other parts are unchanged.
 
   Use it for parts that are not trained: bfloat16 halves their memory, and changes no result if the
@@ -203,7 +232,16 @@ def _sliced(function: Callable[[jax.Array], Any], batch: jax.Array, slices: int)
   return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(size, *leaf.shape[2:]), out)
 
 
-def _check_parts(unet: Any, vae: Any, text: nn.Module | None) -> None:
+def _padded_for(config: Any, token_ids: jax.Array) -> jax.Array:
+  """Token ids (B, L) of the first encoder's tokenizer with the second one's padding after the end.
+
+  Both tokenizers have one vocabulary (`pipeline` checks it), whose largest id is the end token.
+  """
+  end = jnp.argmax(token_ids, axis=1)[:, None]
+  return jnp.where(jnp.arange(token_ids.shape[1]) > end, config.pad_token_id, token_ids)
+
+
+def _check_parts(unet: Any, vae: Any, text: nn.Module | None, text_2: nn.Module | None) -> None:
   """Raises ConfigError if the parts belong to different models."""
   channels = vae.latent_channels
   if unet.out_channels != channels or unet.in_channels not in (channels, 2 * channels + 1):
@@ -211,9 +249,24 @@ def _check_parts(unet: Any, vae: Any, text: nn.Module | None) -> None:
       f"the U-Net (in_channels={unet.in_channels}, out_channels={unet.out_channels}) and the VAE "
       f"(latent_channels={channels}) do not belong together"
     )
+  pooled_dim = getattr(unet, "pooled_dim", 0)
+  if bool(pooled_dim) != (text_2 is not None) and (text is not None or text_2 is not None):
+    raise ConfigError(
+      "only the U-Net of Stable Diffusion XL takes a pooled text (addition_embed_type), and only "
+      "with a second text encoder (text_encoder_2)"
+    )
   if text is None:
+    if text_2 is not None:
+      raise ConfigError("a second text encoder without a first one: XL's refiner is not supported")
     return
   width: int = text.config.hidden_size
+  if text_2 is not None:
+    width += text_2.config.hidden_size
+    if text_2.config.projection_dim != pooled_dim:
+      raise ConfigError(
+        f"the U-Net takes a pooled text of {pooled_dim} values, the second text encoder makes "
+        f"{text_2.config.projection_dim}"
+      )
   if width != unet.cross_attention_dim:
     raise ConfigError(
       f"the U-Net takes text embeddings of {unet.cross_attention_dim} values, the text encoder "

@@ -255,7 +255,7 @@ class Resample(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-  """Two dense layers, then the SiLU that every residual block would otherwise apply first."""
+  """Two dense layers with a SiLU between them."""
 
   features: int
   dtype: Any
@@ -263,13 +263,18 @@ class TimeEmbedding(nn.Module):
 
   @nn.compact
   def __call__(self, temb: jax.Array) -> jax.Array:
-    """Sinusoids (B, C) -> the activated embedding (B, features)."""
+    """Sinusoids (B, C) -> the embedding (B, features), not yet activated."""
     temb = Dense(self.features, wide=self.wide, name="linear_1")(temb.astype(self.dtype))
-    return nn.silu(Dense(self.features, wide=self.wide, name="linear_2")(nn.silu(temb)))
+    return Dense(self.features, wide=self.wide, name="linear_2")(nn.silu(temb))
 
 
 def embedded_time(
-  config: Any, timesteps: jax.Array, dtype: Any, *, method: str | None
+  config: Any,
+  timesteps: jax.Array,
+  dtype: Any,
+  *,
+  method: str | None,
+  added: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
   """Embeds timesteps as a submodule of the calling U-Net.
 
@@ -278,6 +283,8 @@ def embedded_time(
     timesteps: (B,) integers.
     dtype: dtype of the computation.
     method: the U-Net's convolution method; None picks products by backend.
+    added: for Stable Diffusion XL (Podell et al., arXiv:2307.01952, section 2.2), the pooled text
+      (B, P) and sizes (B, 6), which are embedded like timesteps.
 
   Returns:
     (B, D), activated.
@@ -287,7 +294,20 @@ def embedded_time(
     timesteps, width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
   )
   embed = TimeEmbedding(4 * width, dtype, wide_products(method), name="time_embedding")
-  return embed(temb.astype(dtype))
+  temb = embed(temb.astype(dtype))
+  if added is not None:
+    pooled, sizes = added
+    numbers = timestep_embedding(
+      sizes.reshape(-1),
+      config.addition_time_embed_dim,
+      flip_sin_to_cos=config.flip_sin_to_cos,
+      freq_shift=config.freq_shift,
+    )
+    both = jnp.concatenate([pooled, numbers.reshape(len(sizes), -1)], axis=-1)
+    embed = TimeEmbedding(4 * width, dtype, wide_products(method), name="add_embedding")
+    temb = temb + embed(both.astype(dtype))
+  # Every residual block would otherwise apply it first.
+  return nn.silu(temb)
 
 
 MIDDLE = "mid_block"

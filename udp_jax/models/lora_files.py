@@ -22,7 +22,7 @@ from udp_jax.models.lora import Factors
 from udp_jax.runtime import files
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
-_PARTS = ("unet", "text_encoder")
+_PARTS = ("unet", "text_encoder", "text_encoder_2")
 # PEFT's names, and the names that diffusers wrote before it used PEFT.
 _SIDES = {
   "lora_A.weight": "A",
@@ -46,7 +46,7 @@ def save_lora(
 
   Args:
     folder: the folder, created if needed.
-    factors: {"unet": ..., "text_encoder": ...}; either may be missing.
+    factors: {"unet": ..., "text_encoder": ..., "text_encoder_2": ...}; any may be missing.
     scale: scale that the factors were trained with.
     name: the file's name.
 
@@ -58,7 +58,7 @@ def save_lora(
     OutputError: the file cannot be written.
   """
   if extra := sorted(set(factors) - set(_PARTS)):
-    raise ConfigError(f"a LoRA file holds factors of {' and '.join(_PARTS)}, not of {extra[0]}")
+    raise ConfigError(f"a LoRA file holds factors of {', '.join(_PARTS)}, not of {extra[0]}")
   tensors: dict[str, np.ndarray] = {}
   for part, tree in factors.items():
     for path, module in _modules(tree, lora.is_module):

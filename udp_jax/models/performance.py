@@ -4,13 +4,17 @@ dtype            dtype of the computation, "float32" or "bfloat16"
 precision        how float32 products and convolutions of the model are computed; see below
 frozen_dtype     dtype of parts that are not trained (VAE, text encoder); "" for float32.
                  "bfloat16" halves their memory, and changes nothing if dtype is the same
-frozen_parts     names of those parts; add the U-Net for methods that train LoRA factors beside it
+frozen_parts     names of those parts; add the U-Net for methods that train LoRA factors beside it.
+                 "text_encoder" includes the second one of Stable Diffusion XL
 conv_method      one of `ops.conv`; "" for the backend's default
 attention        one of `ops.attention`; "" for the backend's default. In U-Nets with text it is for
                  long sequences to themselves, and "library" on GPUs for the others and the text too
 backend          "cpu", "gpu" or "tpu", whose defaults apply; "" for this process's backend
 vae_attention    attention of the VAE's one attention layer; "" for "chunked" if `attention` is
                  "flash", whose kernel does not take heads of 512 channels, else for `attention`
+vae_dtype        dtype of the VAE; "" for dtype. The VAE of Stable Diffusion XL overflows in float16
+                 (diffusers' force_upcast), which is no dtype here; bfloat16 has float32's range.
+                 "float32" computes it as diffusers' training scripts do, at twice the memory
 vae_slices       maximum number of slices of a batch that pass the VAE one by one
 remat            whether to recompute each block's activations for the gradient
 
@@ -56,7 +60,7 @@ PRECISIONS = {"": None, "highest": "highest", "tf32": "tensorfloat32", "bf16": "
 _ONE_PASS = "bfloat16"
 # "tf32" on GPUs, see above.
 _TF32 = "default"
-PARTS = ("unet", "vae", "text_encoder")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 # The functions of a model that compute with its weights.
 _FUNCTIONS = ("encode", "apply", "decode", "embed", "hold", "reconstruct", "apply_learned")
 
@@ -115,6 +119,8 @@ def vae_options(performance: Mapping[str, Any] | None = None) -> dict[str, Any]:
   name = given["attention"] or attention.default(backend, long=True)
   name = given["vae_attention"] or ("chunked" if name == "flash" else name)
   changed = {"attention": _attention(name, backend), "fused": _fused(name, backend)}
+  if given["vae_dtype"]:
+    changed["dtype"] = _dtype(given["vae_dtype"])
   return module_options(given) | changed
 
 
@@ -178,6 +184,10 @@ def frozen(performance: Mapping[str, Any] | None = None) -> tuple[Any, tuple[str
   """Returns (dtype, parts) for `latent.cast_parts`. Raises ConfigError if either is unknown."""
   given = _fields(performance)
   parts = tuple(given["frozen_parts"])
+  if PARTS[2] in parts:  # Stable Diffusion XL has two text encoders.
+    parts = (*parts, PARTS[3])
+  if given["vae_dtype"] == "float32":
+    parts = tuple(part for part in parts if part != PARTS[1])
   if unknown := [part for part in parts if part not in PARTS]:
     known = ", ".join(PARTS)
     raise ConfigError(f"performance.frozen_parts: unknown part {unknown[0]!r}; known: {known}")
@@ -188,7 +198,7 @@ def _fields(performance: Mapping[str, Any] | None) -> dict[str, Any]:
   given = dict(performance.items()) if performance is not None else {}
   defaults = {"dtype": "float32", "conv_method": "", "attention": "", "remat": False}
   defaults |= {"backend": "", "precision": ""}
-  defaults |= {"vae_attention": "", "vae_slices": 1, "frozen_dtype": ""}
+  defaults |= {"vae_attention": "", "vae_dtype": "", "vae_slices": 1, "frozen_dtype": ""}
   return {**defaults, "frozen_parts": ("vae", "text_encoder"), **given}
 
 

@@ -1,8 +1,9 @@
-"""Reads and writes the Stable Diffusion folders of diffusers' `StableDiffusionPipeline`.
+"""Reads and writes the folders of diffusers' `StableDiffusionPipeline`, and of XL's.
 
 model_index.json                            class of each part
 unet/ vae/ text_encoder/                    config.json and safetensors (whole, sharded, fp16)
 tokenizer/                                  vocab.json, merges.txt, tokenizer_config.json, ...
+text_encoder_2/ tokenizer_2/                XL alone: the second text encoder
 scheduler/scheduler_config.json             noise schedule
 
 Checkpoints of one file (`models.single_file`) are read too, and so is a VAE of another file.
@@ -10,6 +11,7 @@ Checkpoints of one file (`models.single_file`) are read too, and so is a VAE of 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping
@@ -22,8 +24,8 @@ from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import hub, places, single_file, vocabulary, weights
 from udp_jax.models import performance as performance_lib
 from udp_jax.models.base import DiffusionModel, Params
-from udp_jax.models.clip_text import CLIPText, CLIPTextConfig
-from udp_jax.models.latent import TEXT, UNET, VAE, cast_parts, latent_diffusion
+from udp_jax.models.clip_text import CLIPText, CLIPTextConfig, CLIPTextProjected
+from udp_jax.models.latent import TEXT, TEXT_2, UNET, VAE, cast_parts, latent_diffusion
 from udp_jax.models.places import resolve
 from udp_jax.models.sd_unet import UNet2DCondition, UNet2DConditionConfig
 from udp_jax.models.sd_vae import AutoencoderKL, AutoencoderKLConfig
@@ -32,11 +34,17 @@ from udp_jax.runtime import files
 
 # The diffusers version whose layout we write; diffusers warns about versions before 0.6.
 _DIFFUSERS_VERSION = "0.39.0"
-CLASSES = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL", TEXT: "CLIPTextModel"}
+CLASSES = {
+  UNET: "UNet2DConditionModel",
+  VAE: "AutoencoderKL",
+  TEXT: "CLIPTextModel",
+  TEXT_2: "CLIPTextModelWithProjection",
+}
 _CONFIGS: dict[str, Any] = {
   UNET: UNet2DConditionConfig,
   VAE: AutoencoderKLConfig,
   TEXT: CLIPTextConfig,
+  TEXT_2: CLIPTextConfig,
 }
 _HOW_TO_GET = (
   "On a machine with network access run `hf download OWNER/MODEL --local-dir FOLDER` and give the"
@@ -49,10 +57,11 @@ class Pipeline(NamedTuple):
 
   Attributes:
     model: functions of the model.
-    params: {"unet": ..., "vae": ..., "text_encoder": ...}.
+    params: {"unet": ..., "vae": ..., "text_encoder": ...}; XL also has "text_encoder_2".
     tokenizer: the tokenizer; None for a model without a text encoder.
     configs: `UNet2DConditionConfig`, `AutoencoderKLConfig` and `CLIPTextConfig`, by part.
     scheduler: the fields of scheduler_config.json.
+    tokenizer_2: XL's second tokenizer, which differs from the first in its padding; for saving.
   """
 
   model: DiffusionModel
@@ -60,6 +69,7 @@ class Pipeline(NamedTuple):
   tokenizer: Tokenizer | None
   configs: dict[str, Any]
   scheduler: dict[str, Any]
+  tokenizer_2: Tokenizer | None = None
 
 
 class Choices(NamedTuple):
@@ -100,7 +110,7 @@ def load_pipeline(
   image_size: int | tuple[int, int] | None = None,
   choices: Choices = Choices(),
 ) -> Pipeline:
-  """Reads a Stable Diffusion 1.x, 2.x or inpainting model; no pickle is ever opened.
+  """Reads a Stable Diffusion 1.x, 2.x, XL or inpainting model; no pickle is ever opened.
 
   Args:
     folder: a folder in diffusers' layout, a checkpoint of one safetensors file, a name on the Hub,
@@ -129,6 +139,10 @@ def load_pipeline(
   if choices.prediction_type:
     scheduler = scheduler | {"prediction_type": choices.prediction_type}
   tokenizer = tokenizer_of(folder, choices) if TEXT in configs else None
+  tokenizer_2 = None
+  if TEXT_2 in configs:
+    tokenizer_2 = _second_tokenizer(folder, choices)
+    configs[TEXT_2] = _with_padding(configs[TEXT_2], tokenizer, tokenizer_2, folder)
 
   model = build_model(
     configs, scheduler, performance, deterministic=deterministic, image_size=image_size
@@ -143,7 +157,7 @@ def load_pipeline(
     )
     for part in configs
   }
-  return Pipeline(model, params, tokenizer, configs, scheduler)
+  return Pipeline(model, params, tokenizer, configs, scheduler, tokenizer_2)
 
 
 def tokenizer_of(folder: str | os.PathLike[str], choices: Choices = Choices()) -> Tokenizer:
@@ -164,6 +178,26 @@ def tokenizer_of(folder: str | os.PathLike[str], choices: Choices = Choices()) -
   return load_tokenizer(place / "tokenizer")
 
 
+def _second_tokenizer(place: Path, choices: Choices) -> Tokenizer:
+  """Reads XL's second tokenizer, of a folder or for a checkpoint of one file."""
+  if not place.is_file():
+    return load_tokenizer(place / "tokenizer_2")
+  return vocabulary.find(choices.tokenizer, beside=place.parent, pad=vocabulary.OPENCLIP_PAD)
+
+
+def _with_padding(
+  config: CLIPTextConfig, first: Tokenizer | None, second: Tokenizer, folder: Path
+) -> CLIPTextConfig:
+  """Returns the second encoder's config with its tokenizer's padding; the published ones differ.
+
+  Raises:
+    ConfigError: the two tokenizers do not share a vocabulary, so one's ids are not the other's.
+  """
+  if first is None or (first.vocab, first.merges) != (second.vocab, second.merges):
+    raise ConfigError(f"{folder}: tokenizer/ and tokenizer_2/ have different vocabularies")
+  return dataclasses.replace(config, pad_token_id=second.token_id(second.special["pad_token"]))
+
+
 class _Found(NamedTuple):
   """Fields of config.json, tensors, and where they are for messages, by part."""
 
@@ -175,7 +209,7 @@ class _Found(NamedTuple):
 
 
 def _open_folder(folder: Path, variant: str | None) -> _Found:
-  parts = [UNET, VAE] + ([TEXT] if (folder / TEXT).is_dir() else [])
+  parts = [UNET, VAE, *(part for part in (TEXT, TEXT_2) if (folder / part).is_dir())]
   configs, tensors = {}, {}
   for part in parts:
     if not (folder / part / "config.json").is_file():
@@ -246,13 +280,15 @@ def build_model(
   options = performance_lib.transformer_options(performance)
   vae = AutoencoderKL(configs[VAE], **performance_lib.vae_options(performance))
   text_options = {name: options[name] for name in ("dtype", "conv_method", "remat")}
-  text = CLIPText(configs[TEXT], **text_options) if TEXT in configs else None
+  two = TEXT_2 in configs
+  text = CLIPText(configs[TEXT], **text_options, penultimate=two) if TEXT in configs else None
   model = latent_diffusion(
     UNet2DCondition(configs[UNET], **options),
     vae,
     text,
     weights.schedule_from_config(scheduler),
     image_size=image_size or configs[UNET].sample_size * configs[VAE].downscale,
+    text_2=CLIPTextProjected(configs[TEXT_2], **text_options) if two else None,
     deterministic=deterministic,
     vae_slices=performance_lib.vae_slices(performance),
   )
@@ -267,7 +303,7 @@ def _shapes(configs: tuple[tuple[str, Any], ...]) -> Params:
 def save_pipeline_folder(
   folder: str | os.PathLike[str], pipeline: Pipeline, params: Params | None = None
 ) -> None:
-  """Writes a folder for diffusers' `StableDiffusionPipeline.from_pretrained` and `load_pipeline`.
+  """Writes a folder for diffusers' `StableDiffusionPipeline` (or XL's) and `load_pipeline`.
 
   model_index.json is written last, so a folder without it is unfinished. Tensors are float32.
 
@@ -284,17 +320,23 @@ def save_pipeline_folder(
   with files.output_errors(folder):
     (folder / "model_index.json").unlink(missing_ok=True)
   for part, config in pipeline.configs.items():
-    weights.save_pretrained(folder / part, config.to_dict(), params[part], class_name=CLASSES[part])
+    fields = config.to_dict()
+    if "architectures" in fields:
+      fields["architectures"] = [CLASSES[part]]
+    weights.save_pretrained(folder / part, fields, params[part], class_name=CLASSES[part])
   scheduler = {"_class_name": "DDIMScheduler", **pipeline.scheduler}
   files.write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
   if pipeline.tokenizer is not None:
     pipeline.tokenizer.save(folder / "tokenizer")
+  if pipeline.tokenizer_2 is not None:
+    pipeline.tokenizer_2.save(folder / "tokenizer_2")
   files.write_json(folder / "model_index.json", _index(pipeline, scheduler["_class_name"]))
 
 
 def _index(pipeline: Pipeline, scheduler_class: str) -> dict[str, Any]:
   inpainting = pipeline.configs[UNET].in_channels > pipeline.configs[VAE].latent_channels
-  kind = "StableDiffusionInpaintPipeline" if inpainting else "StableDiffusionPipeline"
+  two = TEXT_2 in pipeline.configs
+  kind = f"StableDiffusion{'XL' if two else ''}{'Inpaint' if inpainting else ''}Pipeline"
   nothing = [None, None]
   index: dict[str, Any] = {
     "_class_name": kind,
@@ -313,4 +355,11 @@ def _index(pipeline: Pipeline, scheduler_class: str) -> dict[str, Any]:
     index[TEXT] = ["transformers", CLASSES[TEXT]]
   if pipeline.tokenizer is not None:
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
+  if two:
+    index[TEXT_2] = ["transformers", CLASSES[TEXT_2]]
+    index["tokenizer_2"] = ["transformers", "CLIPTokenizer"]
+    # What the published folder says: no negative prompt at all is zeros, not the empty prompt.
+    index["force_zeros_for_empty_prompt"] = True
+    for name in ("safety_checker", "requires_safety_checker"):
+      del index[name]
   return index

@@ -2,7 +2,7 @@
 
 Every reader of a model calls this first, so that a wrong path always gives the same answer:
 
-  latent   a Stable Diffusion folder in diffusers' layout (unet/, vae/, text_encoder/, ...), or a
+  latent   a Stable Diffusion folder (1.x, 2.x, XL) in diffusers' layout (unet/, vae/, ...), or a
            checkpoint of one safetensors file (`models.single_file`)
   pixel    a DDPM folder (unet/ or config.json of a UNet2DModel, or of an ADM: `models.adm`)
 
@@ -36,19 +36,16 @@ _LATENT_UNET, _PIXEL_UNET, _ADM = "UNet2DConditionModel", "UNet2DModel", "ADM"
 _UNET_FIELDS = ("_class_name", "down_block_types", "block_out_channels", "cross_attention_dim")
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _READ_FILE = ".safetensors"
-# Families of single files whose networks this library has.
-_FILE_FAMILIES = (single_file.SD1, single_file.SD2)
 # Patterns that identify a family by the class in model_index.json or the classes of its parts.
 _FAMILIES = (
-  (re.compile("XL"), "Stable Diffusion XL"),
   (re.compile("StableDiffusion3|SD3"), "Stable Diffusion 3"),
   (re.compile("Flux"), "Flux"),
   (re.compile("PixArt"), "PixArt"),
   (re.compile("Kandinsky"), "Kandinsky"),
   (re.compile("Cascade"), "Stable Cascade"),
 )
-# Parts that Stable Diffusion 1.x and 2.x lack.
-_OTHER_PARTS = ("text_encoder_2", "text_encoder_3", "transformer", "prior")
+# Parts that Stable Diffusion 1.x, 2.x and XL lack.
+_OTHER_PARTS = ("text_encoder_3", "transformer", "prior")
 # Classes of the parts in model_index.json, and parts that are never read.
 _CLASSES = {
   "unet": (_LATENT_UNET, _PIXEL_UNET),
@@ -62,7 +59,7 @@ _UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
 # Schedulers whose noise is no schedule of betas.
 _OTHER_SCHEDULERS = re.compile("FlowMatch|EDM|SdeV|KarrasVe|IPNDM|CMStochastic|VQDiffusion|Amused")
 _SUPPORTED = (
-  "Stable Diffusion 1.x and 2.x, and DDPMs of pixels, in diffusers' folder layout, are supported"
+  "Stable Diffusion 1.x, 2.x and XL, and DDPMs of pixels, in diffusers' layout, are supported"
 )
 _CONVERT = (
   "Convert it to a diffusers folder where PyTorch diffusers is installed: "
@@ -120,7 +117,8 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     return PIXEL
   place = resolve(path)
   if place.is_file() and place.suffix.lower() == _READ_FILE:
-    return _kind_of_file(place)
+    single_file.family_of(place)  # Raises for what is none.
+    return LATENT
   folder = find_folder(place, "a model")
   _refuse_families(folder)
   _refuse_classes(folder)
@@ -135,6 +133,7 @@ def kind_of(path: str | os.PathLike[str]) -> str:
     if kind == PIXEL and not has_vae:
       return PIXEL
     if kind == LATENT and has_vae:
+      _require_encoders(folder, unet)
       return LATENT
     if kind == LATENT:
       raise MissingDataError(
@@ -217,14 +216,6 @@ def _again(folder: Path) -> str:
   return f"Download all of it again: `hf download OWNER/MODEL --local-dir {folder}`"
 
 
-def _kind_of_file(file: Path) -> str:
-  """Returns `LATENT` for a checkpoint of a family that is supported; raises for any other file."""
-  family = single_file.family_of(file)
-  if family not in _FILE_FAMILIES:
-    raise ConfigError(f"{file} is {family}, which is not supported yet: {_SUPPORTED}")
-  return LATENT
-
-
 def _single_file(file: Path, *, inside: bool = False) -> ConfigError | MissingDataError:
   """Returns the error for a file in place of a folder; raises if the file is only a pointer."""
   files.refuse_lfs_pointer(file)
@@ -271,12 +262,11 @@ def _refuse_families(folder: Path) -> None:
   """Raises ConfigError if a model belongs to an unsupported family."""
   index_file = folder / "model_index.json"
   index = files.read_json(index_file) if index_file.is_file() else {}
-  has = [n for n in _OTHER_PARTS if _listed(index, n) or (folder / n / "config.json").is_file()]
   own = [_config(folder, part) or {} for part in ("", "transformer", "unet")]
+  xl = any(c.get("addition_embed_type") == "text_time" for c in own)
+  parts = _OTHER_PARTS if xl else ("text_encoder_2", *_OTHER_PARTS)
+  has = [n for n in parts if _listed(index, n) or (folder / n / "config.json").is_file()]
   classes = [str(index.get("_class_name", "")), *(str(c.get("_class_name", "")) for c in own)]
-  # The class of Stable Diffusion XL's U-Net is the same as in 1.x and 2.x.
-  if any(c.get("addition_embed_type") == "text_time" for c in own):
-    classes.append("XL")
   named = next(
     (family for sign, family in _FAMILIES for name in classes if sign.search(name)), None
   )
@@ -299,6 +289,33 @@ def _refuse_classes(folder: Path) -> None:
     raise ConfigError(
       f"{folder} is a {index.get('_class_name')}: its {part} is a {found}, which is not supported: "
       f"{_SUPPORTED}"
+    )
+
+
+def _require_encoders(folder: Path, unet: dict[str, Any]) -> None:
+  """Raises ConfigError for XL's refiner, and MissingDataError if XL lacks a text encoder."""
+  index_file = folder / "model_index.json"
+  index = files.read_json(index_file) if index_file.is_file() else {}
+  promised = str(index.get("_class_name", ""))
+  if unet.get("addition_embed_type") != "text_time":
+    if "XL" in promised:
+      raise ConfigError(
+        f"{folder / 'unet' / 'config.json'} is not Stable Diffusion XL's, and {index_file.name} "
+        f"promises a {promised}. {_again(folder)}"
+      )
+    return
+  lost = [
+    n for n in ("text_encoder", "text_encoder_2") if not (folder / n / "config.json").is_file()
+  ]
+  if lost == ["text_encoder"] and not _listed(index, "text_encoder"):
+    raise ConfigError(
+      f"{folder} is the refiner of Stable Diffusion XL, which has one text encoder and is not "
+      f"supported; give the base model: {_SUPPORTED}"
+    )
+  if lost:
+    raise MissingDataError(
+      f"{folder} has no {lost[0]}/config.json: Stable Diffusion XL has two text encoders. "
+      f"{_again(folder)}"
     )
 
 
@@ -326,6 +343,7 @@ def _kind_of_part(folder: Path, config: dict[str, Any]) -> str:
     _LATENT_UNET: "the U-Net",
     "AutoencoderKL": "the VAE",
     "CLIPTextModel": "the text encoder",
+    "CLIPTextModelWithProjection": "a text encoder",
   }
   if named in parts or kind == LATENT:
     raise MissingDataError(

@@ -1,6 +1,7 @@
 """The conditional U-Net of Stable Diffusion (Rombach et al., arXiv:2112.10752) in flax.linen.
 
-It covers versions 1.x, 2.x and their inpainting variants, at any size. The parameter tree uses the
+It covers versions 1.x, 2.x, XL (Podell et al., arXiv:2307.01952) and their inpainting variants, at
+any size. The parameter tree uses the
 names of diffusers' `UNet2DConditionModel` with `.N` written `_N`, so that `models.weights` converts
 both ways by rule.
 """
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from udp_jax.errors import ConfigError
+from udp_jax.models.conditioning import NUM_SIZES
 from udp_jax.models.layers import (
   MIDDLE,
   Resample,
@@ -33,7 +35,6 @@ _UP = ("UpBlock2D", "CrossAttnUpBlock2D")
 # first value is the default of a missing field.
 _FIXED: dict[str, tuple[Any, ...]] = {
   "act_fn": ("silu", "swish"),
-  "addition_embed_type": (None,),
   "attention_type": ("default",),
   "center_input_sample": (False,),
   "class_embed_type": (None,),
@@ -50,7 +51,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
   "num_attention_heads": (None,),
   "num_class_embeds": (None,),
   "only_cross_attention": (False,),
-  "projection_class_embeddings_input_dim": (None,),
   "resnet_out_scale_factor": (1.0,),
   "resnet_skip_time_act": (False,),
   "resnet_time_scale_shift": ("default",),
@@ -60,10 +60,16 @@ _FIXED: dict[str, tuple[Any, ...]] = {
   "time_embedding_dim": (None,),
   "time_embedding_type": ("positional",),
   "timestep_post_act": (None,),
-  "transformer_layers_per_block": (1,),
 }
 # Fields without effect given the values above.
-_IGNORED = ("addition_embed_type_num_heads", "addition_time_embed_dim")
+_IGNORED = ("addition_embed_type_num_heads",)
+# Fields of XL alone, which `to_dict` leaves out for other models.
+_OF_XL = {
+  "transformer_layers_per_block": 1,
+  "addition_embed_type": None,
+  "addition_time_embed_dim": None,
+  "projection_class_embeddings_input_dim": None,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,12 @@ class UNet2DConditionConfig:
   `attention_head_dim` is the *number of heads*, for all levels or by level; diffusers kept the
   field's misleading name. `upcast_attention` has no effect, because our softmax is always float32;
   it is kept for saving. `sample_size` is the side of the latents in training; other multiples of
-  2 ** (levels - 1) work too.
+  2 ** (levels - 1) work too. `transformer_layers_per_block` is the number of transformer blocks of
+  each attention, for all levels or by level.
+
+  The other fields are XL's: `addition_embed_type` is "text_time" for networks that are also told a
+  pooled text and six sizes; each size becomes `addition_time_embed_dim` sinusoids, and together
+  with the pooled text these are `projection_class_embeddings_input_dim` values.
   """
 
   sample_size: int = 64
@@ -95,6 +106,10 @@ class UNet2DConditionConfig:
   flip_sin_to_cos: bool = True
   freq_shift: int = 0
   dropout: float = 0.0
+  transformer_layers_per_block: int | tuple[int, ...] = 1
+  addition_embed_type: str | None = None
+  addition_time_embed_dim: int | None = None
+  projection_class_embeddings_input_dim: int | None = None
 
   def __post_init__(self):
     levels = len(self.block_out_channels)
@@ -111,6 +126,13 @@ class UNet2DConditionConfig:
         raise ConfigError(f"U-Net config: {name}={value!r} is not supported, one number is wanted")
     if isinstance(self.attention_head_dim, tuple) and len(self.attention_head_dim) != levels:
       raise ConfigError("attention_head_dim must be one number of heads, or one for each level")
+    layers = self.transformer_layers_per_block
+    if len(self.depths) != levels or any(type(n) is not int or n < 1 for n in self.depths):
+      raise ConfigError(
+        f"U-Net config: transformer_layers_per_block={layers!r} is not supported: one number, or "
+        "one for each level"
+      )
+    self._check_added()
     for channels, heads in zip(self.block_out_channels, self.heads):
       if channels % self.norm_num_groups:
         raise ConfigError(f"{channels} channels do not divide into {self.norm_num_groups} groups")
@@ -122,6 +144,39 @@ class UNet2DConditionConfig:
     """Number of attention heads of each level."""
     heads = self.attention_head_dim
     return heads if isinstance(heads, tuple) else (heads,) * len(self.block_out_channels)
+
+  @property
+  def depths(self) -> tuple[int, ...]:
+    """Number of transformer blocks in each attention, by level."""
+    layers = self.transformer_layers_per_block
+    return layers if isinstance(layers, tuple) else (layers,) * len(self.block_out_channels)
+
+  @property
+  def pooled_dim(self) -> int:
+    """Width of the pooled text that the network is told; 0 if it is told none."""
+    if self.addition_embed_type is None:
+      return 0
+    total, each = self.projection_class_embeddings_input_dim, self.addition_time_embed_dim
+    return (total or 0) - NUM_SIZES * (each or 0)
+
+  def _check_added(self) -> None:
+    kind = self.addition_embed_type
+    sizes = self.addition_time_embed_dim, self.projection_class_embeddings_input_dim
+    if kind not in (None, "text_time"):
+      raise ConfigError(
+        f"UNet2DConditionModel config: addition_embed_type={kind!r} is not supported"
+      )
+    if kind is None:
+      if sizes[1] is not None:
+        raise ConfigError(
+          f"UNet2DConditionModel config: projection_class_embeddings_input_dim={sizes[1]!r} is not "
+          'supported without addition_embed_type="text_time"'
+        )
+    elif any(type(size) is not int for size in sizes) or self.pooled_dim < 1:
+      raise ConfigError(
+        f"U-Net config: addition_time_embed_dim={sizes[0]!r} and "
+        f"projection_class_embeddings_input_dim={sizes[1]!r} leave no place for the pooled text"
+      )
 
   @classmethod
   def from_dict(cls, config: Mapping[str, Any]) -> UNet2DConditionConfig:
@@ -145,7 +200,8 @@ class UNet2DConditionConfig:
 
   def to_dict(self) -> dict[str, Any]:
     """Returns the diffusers `config.json` of this model, without `_class_name`."""
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+    given = {k: v for k, v in vars(self).items() if k not in _OF_XL or v != _OF_XL[k]}
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
     return values | {"act_fn": "silu", "mid_block_type": "UNetMidBlock2DCrossAttn"}
 
 
@@ -166,6 +222,7 @@ class _Level(nn.Module):
   remat: bool = False
   text_attention: AttentionFn | None = None
   fused: bool = True
+  depth: int = 1
 
   @nn.compact
   def __call__(self, x, temb, cond, skips, seeds):
@@ -173,7 +230,9 @@ class _Level(nn.Module):
     c = self.config
     resnet, transformer = ResnetBlock, Transformer2D
     if self.remat:
-      resnet, transformer = nn.remat(ResnetBlock), nn.remat(Transformer2D)
+      resnet = nn.remat(ResnetBlock)
+      # Of several blocks each is recomputed by itself: all of them at once would fill the memory.
+      transformer = nn.remat(Transformer2D) if self.depth == 1 else Transformer2D
     outputs = []
     for i in range(self.layers):
       if skips is not None:
@@ -189,6 +248,8 @@ class _Level(nn.Module):
           method=self.method,
           text_attention=self.text_attention,
           fused=self.fused,
+          depth=self.depth,
+          remat=self.remat and self.depth > 1,
           name=f"attentions_{i}",
         )(x, cond)
       outputs.append(x)
@@ -229,6 +290,7 @@ class UNet2DCondition(nn.Module):
     timesteps: jax.Array,
     cond: jax.Array,
     *,
+    added: tuple[jax.Array, jax.Array] | None = None,
     seeds: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts the schedule's target (the noise, ...) from noised latents.
@@ -239,6 +301,8 @@ class UNet2DCondition(nn.Module):
         order.
       timesteps: (B,) integers.
       cond: (B, L, cross_attention_dim), the text encoder's output.
+      added: for XL, the pooled text (B, pooled_dim) and six sizes (B, 6) in pixels: original height
+        and width, top and left of the crop, target height and width. None for other models.
       seeds: (B,) uint32, one per picture, which enable the config's dropout.
 
     Returns:
@@ -248,8 +312,8 @@ class UNet2DCondition(nn.Module):
       ValueError: this network does not support the sizes.
     """
     c = self.config
-    _check(c, x_t, cond)
-    temb = embedded_time(c, timesteps, self.dtype, method=self.conv_method)
+    _check(c, x_t, cond, added)
+    temb = embedded_time(c, timesteps, self.dtype, method=self.conv_method, added=added)
     cond = cond.astype(self.dtype)
 
     def level(name, i, layers, kind, resample, x, skips):
@@ -260,6 +324,7 @@ class UNet2DCondition(nn.Module):
         "remat": self.remat,
         "text_attention": self.text_attention,
         "fused": self.fused,
+        "depth": c.depths[i],
       }
       options = (c.block_out_channels[i], layers, heads, resample, name == MIDDLE)
       return _Level(c, *options, **speed, name=name)(x, temb, cond, skips, seeds)
@@ -267,7 +332,7 @@ class UNet2DCondition(nn.Module):
     return down_and_up(c, x_t.astype(self.dtype), level, "CrossAttn", method=self.conv_method)
 
 
-def _check(c: UNet2DConditionConfig, x_t: jax.Array, cond: jax.Array) -> None:
+def _check(c: UNet2DConditionConfig, x_t: jax.Array, cond: jax.Array, added: Any) -> None:
   factor = 2 ** (len(c.block_out_channels) - 1)
   if x_t.shape[-1] != c.in_channels or x_t.shape[1] % factor or x_t.shape[2] % factor:
     raise ValueError(
@@ -278,3 +343,7 @@ def _check(c: UNet2DConditionConfig, x_t: jax.Array, cond: jax.Array) -> None:
       f"cond {cond.shape}: wanted ({len(x_t)}, length, {c.cross_attention_dim}), the output of the"
       " text encoder that belongs to this U-Net"
     )
+  wanted = ((len(x_t), c.pooled_dim), (len(x_t), NUM_SIZES)) if c.pooled_dim else None
+  given = None if added is None else tuple(part.shape for part in added)
+  if given != wanted:
+    raise ValueError(f"added {given}: this U-Net takes {wanted}, the pooled text and six sizes")

@@ -25,6 +25,7 @@ Theta = Any
 TOKEN_EMBEDDING = ("text_encoder", "text_model", "embeddings", "token_embedding", "embedding")
 _UNET = "unet"
 _TEXT_ENCODER = "text_encoder"
+_SECOND_TEXT_ENCODER = "text_encoder_2"
 
 
 class Trainable(NamedTuple):
@@ -237,6 +238,16 @@ def _has_parts(params: Params) -> bool:
 
 
 def _at(params: Params, path: Sequence[str]) -> Any:
+  if (
+    path
+    and path[0] == _TEXT_ENCODER
+    and isinstance(params, dict)
+    and _SECOND_TEXT_ENCODER in params
+  ):
+    raise ConfigError(
+      "Stable Diffusion XL has two text encoders, and training them or their tokens is not "
+      "supported: train the U-Net alone"
+    )
   for depth, name in enumerate(path):
     if not isinstance(params, dict) or name not in params:
       have = ", ".join(sorted(params)) if isinstance(params, dict) else "nothing"

@@ -136,7 +136,10 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-  """A transformer over the positions of a feature map, with a residual connection."""
+  """A transformer over the positions of a feature map, with a residual connection.
+
+  It has `depth` blocks; `remat` recomputes each of them by itself in the backward pass.
+  """
 
   heads: int
   num_groups: int
@@ -145,6 +148,8 @@ class Transformer2D(nn.Module):
   method: str | None = None
   text_attention: AttentionFn | None = None
   fused: bool = True
+  depth: int = 1
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, cond: jax.Array) -> jax.Array:
@@ -161,6 +166,7 @@ class Transformer2D(nn.Module):
     hidden = Norm(self.num_groups, _GROUP_NORM_EPSILON, "none", name="norm")(x)
     hidden = project(hidden, "proj_in", False).reshape(b, h * w, c)
     options = (self.heads, self.attention, wide, self.text_attention, self.fused)
-    block = BasicTransformerBlock(*options, name="transformer_blocks_0")
-    hidden = block(hidden, cond).reshape(b, h, w, c)
-    return x + project(hidden, "proj_out", True)
+    block = nn.remat(BasicTransformerBlock) if self.remat else BasicTransformerBlock
+    for i in range(self.depth):
+      hidden = block(*options, name=f"transformer_blocks_{i}")(hidden, cond)
+    return x + project(hidden.reshape(b, h, w, c), "proj_out", True)

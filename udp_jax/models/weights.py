@@ -76,7 +76,7 @@ _BUFFERS = ("position_ids",)
 
 # Stems for diffusers models, then for transformers models (CLIP).
 _STEMS = ("diffusion_pytorch_model", "model")
-_TRANSFORMERS_MODELS = ("CLIPTextModel", "CLIPModel")
+_TRANSFORMERS_MODELS = ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel")
 _HOW_TO_GET = (
   "On a machine with network access run `hf download OWNER/MODEL --local-dir FOLDER` for the whole "
   "model, and give FOLDER"
