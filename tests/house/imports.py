@@ -17,6 +17,7 @@ TOPS = ("udp_jax", "experiments", "launch")
 ORDER = (
   ("launch",),
   ("experiments",),
+  ("page",),
   ("benchmark", "studies"),
   ("report", "stages"),
   ("metrics", "protections", "purifiers", "threats"),
