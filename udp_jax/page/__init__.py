@@ -56,7 +56,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _serve(asked: argparse.Namespace) -> int:
-  if asked.max_pictures < 1 or asked.max_megapixels <= 0:
+  if asked.max_pictures < 1 or not asked.max_megapixels > 0:
     raise ConfigError("--max_pictures and --max_megapixels must be positive")
   if not 0 <= asked.port <= 65535:
     raise ConfigError(f"--port is {asked.port}: it must be from 0 to 65535")

@@ -32,7 +32,6 @@ _CANVAS = 900
 _EVERY_S = 1.0
 _VERIFY_S = 600
 _OFFERED_JOBS = 50
-_STARTED_AT = "?"
 
 
 def build(settings: Settings, all_jobs: Jobs, runner: Runner) -> FastAPI:
@@ -374,7 +373,7 @@ class _Page:
         mask_said = gr.HTML(elem_id="mask-said")
       gr.HTML(fragments.heading(3, "Start", name="start"))
       estimate = gr.HTML(fragments.note("Choose pictures first."), elem_id="estimate")
-      wrong = gr.HTML()
+      wrong = gr.HTML(elem_id="wrong")
       start = gr.Button("Protect the pictures", variant="primary", elem_id="start")
       gr.HTML(fragments.heading(4, "Progress and result", name="result"))
       which = gr.Dropdown([], label="Job", visible=False, elem_id="which", interactive=True)
