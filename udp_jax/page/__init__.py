@@ -1,14 +1,13 @@
-"""The page for people who have never seen a terminal: `udp-jax page`."""
+"""The page for people who have never seen a terminal: `python -m experiments.page`."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,67 +16,77 @@ from udp_jax.errors import ConfigError, MissingDataError, UserError
 if TYPE_CHECKING:
   from udp_jax.page.server import Settings
 
-_ABOUT = """\
-Opens a page in the browser: drop pictures, choose a model and a strength, look at before and
-after, download the protected files. Only this machine reaches it unless --host says otherwise, and
-whoever reaches it may use it: there is no password. Jobs are kept in WORKDIR/jobs and go on after
-a reload, a crash or a restart of the page. Needs the extra `page`: pip install 'udp-jax[page]'."""
-
-
-def _parser() -> argparse.ArgumentParser:
-  from udp_jax.page.intake import Limits
-
-  most = Limits()
-  parser = argparse.ArgumentParser(
-    prog="page", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  add = parser.add_argument
-  add("--host", default="127.0.0.1", help="Address to listen on; 0.0.0.0 for every machine.")
-  add("--port", type=int, default=7860, help="Port to listen on; 0 for any free one.")
-  add("--workdir", type=Path, default=Path("runs/page"), help="Folder of the page's jobs.")
-  add("--models", type=Path, help="A model folder, or a folder of them, to choose from.")
-  add("--max_pictures", type=int, default=most.pictures, help="Pictures in a job.")
-  add("--max_megapixels", type=float, default=most.megapixels, help="Of a job's pictures together.")
-  add("--config", default="", help="Config of every job's `protect`, as there.")
-  return parser
+# Flags of the command: default and help.
+FLAGS = {
+  "host": ("127.0.0.1", "Address to listen on; 0.0.0.0 lets other machines in, without password."),
+  "port": ("7860", "Port to listen on; 0 for any free one."),
+  "workdir": ("runs/page", "Folder of the page's jobs; the next page there goes on with them."),
+  "models": ("", "A model folder, or a folder of model folders, to choose from."),
+  "max_pictures": ("200", "Largest number of pictures in a job."),
+  "max_megapixels": ("500", "Largest number of megapixels of a job's pictures together."),
+  "config": ("", "--config of `protect` for every job; default: none."),
+}
+_ABOUT = "udp-jax page [--FLAG=VALUE ...]\n\nOpens the page for artists in the browser.\n\nflags:"
+_NO_EXTRA = "the extra `page` is needed: pip install 'udp-jax[page]'"
 
 
 def main(words: Sequence[str]) -> int:
-  """Serves the page until Ctrl-C; returns the exit code, those of the other commands.
+  """Serves the page until Ctrl-C, for a console script; returns the exit code.
 
   Args:
-    words: the command line after the program's name.
+    words: "--FLAG=VALUE" of `FLAGS`, or "--help".
   """
+  if "--help" in words:
+    print("\n".join([_ABOUT, *(f"  --{n:14} {text}" for n, (_, text) in FLAGS.items())]))
+    return 0
   try:
-    return _serve(_parser().parse_args(list(words)))
+    given = {}
+    for word in words:
+      name, equals, value = word.removeprefix("--").partition("=")
+      if not (word.startswith("--") and equals and name in FLAGS):
+        raise ConfigError(f"unknown argument {word!r} (flags are --FLAG=VALUE; see --help)")
+      given[name] = value
+    return serve(given)
   except UserError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return error.exit_code
 
 
-def _serve(asked: argparse.Namespace) -> int:
-  if asked.max_pictures < 1 or not asked.max_megapixels > 0:
+def serve(given: Mapping[str, str]) -> int:
+  """Serves the page until Ctrl-C; returns the exit code.
+
+  Args:
+    given: values of `FLAGS`; those that are missing have their default.
+
+  Raises:
+    ConfigError: a value cannot be used, or the address is taken.
+    MissingDataError: the extra `page` is not installed, or there is no model in `models`.
+    OutputError: another page uses the work folder.
+  """
+  values = {name: given.get(name, default) for name, (default, _) in FLAGS.items()}
+  port, pictures = (int(_number(values, name)) for name in ("port", "max_pictures"))
+  megapixels = _number(values, "max_megapixels")
+  if not (pictures >= 1 and 0 < megapixels < 1e6):
     raise ConfigError("--max_pictures and --max_megapixels must be positive")
-  if not 0 <= asked.port <= 65535:
-    raise ConfigError(f"--port is {asked.port}: it must be from 0 to 65535")
+  if not 0 <= port <= 65535:
+    raise ConfigError(f"--port is {port}: it must be from 0 to 65535")
   if importlib.util.find_spec("gradio") is None:
-    raise MissingDataError("the page needs the extra `page`: pip install 'udp-jax[page]'")
+    raise MissingDataError(_NO_EXTRA)
   from udp_jax.data import places
   from udp_jax.page import choices, fragments
   from udp_jax.page.intake import Limits
+  from udp_jax.page.server import Settings
   from udp_jax.runtime import locks
 
-  workdir = places.resolve(asked.workdir)
+  host, limits = values["host"], Limits(pictures, megapixels)
+  models = choices.models(Path(values["models"]).expanduser() if values["models"] else None)
+  workdir = places.resolve(values["workdir"])
   lock = locks.acquire(workdir)
   try:
-    models = choices.models(asked.models)
-    limits = Limits(asked.max_pictures, asked.max_megapixels)
-    listener = _listen(asked.host, asked.port)
+    listener = listen(host, port)
     port = listener.getsockname()[1]
-    from udp_jax.page.server import Settings
-
-    settings = Settings(workdir, asked.host, port, limits, models, asked.config)
-    print(f"page: http://{asked.host}:{port}/", flush=True)
+    settings = Settings(workdir, host, port, limits, models, values["config"])
+    print(f"page: http://{host}:{port}/", flush=True)
     print(f"jobs: {workdir / 'jobs'}; {fragments.limit_words(limits)}", flush=True)
     if not settings.local:
       print("warning: others reach this page, and it has no password", file=sys.stderr, flush=True)
@@ -88,7 +97,15 @@ def _serve(asked: argparse.Namespace) -> int:
       locks.release(lock)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _number(values: Mapping[str, str], name: str) -> float:
+  kind = float if name == "max_megapixels" else int
+  try:
+    return kind(values[name])
+  except ValueError:
+    raise ConfigError(f"--{name} is {values[name]!r}: it must be a number") from None
+
+
+def listen(host: str, port: int) -> socket.socket:
   """Opens the socket before anything slow. Raises ConfigError if that is impossible."""
   try:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -103,7 +120,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _run(settings: Settings, listener: socket.socket) -> None:
-  # Uploads and what Gradio serves stay in the work folder.
+  # What Gradio serves stays in the work folder.
   os.environ["GRADIO_TEMP_DIR"] = str(settings.workdir / "served")
   import uvicorn
 
@@ -115,8 +132,6 @@ def _run(settings: Settings, listener: socket.socket) -> None:
   built = app.build(settings, jobs, Runner(jobs, choices.commands))
   config = uvicorn.Config(built, log_level="warning", timeout_graceful_shutdown=2, access_log=False)
   # The server ends in order by itself, and then sends itself the signal again.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-  try:
-    uvicorn.Server(config).run(sockets=[listener])
-  except KeyboardInterrupt:
-    pass
+  for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+    signal.signal(number, lambda *_, code=code: sys.exit(code))
+  uvicorn.Server(config).run(sockets=[listener])
