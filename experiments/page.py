@@ -24,7 +24,7 @@ for _name, (_default, _help) in page.FLAGS.items():
 def main(argv: Sequence[str]) -> int:
   """Serves the page until it is stopped; returns the exit code."""
   del argv
-  return page.serve({name: flags.FLAGS[name].value for name in page.FLAGS})
+  return page.serve({name: str(flags.FLAGS[name].value) for name in page.FLAGS})
 
 
 if __name__ == "__main__":

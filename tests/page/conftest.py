@@ -49,6 +49,7 @@ class Served:
       text=True,
     )
     assert self.process.stdout is not None
+    self.process.stdout.readline()  # Where the jobs are.
     self.url = self.process.stdout.readline().removeprefix("page: ").strip()
     assert self.url.startswith("http://127.0.0.1:"), self.url
     self.port = int(self.url.strip("/").rpartition(":")[2])

@@ -147,7 +147,7 @@ def test_from_upload_to_download(page: Page, served: Served, until: Until, tmp_p
   assert "OK: 2 files keep the budget" in page.waits("verified", "budget")
 
   (job,) = (served.workdir / "jobs").iterdir()
-  address = page.browser.find_element("css selector", "#shown a[href*='protected.zip']")
+  address = page.browser.find_element("css selector", "#download a")
   with urllib.request.urlopen(address.get_attribute("href")) as answer:
     archive = zipfile.ZipFile(io.BytesIO(answer.read()))
   mask = images.read_image(job / "masks" / "Katze (1) #ü.png").pixels

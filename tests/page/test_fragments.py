@@ -49,6 +49,8 @@ def everything() -> list[str]:
     fragments.taken(pictures, [[EVIL, EVIL]]),
     fragments.estimate(3, 2.0, 60.0),
     fragments.facts(Comparison(path, path, path, 1, 3, 0.5), 8.0, EVIL),
+    fragments.compared(Comparison(path, path, path, 1, 3, 0.5), EVIL),
+    fragments.download(path),
     fragments.against(EVIL),
     fragments.lines(EVIL, ok=False),
     fragments.left([left, left._replace(share=None)], 7),

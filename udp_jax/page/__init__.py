@@ -86,7 +86,6 @@ def serve(given: Mapping[str, str]) -> int:
     listener = listen(host, port)
     port = listener.getsockname()[1]
     settings = Settings(workdir, host, port, limits, models, values["config"])
-    print(f"page: http://{host}:{port}/", flush=True)
     print(f"jobs: {workdir / 'jobs'}; {fragments.limit_words(limits)}", flush=True)
     if not settings.local:
       print("warning: others reach this page, and it has no password", file=sys.stderr, flush=True)
@@ -112,6 +111,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((host, port))
+    listener.listen()
   except OSError as error:
     raise ConfigError(
       f"cannot listen on {host}:{port} ({error.strerror or error}); choose another --port or --host"
@@ -131,6 +131,7 @@ def _run(settings: Settings, listener: socket.socket) -> None:
   jobs = Jobs(settings.workdir)
   built = app.build(settings, jobs, Runner(jobs, choices.commands))
   config = uvicorn.Config(built, log_level="warning", timeout_graceful_shutdown=2, access_log=False)
+  print(f"page: http://{settings.host}:{settings.port}/", flush=True)
   # The server ends in order by itself, and then sends itself the signal again.
   for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
     signal.signal(number, lambda *_, code=code: sys.exit(code))

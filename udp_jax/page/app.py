@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import FastAPI
 from PIL import Image
 
-from udp_jax.data import images, manifest, naming, picture_files
+from udp_jax.data import images, marks, naming, picture_files
 from udp_jax.errors import ConfigError, UserError
 from udp_jax.page import choices, fragments, intake, jobs, progress, server, views
 from udp_jax.page.jobs import Job, Jobs
@@ -31,6 +31,9 @@ _FOUND = "pictures.json"
 _CANVAS = 900
 _EVERY_S = 1.0
 _VERIFY_S = 600
+# Colours with enough contrast for small text, which Gradio's greys have not.
+_SOFT, _SOFT_DARK, _ACCENT = "#55606d", "#aab4bf", "#1f5fbf"
+_NOTHING = fragments.note("Nothing has been started yet.")
 _OFFERED_JOBS = 50
 
 
@@ -52,9 +55,16 @@ def build(settings: Settings, all_jobs: Jobs, runner: Runner) -> FastAPI:
     enable_monitoring=False,
     mcp_server=False,
     max_file_size=settings.limits.size,
-    theme=gr.themes.Default(font=sans, font_mono=mono),
+    theme=gr.themes.Default(primary_hue="blue", font=sans, font_mono=mono).set(
+      body_text_color_subdued=_SOFT,
+      body_text_color_subdued_dark=_SOFT_DARK,
+      block_info_text_color=_SOFT,
+      block_info_text_color_dark=_SOFT_DARK,
+      button_primary_background_fill=_ACCENT,
+      button_primary_background_fill_dark=_ACCENT,
+    ),
     css=(_HERE / "page.css").read_text("utf-8"),
-    head=f"<script>{(_HERE / 'upload.js').read_text('utf-8')}</script>",
+    head=f"<script>{(_HERE / 'page.js').read_text('utf-8')}</script>",
   )
 
 
@@ -86,7 +96,8 @@ class _Page:
       for file in found.files
     ]
     skipped = [
-      [file, fragments.own_lines(reason, job.pictures)] for file, reason in found.origin["skipped"]
+      [file, fragments.own_lines(reason, job.pictures).removeprefix(f"{file}: ")]
+      for file, reason in found.origin["skipped"]
     ]
     files.write_json(job.folder / _FOUND, {"pictures": pictures, "skipped": skipped})
     names = [(one["relative"], one["name"]) for one in pictures]
@@ -208,20 +219,18 @@ class _Page:
       job = self._jobs.get(current)
       found = views.compare(job, name or "")
     except UserError as error:
-      return None, gr.Image(value=None), fragments.error(f"error: {error}"), "", gr.skip()
+      return fragments.error(f"error: {error}"), "", "", ""
     chosen = job.settings()
-    made = manifest.read_manifest(job.output) or {}
-    label = f"The change, {found.gain} times amplified; grey is no change"
+    made = marks.read_manifest(job.output) or {}
     measured = fragments.facts(found, chosen["radius_255"], "being measured")
     archive = job.folder / _ARCHIVE
     if not archive.exists():
       intake.pack(job.output, archive)
     return (
-      (str(found.clean), str(found.protected)),
-      gr.Image(value=str(found.amplified), label=label),
+      fragments.compared(found, name or ""),
       measured,
       fragments.against(made.get("against", {}).get("statement", "unknown")),
-      gr.DownloadButton(value=str(archive)),
+      fragments.download(archive),
     )
 
   def measure(self, current: str, name: str | None) -> Any:
@@ -317,16 +326,16 @@ class _Page:
     with gr.Blocks(
       title="Protect your pictures", analytics_enabled=False, delete_cache=(3600, 86400)
     ) as page:
-      gr.HTML(fragments.header(local=settings.local))
-      gr.HTML(fragments.upload_form(settings.limits))
+      gr.HTML(fragments.header(local=settings.local), padding=False)
+      gr.HTML(fragments.upload_form(settings.limits), padding=False)
       with gr.Group(visible="hidden"):
         draft = gr.Textbox(elem_id="draft", label="draft")
         current = gr.Textbox(elem_id="current", label="job")
         seen = gr.Textbox(label="state")
         view = gr.Textbox(label="view")
         uploaded = gr.Button("uploaded", elem_id="uploaded")
-      taken = gr.HTML(elem_id="taken")
-      gr.HTML(fragments.heading(2, "Against what, and how strongly", name="how"))
+      taken = gr.HTML(padding=False, elem_id="taken")
+      gr.HTML(fragments.heading(2, "Against what, and how strongly", name="how"), padding=False)
       model = gr.Dropdown(
         [(label, name) for name, label in settings.models.items()],
         value=next(iter(settings.models)),
@@ -340,7 +349,7 @@ class _Page:
         label="Method",
         elem_id="method",
       )
-      about = gr.HTML(fragments.about_method(choices.METHODS[0].name))
+      about = gr.HTML(fragments.about_method(choices.METHODS[0].name), padding=False)
       strength = gr.Radio(
         [(f"{s.name}: {s.words} ({s.levels:g} of 256 levels)", s.name) for s in choices.STRENGTHS],
         value=choices.STRENGTHS[1].name,
@@ -370,47 +379,32 @@ class _Page:
         with gr.Row():
           keep = gr.Button("Keep this mask", elem_id="keep-mask")
           forget = gr.Button("No mask for this picture")
-        mask_said = gr.HTML(elem_id="mask-said")
-      gr.HTML(fragments.heading(3, "Start", name="start"))
-      estimate = gr.HTML(fragments.note("Choose pictures first."), elem_id="estimate")
-      wrong = gr.HTML(elem_id="wrong")
+        mask_said = gr.HTML(padding=False, elem_id="mask-said")
+      gr.HTML(fragments.heading(3, "Start", name="start"), padding=False)
+      estimate = gr.HTML(
+        fragments.note("Choose pictures first."), padding=False, elem_id="estimate"
+      )
+      wrong = gr.HTML(padding=False, elem_id="wrong")
       start = gr.Button("Protect the pictures", variant="primary", elem_id="start")
-      gr.HTML(fragments.heading(4, "Progress and result", name="result"))
+      gr.HTML(fragments.heading(4, "Progress and result", name="result"), padding=False)
       which = gr.Dropdown([], label="Job", visible=False, elem_id="which", interactive=True)
-      status = gr.HTML(fragments.note("Nothing has been started yet."), elem_id="status")
-      announced = gr.HTML()
+      status = gr.HTML(_NOTHING, padding=False, elem_id="status")
+      announced = gr.HTML(padding=False)
       with gr.Row():
         stop = gr.Button("Stop", visible=False, elem_id="stop")
         go_on = gr.Button("Go on", visible=False, elem_id="go-on")
       with gr.Column(visible=False, elem_id="shown") as shown:
-        download = gr.DownloadButton(
-          "Download the protected pictures (zip)", variant="primary", elem_id="download"
-        )
-        against = gr.HTML(elem_id="against")
-        gr.HTML('<h3 class="udp">Before and after</h3>')
+        download = gr.HTML(padding=False, elem_id="download")
+        against = gr.HTML(padding=False, elem_id="against")
+        gr.HTML('<h3 class="udp">Before and after</h3>', padding=False)
         picture = gr.Dropdown([], label="Picture", elem_id="picture", interactive=True)
-        slider = gr.ImageSlider(
-          label="Before (left) and after (right); move the line",
-          type="filepath",
-          format="png",
-          interactive=False,
-          elem_id="slider",
-          buttons=["fullscreen"],
-        )
-        facts = gr.HTML(elem_id="facts")
-        amplified = gr.Image(
-          label="The change",
-          type="filepath",
-          format="png",
-          interactive=False,
-          elem_id="amplified",
-          buttons=["fullscreen"],
-        )
-        gr.HTML('<h3 class="udp">Check it</h3>')
+        compared = gr.HTML(padding=False, elem_id="compared")
+        facts = gr.HTML(padding=False, elem_id="facts")
+        gr.HTML('<h3 class="udp">Check it</h3>', padding=False)
         verify = gr.Button("Verify: read all files again and check the promise", elem_id="verify")
-        verified = gr.HTML(elem_id="verified")
+        verified = gr.HTML(padding=False, elem_id="verified")
         ask = gr.Button("What is left after JPEG, blur and IMPRESS?", elem_id="ask-view")
-        left = gr.HTML(elem_id="left")
+        left = gr.HTML(padding=False, elem_id="left")
       owned = gr.BrowserState([], storage_key="udp-jax-jobs", secret=self._secret())
       timer = gr.Timer(_EVERY_S)
 
@@ -418,7 +412,7 @@ class _Page:
       private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
       choice = [draft, model, method]
       states = [seen, status, announced, stop, go_on, shown, picture]
-      results = [slider, amplified, facts, against, download]
+      results = [compared, facts, against, download]
       uploaded.click(None, None, draft, js="() => window.udpDraft()", **quiet).then(
         self.take, draft, [taken, mask_of, editor], concurrency_limit=1, **private
       ).then(self.estimate, choice, estimate, **quiet)

@@ -42,7 +42,7 @@ Everything happens {where}; nothing is sent anywhere else.</p></header>"""
 
 
 def upload_form(limits: Limits) -> str:
-  """Returns the place where pictures are dropped or chosen; `upload.js` makes it work."""
+  """Returns the place where pictures are dropped or chosen; `page.js` makes it work."""
   return f"""<section class="udp" aria-labelledby="h-pictures">
 <h2 id="h-pictures">1. Pictures</h2>
 <div id="drop">
@@ -186,6 +186,36 @@ def announced(state: State) -> str:
   return f'<p class="udp hidden" role="status">{_STATUS[state.status]}</p>'
 
 
+def compared(found: Comparison, name: str) -> str:
+  """Returns a protected picture over the original with a line to move, and the change.
+
+  The line is a slider of the browser's own, which the keyboard moves too; `page.js` draws it.
+  """
+  before, after = (
+    _picture(path, f"{name}, {when}")
+    for path, when in ((found.clean, "before"), (found.protected, "after"))
+  )
+  grey = f"The change, {found.gain} times amplified; grey is no change"
+  return (
+    f'<div class="udp compared"><div class="pair"><div class="sheet">{before}'
+    f'<div class="after">{after}</div></div></div>'
+    '<p><label class="line">Before on the right of the line, after on the left '
+    '<input type="range" class="line-at" min="0" max="100" value="50"></label></p>'
+    '<p><label><input type="checkbox" class="full-size"> Full size: one point of the picture is '
+    "one point of the screen</label></p>"
+    f"<figure>{_picture(found.amplified, grey)}<figcaption>{escaped(grey)}</figcaption>"
+    "</figure></div>"
+  )
+
+
+def download(archive: Path) -> str:
+  """Returns a link that saves an archive."""
+  return (
+    f'<p class="udp"><a class="download" href="{_address(archive)}" '
+    f'download="{escaped(archive.name)}">Download the protected pictures (zip)</a></p>'
+  )
+
+
 def facts(found: Comparison, radius_255: float, distance: str) -> str:
   """Returns what was measured on a saved file."""
   kept = found.levels <= radius_255
@@ -234,7 +264,11 @@ def left(found: Sequence[Left], gain: int) -> str:
 
 
 def _picture(path: Path, alt: str) -> str:
-  return f'<img src="gradio_api/file={quote(str(path))}" alt="{escaped(alt)}" loading="lazy">'
+  return f'<img src="{_address(path)}" alt="{escaped(alt)}">'
+
+
+def _address(path: Path) -> str:
+  return f"gradio_api/file={quote(str(path))}"
 
 
 def own_lines(text: str, folder: Path) -> str:

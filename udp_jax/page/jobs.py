@@ -28,6 +28,7 @@ WAITING = (QUEUED, RUNNING)
 PROTECT, VIEW = "protect", "view"
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{16}(-[0-9a-f]{12})?")
+_TAIL = 64 << 10
 # A draft that nobody started in this many seconds is deleted.
 _DRAFT_S = 24 * 3600.0
 
@@ -99,6 +100,14 @@ class Job(NamedTuple):
   def said(self) -> Path:
     """What the run says on stdout."""
     return self.folder / "said"
+
+  def tail(self) -> str:
+    """Returns the last 64 KiB of what the run said on stderr."""
+    if not self.log.exists():
+      return ""
+    with open(self.log, "rb") as file:
+      file.seek(max(0, self.log.stat().st_size - _TAIL))
+      return file.read().decode("utf-8", "replace")
 
   def settings(self) -> dict[str, Any]:
     """What was chosen; {} before."""

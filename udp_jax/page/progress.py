@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from udp_jax.page.jobs import Job
-from udp_jax.page.runner import tail
 
 _CLEAN, _WRITTEN = "clean reference", "written"
 # "protect eudp 2/3:  30%|###  | 6/20 [00:03<00:07,  2.00round/s, loss=0.1]"
@@ -58,7 +57,7 @@ def parse(text: str) -> Progress:
 
 def of_job(job: Job) -> Progress:
   """Returns the progress of a running job."""
-  return parse(tail(job))
+  return parse(job.tail())
 
 
 def per_picture(job: Job, names: Sequence[str], progress: Progress | None) -> list[str]:

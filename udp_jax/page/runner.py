@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from udp_jax.data import manifest, naming
+from udp_jax.data import marks, naming
 from udp_jax.page import jobs as jobs_lib
 from udp_jax.page.jobs import Job, Jobs
 
@@ -29,7 +29,6 @@ except ImportError:  # Not a POSIX system: runs of a killed page are not waited 
 # came after its last checkpoint, and no file.
 _ASK_AGAIN_S, _KILL_S = 5.0, 15.0
 _POLL_S = 0.2
-_MOST_LOG = 64 << 10
 
 
 class Runner:
@@ -192,21 +191,12 @@ def _pid(job: Job) -> int | None:
 
 
 def _is_complete(job: Job) -> bool:
-  return job.settings().get("kind") == jobs_lib.VIEW or manifest.is_complete(job.output)
-
-
-def tail(job: Job) -> str:
-  """Returns the last 64 KiB of what a job's run said on stderr."""
-  if not job.log.exists():
-    return ""
-  with open(job.log, "rb") as file:
-    file.seek(max(0, job.log.stat().st_size - _MOST_LOG))
-    return file.read().decode("utf-8", "replace")
+  return job.settings().get("kind") == jobs_lib.VIEW or marks.is_complete(job.output)
 
 
 def failure(job: Job, code: int) -> str:
   """Returns the line to show for a failed run: its own error line where it said one."""
-  lines = [line.strip() for line in tail(job).replace("\r", "\n").splitlines() if line.strip()]
+  lines = [line.strip() for line in job.tail().replace("\r", "\n").splitlines() if line.strip()]
   own = [line for line in lines if line.startswith("error: ")]
   if own:
     return naming.printable(own[-1])

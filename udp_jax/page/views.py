@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from udp_jax.data import images, manifest
+from udp_jax.data import images, marks
 from udp_jax.errors import MissingDataError
 from udp_jax.page import choices
 from udp_jax.page.jobs import Job, Jobs
@@ -179,7 +179,7 @@ def left_in(view: Job) -> Iterator[Left]:
   whole = _rms(before[1], before[0])
   for one in choices.PURIFIERS:
     folder = view.folder / one.name
-    if not manifest.is_complete(folder):
+    if not marks.is_complete(folder):
       continue
     clean, protected = (read(folder / f"{kind}.png").pixels for kind in (_CLEAN, _PROTECTED))
     target = view.shown / f"{one.name}.png"

@@ -1,4 +1,5 @@
-// Sends chosen and dropped files to the page's own server, one by one, with their paths.
+// Sends chosen and dropped files to the page's own server, one by one, with their paths, and moves
+// the line between before and after.
 (() => {
   "use strict";
   const HEADERS = { "X-Udp-Page": "1" };
@@ -83,6 +84,12 @@
     const files = [...event.target.files].map((file) => ({ file, path: pathOf(file) }));
     event.target.value = "";
     take(files);
+  });
+
+  document.addEventListener("input", (event) => {
+    if (!event.target.matches?.(".line-at")) return;
+    const pair = event.target.closest(".compared").querySelector(".pair");
+    pair.style.setProperty("--at", `${event.target.value}%`);
   });
 
   const over = (event) => event.target.closest?.("#drop");
