@@ -30,7 +30,6 @@ _FOUND = "pictures.json"
 # Side in pixels of the picture that masks are painted on.
 _CANVAS = 900
 _EVERY_S = 1.0
-_VERIFY_S = 600
 # Colours with enough contrast for small text, which Gradio's greys have not.
 _SOFT, _SOFT_DARK, _ACCENT = "#55606d", "#aab4bf", "#1f5fbf"
 _NOTHING = fragments.note("Nothing has been started yet.")
@@ -79,7 +78,7 @@ class _Page:
   def take(self, draft: str) -> tuple[Any, ...]:
     """Reads a draft's pictures; returns what came in, the pictures to paint on, and no old mask."""
     if not draft:
-      return "", gr.Dropdown(choices=[], value=None), None
+      return "", gr.Dropdown(choices=[], value=None), None, ""
     try:
       job = self._jobs.get(draft)
       intake.check_pictures(job.pictures, self._settings.limits)
@@ -90,7 +89,7 @@ class _Page:
       )
       if draft and (self._jobs.folder / draft / _FOUND).exists():
         (self._jobs.folder / draft / _FOUND).unlink()
-      return fragments.error(f"error: {text}"), gr.Dropdown(choices=[], value=None), None
+      return fragments.error(f"error: {text}"), gr.Dropdown(choices=[], value=None), None, ""
     pictures = [
       {name: getattr(file, name) for name in ("name", "relative", "width", "height")}
       for file in found.files
@@ -101,7 +100,7 @@ class _Page:
     ]
     files.write_json(job.folder / _FOUND, {"pictures": pictures, "skipped": skipped})
     names = [(one["relative"], one["name"]) for one in pictures]
-    return fragments.taken(pictures, skipped), gr.Dropdown(choices=names, value=None), None
+    return fragments.taken(pictures, skipped), gr.Dropdown(choices=names, value=None), None, ""
 
   def estimate(self, draft: str, model: str, method: str) -> str:
     """Returns how long the chosen job will take."""
@@ -183,35 +182,38 @@ class _Page:
     """Returns a job's state where it differs from what the browser shows, else nothing new."""
     job = self._job(current)
     if job is None:
-      same = seen == "none"
-      return (
-        ("none", *[gr.skip()] * 6)
-        if same
-        else ("none", "", "", *_buttons(None), _hide(), gr.skip())
-      )
-    state, settings = job.state(), job.settings()
+      nothing = ("none", _NOTHING, "", *_buttons(None), gr.Column(visible=False), gr.skip(), "")
+      return ("none", *[gr.skip()] * 7) if seen == "none" else nothing
+    state = job.state()
+    state = state._replace(message=fragments.own_lines(state.message, job.folder))
     running = progress.of_job(job) if state.status == jobs.RUNNING else None
-    items = self._items(job, settings, state, running)
+    pictures = job.settings().get("pictures", [])
+    what = progress.per_picture(job, [one["name"] for one in pictures], running)
+    items = [(one["relative"], said) for one, said in zip(pictures, what, strict=True)]
     text = fragments.status(state, running, items)
     mark = f"{job.id} {state.status} {hash(text)}"
     if mark == seen:
-      return seen, *[gr.skip()] * 6
+      return seen, *[gr.skip()] * 7
     if seen.startswith(f"{job.id} {state.status} "):  # Only the progress is new.
-      return mark, text, *[gr.skip()] * 5
-    if state.status != jobs.FINISHED:
-      return mark, text, fragments.announced(state), *_buttons(state), _hide(), gr.skip()
-    names = [(one["relative"], one["name"]) for one in settings["pictures"]]
-    picture = gr.Dropdown(choices=names, value=names[0][1])
-    shown = gr.Column(visible=True)
-    return mark, text, fragments.announced(state), *_buttons(state), shown, picture
+      return mark, text, *[gr.skip()] * 6
+    done = state.status == jobs.FINISHED
+    names = [(one["relative"], one["name"]) for one in pictures]
+    return (
+      mark,
+      text,
+      fragments.announced(state),
+      *_buttons(state),
+      gr.Column(visible=done),
+      gr.Dropdown(choices=names, value=names[0][1]) if done else gr.skip(),
+      job.id if done else "",
+    )
 
-  def _items(
-    self, job: Job, settings: dict[str, Any], state: jobs.State, running: progress.Progress | None
-  ) -> list[tuple[str, str]]:
-    pictures = settings.get("pictures", [])
-    names = [one["name"] for one in pictures]
-    what = progress.per_picture(job, names, running)
-    return [(one["relative"], said) for one, said in zip(pictures, what, strict=True)]
+  def show_first(self, ready: str) -> tuple[Any, ...]:
+    """Returns `show` of the first picture of a job that has finished; nothing for no job."""
+    job = self._job(ready)
+    return (
+      ("", "", "", "") if job is None else self.show(ready, job.settings()["pictures"][0]["name"])
+    )
 
   def show(self, current: str, name: str | None) -> tuple[Any, ...]:
     """Returns a protected picture beside the original, what changed, and what was measured."""
@@ -249,11 +251,7 @@ class _Page:
     if job is None:
       return ""
     done = subprocess.run(
-      choices.verify_command(job),
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      timeout=_VERIFY_S,
+      choices.verify_command(job), stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     said = done.stdout + ("" if not done.returncode else done.stderr)
     return fragments.lines(fragments.own_lines(said, job.folder), ok=done.returncode == 0)
@@ -267,20 +265,28 @@ class _Page:
     self._runner.wake()
     return view.id, fragments.note("Waiting for another job to end, or starting.")
 
-  def look(self, view_id: str) -> tuple[str, Any]:
-    """Returns the purifiers' view as far as it is; forgets its job at its end."""
-    if not view_id:
-      return "", gr.skip()
-    view = self._job(view_id)
+  def look(self, asked: str) -> tuple[Any, Any]:
+    """Returns the purifiers' view as far as it is; forgets its job at its end.
+
+    Args:
+      asked: the view's job, and the hash of what the browser shows of it.
+    """
+    if not asked:  # A view that is asked for meanwhile is not forgotten.
+      return gr.skip(), gr.skip()
+    name, _, seen = asked.partition(" ")
+    view = self._job(name)
     if view is None:
       return "", ""
     state = view.state()
+    state = state._replace(message=fragments.own_lines(state.message, view.folder))
     gain = views.gain_for(view.settings()["radius_255"])
     found = list(views.left_in(view))
     text = fragments.left(found, gain) if found else ""
     if state.status in jobs.WAITING:
       running = progress.of_job(view) if state.status == jobs.RUNNING else None
-      return view_id, fragments.status(state, running, []) + text
+      text = fragments.status(state, running, []) + text
+      mark = str(hash(text))
+      return f"{name} {mark}", gr.skip() if mark == seen else text
     if state.status != jobs.FINISHED:
       text = fragments.status(state, None, []) + text
     return "", text
@@ -333,6 +339,7 @@ class _Page:
         current = gr.Textbox(elem_id="current", label="job")
         seen = gr.Textbox(label="state")
         view = gr.Textbox(label="view")
+        ready = gr.Textbox(label="finished job")
         uploaded = gr.Button("uploaded", elem_id="uploaded")
       taken = gr.HTML(padding=False, elem_id="taken")
       gr.HTML(fragments.heading(2, "Against what, and how strongly", name="how"), padding=False)
@@ -411,10 +418,11 @@ class _Page:
       quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
       private: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
       choice = [draft, model, method]
-      states = [seen, status, announced, stop, go_on, shown, picture]
+      states = [seen, status, announced, stop, go_on, shown, picture, ready]
+      drafted = [taken, mask_of, editor, mask_said]
       results = [compared, facts, against, download]
       uploaded.click(None, None, draft, js="() => window.udpDraft()", **quiet).then(
-        self.take, draft, [taken, mask_of, editor], concurrency_limit=1, **private
+        self.take, draft, drafted, concurrency_limit=1, **private
       ).then(self.estimate, choice, estimate, **quiet)
       for part in (model, method):
         part.change(self.estimate, choice, estimate, **quiet)
@@ -425,22 +433,27 @@ class _Page:
       start.click(
         self.start, [*choice, strength, owned], [wrong, draft, current, owned, which], **private
       ).then(None, draft, None, js="draft => { if (!draft) window.udpForget(); }", **quiet).then(
-        self.take, draft, [taken, mask_of, editor], **quiet
-      )
+        self.take, draft, drafted, **quiet
+      ).then(self.estimate, choice, estimate, **quiet)
       which.input(lambda name: name, which, current, **quiet)
       current.change(self.tick, [current, seen], states, **quiet)
       timer.tick(self.tick, [current, seen], states, **quiet)
       timer.tick(self.look, view, [view, left], **quiet)
       stop.click(self.stop, current, None, **quiet)
       go_on.click(self.go_on, current, None, **quiet)
-      picture.change(self.show, [current, picture], results, **private).then(
-        self.measure, [current, picture], facts, concurrency_limit=1, **quiet
-      ).then(lambda: ("", "", ""), None, [view, left, verified], **quiet)
+      shows = (
+        ready.change(self.show_first, ready, results, **private),
+        picture.input(self.show, [current, picture], results, **private),
+      )
+      for drawn in shows:
+        drawn.then(lambda: ("", "", ""), None, [view, left, verified], **quiet).then(
+          self.measure, [current, picture], facts, concurrency_limit=1, **quiet
+        )
       verify.click(self.verify, current, verified, concurrency_limit=1, **private)
       ask.click(self.ask_view, [current, picture], [view, left], **private)
       page.load(self.restore, owned, [current, which], **quiet)
       page.load(None, None, draft, js="() => window.udpDraft()", **quiet).then(
-        self.take, draft, [taken, mask_of, editor], **quiet
+        self.take, draft, drafted, **quiet
       ).then(self.estimate, choice, estimate, **quiet)
     return page
 
@@ -459,10 +472,6 @@ def _buttons(state: jobs.State | None) -> tuple[Any, Any]:
     gr.Button(visible=status in jobs.WAITING),
     gr.Button(visible=status in (jobs.STOPPED, jobs.FAILED)),
   )
-
-
-def _hide() -> Any:
-  return gr.Column(visible=False)
 
 
 def painted_over(painted: Any, size: tuple[int, int]) -> np.ndarray:

@@ -199,7 +199,7 @@ def compared(found: Comparison, name: str) -> str:
   return (
     f'<div class="udp compared"><div class="pair"><div class="sheet">{before}'
     f'<div class="after">{after}</div></div></div>'
-    '<p><label class="line">Before on the right of the line, after on the left '
+    '<p><label class="line">Before on the left of the line, after on the right '
     '<input type="range" class="line-at" min="0" max="100" value="50"></label></p>'
     '<p><label><input type="checkbox" class="full-size"> Full size: one point of the picture is '
     "one point of the screen</label></p>"

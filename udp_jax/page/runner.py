@@ -161,7 +161,7 @@ class Runner:
       time.sleep(_POLL_S)
 
 
-_STOPPED = "Stopped. What is finished is kept."
+_STOPPED = "What is finished is kept; press Go on to continue."
 
 
 class _Asking:

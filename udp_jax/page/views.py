@@ -88,7 +88,8 @@ def amplified(change: np.ndarray, gain: int) -> np.ndarray:
   >>> amplified(np.array([-4, 0, 4, 99]), 31).tolist()
   [4, 128, 252, 255]
   """
-  return np.clip(128 + gain * change.astype(np.int32), 0, 255).astype(np.uint8)
+  # 127 times 255, and 128 more, are an int16.
+  return np.clip(128 + gain * change.astype(np.int16), 0, 255).astype(np.uint8)
 
 
 def _pair(job: Job, name: str) -> tuple[np.ndarray, Path, np.ndarray]:
