@@ -54,21 +54,25 @@ def test_distance_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_purifiers_leave(tmp_path: Path) -> None:
-  """A purifier that halves the change, and one that has not finished."""
+  """Purifiers that halve the change, and that also add noise; and one that has not finished."""
   made = finished_job(tmp_path, size=(300, 280))
   view = views.start_view(made.jobs, made.job, "a")
   parts = {kind: read(view.pictures / f"{kind}.png") for kind in ("clean", "protected")}
   assert parts["clean"].shape == (choices.VIEW_PIXELS, choices.VIEW_PIXELS, 3)
-  assert (parts["clean"] == read(made.job.clean / "a.png")[22:278, 12:268]).all()
+  assert (parts["clean"] == read(made.job.clean / "a.png")[86:214, 76:204]).all()
   change = parts["protected"] - parts["clean"]
-  for kind, pixels in (("clean", parts["clean"]), ("protected", parts["clean"] + change // 2)):
-    images.write_png(view.folder / "jpeg" / f"{kind}.png", pixels.astype(np.uint8))
+  noise = np.random.default_rng(1).integers(-9, 10, change.shape)
   entries = [{"file": "clean.png"}, {"file": "protected.png"}]
   record = {"format": marks.FORMAT, "complete": True, "images": entries}
-  files.write_json(view.folder / "jpeg" / marks.MANIFEST, record)
-  (left,) = views.left_in(view)
-  assert left.purifier.name == "jpeg" and left.share == pytest.approx(0.5)
-  assert (read(left.amplified) == 128 + 15 * (change // 2)).all()
+  for name, added in (("jpeg", 0), ("gaussian_blur", noise)):
+    made_of = {"clean": parts["clean"], "protected": parts["clean"] + change // 2 + added}
+    for kind, pixels in made_of.items():
+      images.write_png(view.folder / name / f"{kind}.png", pixels.astype(np.uint8))
+    files.write_json(view.folder / name / marks.MANIFEST, record)
+  jpeg, blur = views.left_in(view)
+  assert jpeg.purifier.name == "jpeg" and jpeg.share == pytest.approx(0.5)
+  assert (read(jpeg.amplified) == 128 + 15 * (change // 2)).all()
+  assert blur.share == pytest.approx(0.5, abs=0.02)
   commands = choices.commands(view)
   assert [words[-1] for words in commands] == [
     "--option=quality=75", "--option=sigma=1.0", "--model=tiny_ldm",

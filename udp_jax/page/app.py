@@ -283,8 +283,10 @@ class _Page:
     found = list(views.left_in(view))
     text = fragments.left(found, gain) if found else ""
     if state.status in jobs.WAITING:
-      running = progress.of_job(view) if state.status == jobs.RUNNING else None
-      text = fragments.status(state, running, []) + text
+      running = state.status == jobs.RUNNING and len(found) < len(choices.PURIFIERS)
+      one = choices.PURIFIERS[len(found)] if running else None
+      now = None if one is None else progress.Progress(f"{one.label}: {one.words}")
+      text = fragments.status(state, now, []) + text
       mark = str(hash(text))
       return f"{name} {mark}", gr.skip() if mark == seen else text
     if state.status != jobs.FINISHED:

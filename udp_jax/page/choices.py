@@ -14,9 +14,9 @@ from udp_jax.models import places
 from udp_jax.page.jobs import FINISHED, PROTECT, VIEW, Job
 
 # Side in pixels of the part of a picture on which the page shows what purifiers leave.
-VIEW_PIXELS = 256
+VIEW_PIXELS = 128
 # Steps of IMPRESS there; the paper makes 1000 to 3000.
-IMPRESS_STEPS = 60
+IMPRESS_STEPS = 40
 _STEPS_TO_THE_RIM = 8
 
 

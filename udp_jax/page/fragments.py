@@ -257,9 +257,9 @@ def left(found: Sequence[Left], gain: int) -> str:
     )
   return (
     f'<div class="udp left">{"".join(figures)}</div><p class="udp soft">The middle of the picture '
-    f"after each, and what is left of the change, {gain} times amplified; the number is its share "
-    "of the change's strength. How much of the effect on a model is left is another question, "
-    "which only training answers.</p>"
+    f"after each, and what is left of the change, {gain} times amplified. The number says how much "
+    "of the change itself is still in it; what a purifier adds at random does not count. How much "
+    "of the effect on a model is left is another question, which only training answers.</p>"
   )
 
 

@@ -49,7 +49,8 @@ class Left(NamedTuple):
     purifier: an entry of `choices.PURIFIERS`.
     picture: file of the purified protected part.
     amplified: file of what is left of the change, amplified as in `Comparison`.
-    share: root mean square of what is left, over that of the change; None if nothing was changed.
+    share: how much of the change itself is still there: the coefficient of what is left on the
+      change, 1 for all of it. None if nothing was changed.
   """
 
   purifier: choices.Purifier
@@ -176,8 +177,8 @@ def left_in(view: Job) -> Iterator[Left]:
   radius_255 = view.settings()["radius_255"]
   gain = gain_for(radius_255)
   read = images.read_large
-  before = [read(view.pictures / f"{kind}.png").pixels for kind in (_CLEAN, _PROTECTED)]
-  whole = _rms(before[1], before[0])
+  pixels = [read(view.pictures / f"{kind}.png").pixels for kind in (_CLEAN, _PROTECTED)]
+  whole = pixels[1].astype(float) - pixels[0]
   for one in choices.PURIFIERS:
     folder = view.folder / one.name
     if not marks.is_complete(folder):
@@ -187,9 +188,6 @@ def left_in(view: Job) -> Iterator[Left]:
     if not target.exists():
       change = protected.astype(np.int16) - clean.astype(np.int16)
       images.write_png(target, amplified(change, gain))
-    share = _rms(protected, clean) / whole if whole else None
+    rest = protected.astype(float) - clean
+    share = float(np.vdot(rest, whole) / np.vdot(whole, whole)) if whole.any() else None
     yield Left(one, folder / f"{_PROTECTED}.png", target, share)
-
-
-def _rms(one: np.ndarray, other: np.ndarray) -> float:
-  return float(np.sqrt(np.mean(np.square(one.astype(np.float64) - other))))
