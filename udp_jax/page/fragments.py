@@ -42,7 +42,7 @@ Everything happens {where}; nothing is sent anywhere else.</p></header>"""
 
 
 def upload_form(limits: Limits) -> str:
-  """Returns the place where pictures are dropped or chosen; `page.js` makes it work."""
+  """Returns the place where pictures are dropped or chosen; a script makes it work."""
   return f"""<section class="udp" aria-labelledby="h-pictures">
 <h2 id="h-pictures">1. Pictures</h2>
 <div id="drop">
@@ -189,7 +189,7 @@ def announced(state: State) -> str:
 def compared(found: Comparison, name: str) -> str:
   """Returns a protected picture over the original with a line to move, and the change.
 
-  The line is a slider of the browser's own, which the keyboard moves too; `page.js` draws it.
+  The line is a slider of the browser's own, which the keyboard moves too; a script draws it.
   """
   before, after = (
     _picture(path, f"{name}, {when}")
