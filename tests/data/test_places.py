@@ -107,6 +107,7 @@ _WORDS: dict[str, list[str]] = {
   "eudp": ["--config=demo:smoke"],
   "evaluate": ["--radius_255=8"],
   "impress": ["--config=demo:smoke"],
+  "page": [],
   "protect": ["--method=random_noise"],
   "purify": ["--method=jpeg"],
   "sample": ["--model=MODEL"],

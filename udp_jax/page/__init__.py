@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from udp_jax.errors import ConfigError, MissingDataError, UserError
 
 if TYPE_CHECKING:
+  from udp_jax.page.intake import Limits
   from udp_jax.page.server import Settings
 
 # Flags of the command: default and help.
@@ -70,30 +71,32 @@ def serve(given: Mapping[str, str]) -> int:
     raise ConfigError("--max_pictures and --max_megapixels must be positive")
   if not 0 <= port <= 65535:
     raise ConfigError(f"--port is {port}: it must be from 0 to 65535")
-  if importlib.util.find_spec("gradio") is None:
-    raise MissingDataError(_NO_EXTRA)
   from udp_jax.data import places
-  from udp_jax.page import choices, fragments
   from udp_jax.page.intake import Limits
-  from udp_jax.page.server import Settings
-  from udp_jax.runtime import locks
 
-  host, limits = values["host"], Limits(pictures, megapixels)
+  # Runs of the page's jobs lock their own folders in it.
+  with places.use(
+    named={"--models": values["models"]}, outputs={"--workdir": values["workdir"]}
+  ) as used:
+    if importlib.util.find_spec("gradio") is None:
+      raise MissingDataError(_NO_EXTRA)
+    _serve_in(used["--workdir"], values, port, Limits(pictures, megapixels))
+  return 0
+
+
+def _serve_in(workdir: Path, values: Mapping[str, str], port: int, limits: Limits) -> None:
+  from udp_jax.page import choices, fragments
+  from udp_jax.page.server import Settings
+
+  host = values["host"]
   models = choices.models(Path(values["models"]).expanduser() if values["models"] else None)
-  workdir = places.resolve(values["workdir"])
-  lock = locks.acquire(workdir)
-  try:
-    listener = listen(host, port)
-    port = listener.getsockname()[1]
-    settings = Settings(workdir, host, port, limits, models, values["config"])
-    print(f"jobs: {workdir / 'jobs'}; {fragments.limit_words(limits)}", flush=True)
-    if not settings.local:
-      print("warning: others reach this page, and it has no password", file=sys.stderr, flush=True)
-    _run(settings, listener)
-    return 0
-  finally:
-    if lock is not None:
-      locks.release(lock)
+  listener = listen(host, port)
+  port = listener.getsockname()[1]
+  settings = Settings(workdir, host, port, limits, models, values["config"])
+  print(f"jobs: {workdir / 'jobs'}; {fragments.limit_words(limits)}", flush=True)
+  if not settings.local:
+    print("warning: others reach this page, and it has no password", file=sys.stderr, flush=True)
+  _run(settings, listener)
 
 
 def _number(values: Mapping[str, str], name: str) -> float:
