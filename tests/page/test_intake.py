@@ -87,6 +87,14 @@ def test_a_name_is_taken_once(tmp_path: Path) -> None:
   assert listed(tmp_path) == ["a.png"]
 
 
+@pytest.mark.parametrize(("first", "second"), [("a", "A/b.png"), ("a/b.png", "a")])
+def test_a_file_is_no_folder(first: str, second: str, tmp_path: Path) -> None:
+  put(tmp_path, first, png())
+  with pytest.raises(BadDataError, match="there already"):
+    put(tmp_path, second, png())
+  assert listed(tmp_path) == [first]
+
+
 def _link() -> bytes:
   info = zipfile.ZipInfo("a.png")
   info.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -133,6 +141,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
   "encrypted": _encrypted,
   "nested": lambda: archive(("a.zip", archive(("a.png", png())))),
   "twice": lambda: archive(("a.png", png()), ("A.png", png())),
+  "file and folder": lambda: archive(("a", b"x"), ("a/b.png", png())),
   "says too little": lambda: _lies(1),
   "over itself": _over_itself,
 }

@@ -133,7 +133,8 @@ def add(folder: Path, name: str, content: Path, limits: Limits) -> int:
     if place.suffix.lower() == ARCHIVE:
       return _unpack(content, place.name, folder, limits, there)
     _check_room(limits, there, Held(1, content.stat().st_size))
-    _move(content, folder, place, _taken(folder))
+    _take(place, _taken(folder), naming.printable(str(place)))
+    _move(content, folder, place)
     return 1
   finally:
     content.unlink(missing_ok=True)
@@ -192,17 +193,22 @@ def _taken(folder: Path) -> set[str]:
   return {_key(PurePosixPath(path.relative_to(folder).as_posix())) for path in paths}
 
 
-def _move(content: Path, folder: Path, place: PurePosixPath, taken: set[str]) -> None:
+def _take(place: PurePosixPath, taken: set[str], said: str) -> None:
+  """Adds a file's place to those that are taken. Raises BadDataError if it cannot be there too."""
   key = _key(place)
-  if key in taken:
+  above = {_key(folder) for folder in place.parents}
+  if key in taken or above & taken or any(one.startswith(f"{key}/") for one in taken):
     raise BadDataError(
-      f"{naming.printable(str(place))}: a file of this name is there already; rename one of them"
+      f"{said}: a file or folder of this name is there already; rename one of them"
     )
+  taken.add(key)
+
+
+def _move(content: Path, folder: Path, place: PurePosixPath) -> None:
   target = folder / place
   with files.output_errors(target):
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(content, target)
-  taken.add(key)
 
 
 def _unpack(archive: Path, name: str, folder: Path, limits: Limits, there: Held) -> int:
@@ -227,13 +233,9 @@ def _unpack(archive: Path, name: str, folder: Path, limits: Limits, there: Held)
       raise BadDataError(f"{said} cannot be unpacked ({reason}); make the archive again") from error
     taken = _taken(folder)
     for _, place in parts:
-      if _key(place) in taken:
-        raise BadDataError(
-          f"{said} holds {naming.printable(str(place))}, and a file of this name is there already; "
-          "rename one of them"
-        )
+      _take(place, taken, f"{said}: {naming.printable(str(place))}")
     for part, place in parts:
-      _move(part, folder, place, taken)
+      _move(part, folder, place)
   return len(parts)
 
 
@@ -256,9 +258,8 @@ def _entries(opened: zipfile.ZipFile, said: str) -> Iterator[tuple[zipfile.ZipIn
   """Yields the files of an archive that are taken, with their places.
 
   Raises:
-    BadDataError: an entry is a link, encrypted, unsafe by its name, double, or a bomb.
+    BadDataError: an entry is a link, encrypted, unsafe by its name, or a bomb.
   """
-  seen: set[str] = set()
   for entry in opened.infolist():
     if entry.is_dir():
       continue
@@ -281,9 +282,6 @@ def _entries(opened: zipfile.ZipFile, said: str) -> Iterator[tuple[zipfile.ZipIn
       )
     if place.suffix.lower() == ARCHIVE:
       raise BadDataError(f"{what} is an archive in an archive; unpack it first")
-    if (key := _key(place)) in seen:
-      raise BadDataError(f"{what} is in it twice; make the archive again")
-    seen.add(key)
     yield entry, place
 
 
