@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PARITY := .venv-parity/bin
 PEERS := .venv-peers/bin
+PAGE := .venv-page/bin
 RUN := runs/demo
 
-.PHONY: demo test test_slow test_long test_readme drill lint docs format parity bench clean
+.PHONY: demo test test_slow test_long test_readme test_page drill lint docs format parity bench clean
 
 demo: .venv/installed  ## protect real photographs, train on them, write a report
 	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
@@ -24,6 +25,11 @@ test_long: .venv/installed  ## the longest runs: killed ones, several processes,
 # One test of many runs, which takes longer than others may.
 test_readme: .venv/installed  ## every command of README.md, with `:smoke` sizes
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m readme -o faulthandler_timeout=2400
+
+# With Pillow's lowest version, which Gradio needs: hence the tests of what reads and writes files.
+test_page: .venv-page/installed  ## the page in Chromium (chromium, chromedriver), and tests of data
+	JAX_PLATFORMS=cpu $(PAGE)/python -m pytest -m "not long and not readme" tests/page tests/data \
+	  tests/experiments/test_page.py
 
 # FULL=1 for the published sizes, JOBS=2 for two lines of the table at a time.
 drill: .venv/installed  ## kill, race and feed damaged files to the programs; a table of what held
@@ -50,7 +56,7 @@ bench: .venv/installed .venv-peers/installed  ## race PyTorch on this machine
 	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.benchmark --config=default --workdir=runs/bench
 
 clean:  ## remove all environments and the caches, keep runs/
-	rm -rf .venv .venv-parity .venv-peers .pytest_cache .mypy_cache .ruff_cache *.egg-info build
+	rm -rf .venv .venv-parity .venv-peers .venv-page .pytest_cache .mypy_cache .ruff_cache *.egg-info build
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -61,6 +67,12 @@ clean:  ## remove all environments and the caches, keep runs/
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -r requirements.txt
 	$(BIN)/python -m pip install -q --no-deps -e .
+	@touch $@
+
+.venv-page/installed: tests/page/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --upgrade pip
+	$(@D)/bin/python -m pip install -q -r tests/page/requirements.txt -e ".[page,eval,test]"
 	@touch $@
 
 # torch first and alone: with it in place, the others do not ask for a build of several gigabytes.

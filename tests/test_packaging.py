@@ -72,11 +72,14 @@ def test_requirements_pin_what_the_package_asks_for(python: str) -> None:
 
 
 def test_lower_bounds_are_versions_that_are_tested() -> None:
-  pinned = pins("requirements.txt", PYTHONS[0])
+  pinned = pins("requirements.txt", PYTHONS[0]) | pins("tests/page/requirements.txt", PYTHONS[0])
   extras = PROJECT["optional-dependencies"]
-  asked = [PROJECT["dependencies"], *(extras[name] for name in ("eval", "tfds", "test", "lint"))]
+  names = ("eval", "tfds", "test", "lint", "page")
+  asked = [PROJECT["dependencies"], *(extras[name] for name in names)]
   for requirement in map(Requirement, sum(asked, [])):
     for bound in requirement.specifier:
+      if bound.operator == "<":  # A next major version, which no one has tested.
+        continue
       assert bound.version == pinned[canonicalize_name(requirement.name)], requirement
 
 

@@ -108,6 +108,7 @@ _WORDS: dict[str, list[str]] = {
   "evaluate": ["--radius_255=8"],
   "timesteps": ["--model=MODEL"],
   "impress": ["--config=demo:smoke"],
+  "page": [],
   "protect": ["--method=random_noise"],
   "purify": ["--method=jpeg"],
   "sample": ["--model=MODEL"],

@@ -133,7 +133,7 @@ def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
   known: set[str] = set()
   from absl import flags as absl_flags
 
-  for name in ("protect", "impress", "sample", "train", "purify"):
+  for name in ("protect", "page", "impress", "sample", "train", "purify"):
     load_entry_point(f"experiments.{name}")
     _cli._define_deterministic()  # As `cli.run`, which the loader leaves out.
     known |= {f"--{flag}" for flag in absl_flags.FLAGS}

@@ -18,6 +18,7 @@ ORDER = (
   ("launch",),
   ("experiments",),
   ("commands",),
+  ("page",),
   ("benchmark", "studies"),
   ("report", "stages"),
   ("metrics", "protections", "purifiers", "threats"),
