@@ -6,6 +6,7 @@ python -m tests.house.pages build/api
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 import sys
 import warnings
@@ -16,7 +17,9 @@ from types import ModuleType
 import udp_jax
 
 # These run where torch is installed and this package is not.
-PEERS = ("udp_jax.benchmark.torch_impress", "udp_jax.benchmark.torch_worker")
+PEERS: tuple[str, ...] = ("udp_jax.benchmark.torch_impress", "udp_jax.benchmark.torch_worker")
+if importlib.util.find_spec("gradio") is None:  # The extra `page`.
+  PEERS += ("udp_jax.page.app", "udp_jax.page.server")
 
 
 def modules() -> list[str]:

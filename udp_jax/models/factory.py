@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from udp_jax.errors import ConfigError
 from udp_jax.models import adm, galaxies, latent, places, published, weights
@@ -129,6 +130,7 @@ def load(folder: str | os.PathLike, **options: Any) -> tuple[DiffusionModel, UNe
   if places.kind_of(folder) != places.PIXEL:
     raise ConfigError(f"{folder} holds a latent diffusion model: a model of pixels is needed here")
   folder = places.resolve(folder)
+  tensors: Mapping[str, np.ndarray]
   raw, tensors = weights.load_pretrained(folder)
   scheduler = weights.load_scheduler_config(folder) or {}
   try:

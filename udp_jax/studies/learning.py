@@ -26,7 +26,6 @@ from udp_jax.runtime import files
 from udp_jax.runtime import workdir as workdir_lib
 from udp_jax.stages import sample, train
 from udp_jax.stages.tiles import Pictures
-from udp_jax.studies.build import Study
 from udp_jax.threats.base import Threat
 
 # The name of a threat in `config.threat` of studies whose pictures nothing learns from.
@@ -54,11 +53,11 @@ class Learned(NamedTuple):
 class Learner:
   """Fine-tunes the model of a study on windows of any row; it is compiled once."""
 
-  def __init__(self, study: Study, pictures: Pictures):
+  def __init__(self, study: Any, pictures: Pictures):
     """Builds the threat; nothing is computed yet.
 
     Args:
-      study: `config.threat` says how to fine-tune; `config.pictures` how many `windows`, and their
+      study: a `studies.build.Study`, whose `config.threat` says how to fine-tune; `config.pictures` how many `windows`, and their
         `smallest_window` in pixels.
       pictures: the pictures, clean and with captions.
 

@@ -1,6 +1,6 @@
-"""The first run: photographs from installed packages, four training sets, minutes on a CPU.
+"""Crops of photographs from installed packages, four training sets, minutes on a CPU.
 
-python -m experiments.eudp --config=demo --workdir=runs/demo
+python -m experiments.eudp --config=demo_pixels --workdir=runs/demo_pixels
 Hardware: 2 CPU cores. Time: under 8 minutes. A demonstration, not evidence: one seed, a small
 model, short training.
 """
@@ -9,7 +9,7 @@ from experiments.configs import common
 
 
 def get_config(variant=None):
-  """The demo's config; `variant` "smoke" takes seconds."""
+  """A small pixel DDPM; `variant` "smoke" takes seconds."""
   config = common.study("EUDP on real photographs: a demonstration")
   config.notice = (
     "A demonstration, not evidence: a small model trained for a short time with one seed, on crops "
