@@ -7,7 +7,7 @@ usage() {
   cat <<'EOF'
 Runs a command as N processes of one run on this machine: to try on one machine what a pod does.
 
-  bash launch/local.sh 2 -- python -m experiments.eudp --config=demo:smoke --workdir=runs/two
+  bash launch/local.sh 2 -- python -m experiments.eudp --config=demo_pixels:smoke --workdir=runs/two
 
 Process 0 writes to the terminal, the others to files. If one of them fails, it is named, the
 others end, and so does this script. Ctrl-C and SIGTERM are passed on to all of them: they save at

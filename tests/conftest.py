@@ -370,7 +370,7 @@ def run_module(process_environment: dict[str, str]) -> Iterator[Run]:
 
 @pytest.fixture(scope="session")
 def entry_point(run_module: Run) -> Run:
-  """`entry_point("eudp", "--config=demo:smoke", ...)`: runs it as a user does, to its end."""
+  """`entry_point("eudp", "--config=demo_pixels:smoke", ...)`: runs it as a user does."""
   return lambda name, *words: run_module(f"experiments.{name}", *words)
 
 
@@ -388,7 +388,7 @@ def smoke(entry_point: Run, common_folder: Path) -> Finished:
   with (common_folder / "smoke.lock").open("w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if not said[-1].exists():
-      done = entry_point("eudp", "--config", "demo:smoke", f"--workdir={folder / 'run'}")
+      done = entry_point("eudp", "--config", "demo_pixels:smoke", f"--workdir={folder / 'run'}")
       assert done.returncode == 0, done.stderr
       for file, text in zip(said, (done.stdout, done.stderr), strict=True):
         file.write_text(text)

@@ -88,19 +88,25 @@ def test_without_flags_says_what_is_needed(name: str, entry_point) -> None:
     (["--config", "nope"], "unknown config 'nope' of eudp"),
     (["--config="], "unknown config '' of eudp"),
     (["--config"], "--config needs a name"),
-    (["--config=demo:nope"], "unknown variant 'nope' of config demo; known: smoke"),
-    (["--config=demo", "--config.nope=1"], "unknown field config.nope; fields of config: .*rows"),
+    (["--config=demo_pixels:nope"], "unknown variant 'nope' of config demo_pixels; known: smoke"),
     (
-      ["--config.data.nope=1", "--config=demo"],
+      ["--config=demo_pixels", "--config.nope=1"],
+      "unknown field config.nope; fields of config: .*rows",
+    ),
+    (
+      ["--config.data.nope=1", "--config=demo_pixels"],
       "unknown field config.data.nope; fields of config.data: classes,",
     ),
-    (["--config=demo", "--config.data=1"], "config.data is a group of fields: classes"),
-    (["--config=demo", "--config.seed.x=1"], "config.seed is a value"),
+    (["--config=demo_pixels", "--config.data=1"], "config.data is a group of fields: classes"),
+    (["--config=demo_pixels", "--config.seed.x=1"], "config.seed is a value"),
     (["--config.seed=1"], "--config.seed=1 needs --config=NAME"),
-    (["--config=demo", "--config.num_rounds=abc"], "--config.num_rounds=abc: invalid literal"),
-    (["--config=demo", "--config.num_rounds=1.5"], "num_rounds"),
-    (["--config=demo", "--evaluate=perhaps"], "evaluate=perhaps"),
-    (["--config=demo"], "--workdir is needed"),
+    (
+      ["--config=demo_pixels", "--config.num_rounds=abc"],
+      "--config.num_rounds=abc: invalid literal",
+    ),
+    (["--config=demo_pixels", "--config.num_rounds=1.5"], "num_rounds"),
+    (["--config=demo_pixels", "--evaluate=perhaps"], "evaluate=perhaps"),
+    (["--config=demo_pixels"], "--workdir is needed"),
     (["--workdir=x"], "--config is needed"),
     (["--config=folder", "--workdir=x"], "--config.data.source is needed"),
     (["--num_processes=2"], "--num_processes needs --coordinator and --process_id too"),
@@ -133,7 +139,7 @@ def test_overrides_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     [
       "--config.rows=('clean', 'eudp')",
       "--config",
-      "demo:smoke",
+      "demo_pixels:smoke",
       "--config.threat.seeds=(0,1)",
       "--config.protections.eudp.a=0.25",
       "--config.data.source=some/folder",
@@ -155,11 +161,11 @@ def test_overrides_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_may_be_a_single_name(monkeypatch: pytest.MonkeyPatch) -> None:
-  assert _parsed(["--config=demo", "--config.rows=clean"], monkeypatch).rows == ("clean",)
+  assert _parsed(["--config=demo_pixels", "--config.rows=clean"], monkeypatch).rows == ("clean",)
 
 
 def test_configs_of_another_experiment_are_unknown() -> None:
-  with pytest.raises(ConfigError, match="known: cifar10, cifar10_small, demo, folder"):
+  with pytest.raises(ConfigError, match="known: cifar10, cifar10_small, demo, demo_pixels, folder"):
     _cli.get_config("udp", "eudp")
 
 

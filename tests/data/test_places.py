@@ -89,7 +89,7 @@ def test_what_is_harmless_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_configs_name_places_as_flags_do(tmp_path: Path) -> None:
-  config = _cli.get_config("eudp", "demo:smoke")
+  config = _cli.get_config("eudp", "demo_pixels:smoke")
   assert places.from_config(config) == {}
   save_picture(tmp_path / "in" / "a.png")
   config.data.source = f"folder:{tmp_path / 'in'}"
@@ -104,7 +104,7 @@ _PLACES = {"input", "output", "workdir", "json", "clean", "protected", "real", "
 # What each needs beside its places; an entry point that is new may need a line here.
 _WORDS: dict[str, list[str]] = {
   "benchmark": ["--config=default:smoke"],
-  "eudp": ["--config=demo:smoke"],
+  "eudp": ["--config=demo_pixels:smoke"],
   "evaluate": ["--radius_255=8"],
   "timesteps": ["--model=MODEL"],
   "impress": ["--config=demo:smoke"],
@@ -114,7 +114,7 @@ _WORDS: dict[str, list[str]] = {
   "sample": ["--model=MODEL"],
   "train": ["--method=scratch"],
   "train_ldm": ["--config=tiny_ldm:smoke"],
-  "udp": ["--config=demo:smoke"],
+  "udp": ["--config=demo_pixels:smoke"],
   "verify": ["--radius_255=8"],
 }
 
@@ -264,7 +264,7 @@ def test_a_work_folder_belongs_to_a_place_and_not_to_its_spelling(
 
   for place in ("one/r", "one/m", "two/r", "elsewhere"):
     (tmp_path / place).mkdir(parents=True)
-  config = _cli.get_config("eudp", "demo:smoke")
+  config = _cli.get_config("eudp", "demo_pixels:smoke")
   pictures = image_set.ImageSet(np.zeros((1, 8, 8, 3), np.uint8), ["a"])
   pictures = image_set.finish(pictures, "folder r")
   work = tmp_path / "work"

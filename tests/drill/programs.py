@@ -15,13 +15,13 @@ INPUT, MODEL = "input", "model"
 # Words after `python -m`, run in a folder with `input/` and `model/` beside it.
 _PICTURES = ("--noprogress", f"--input=../{INPUT}", "--output=out")
 PROTECT = (
-  *("experiments.protect", "--config=demo:smoke", "--method=udp", *_PICTURES),
+  *("experiments.protect", "--config=demo_pixels:smoke", "--method=udp", *_PICTURES),
   *("--config.num_rounds=4", "--config.checkpoint.every_rounds=1"),
 )
-NOISE = ("experiments.protect", "--config=demo:smoke", "--method=random_noise", *_PICTURES)
+NOISE = ("experiments.protect", "--config=demo_pixels:smoke", "--method=random_noise", *_PICTURES)
 PURIFY = ("experiments.purify", "--method=gaussian_blur", *_PICTURES)
 EUDP = (
-  *("experiments.eudp", "--config=demo:smoke", "--noprogress", "--workdir=work"),
+  *("experiments.eudp", "--config=demo_pixels:smoke", "--noprogress", "--workdir=work"),
   *("--config.rows=('eudp',)", "--config.data.limit=16", "--config.data.holdout=6.0"),
   *("--config.num_rounds=4", "--config.checkpoint.every_rounds=1"),
   *("--config.threat.options.train_steps=6", "--config.checkpoint.every_steps=2"),

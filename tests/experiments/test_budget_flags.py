@@ -123,7 +123,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [[], ["--config=demo:smoke"]])
+@pytest.mark.parametrize("config", [[], ["--config=demo_pixels:smoke"]])
 @pytest.mark.parametrize("resize", [[], ["--resize"]])
 def test_protect_keeps_the_flag_s_budget(
   config: list[str], resize: list[str], folder: Path, load_entry_point, capsys

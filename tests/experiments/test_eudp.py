@@ -135,7 +135,7 @@ def test_second_call_makes_nothing_again(copy: Path, smoke, entry_point) -> None
     return {n: v for n, v in found.items() if not n.startswith(("report.", "config.json"))}
 
   before = kept()
-  done = entry_point("eudp", "--config=demo:smoke", f"--workdir={copy}")
+  done = entry_point("eudp", "--config=demo_pixels:smoke", f"--workdir={copy}")
   assert done.returncode == 0, done.stderr
   assert kept() == before
   assert _table(done.stdout) == _table(smoke.stdout)
@@ -148,7 +148,10 @@ def test_second_call_makes_nothing_again(copy: Path, smoke, entry_point) -> None
 def test_another_config_in_the_same_folder_is_refused(copy: Path, entry_point) -> None:
   before = _files(copy)
   done = entry_point(
-    "eudp", "--config=demo:smoke", f"--workdir={copy}", "--config.threat.options.train_steps=7"
+    "eudp",
+    "--config=demo_pixels:smoke",
+    f"--workdir={copy}",
+    "--config.threat.options.train_steps=7",
   )
   assert done.returncode == 2
   assert re.fullmatch(
@@ -161,7 +164,7 @@ def test_rows_may_be_added_later(copy: Path, smoke, entry_point) -> None:
   before = _files(copy / "protected")
   done = entry_point(
     "eudp",
-    "--config=demo:smoke",
+    "--config=demo_pixels:smoke",
     f"--workdir={copy}",
     "--config.rows=('clean','eudp','eudp_shuffled')",
     "--noprogress",
@@ -193,7 +196,7 @@ def test_noevaluate_stops_after_protecting(
   """And `experiments.udp` has the same words and the same numbers, without EUDP."""
   done = entry_point(
     "udp",
-    "--config=demo:smoke",
+    "--config=demo_pixels:smoke",
     f"--workdir={tmp_path / 'run'}",
     "--noevaluate",
     # The rows of `experiments.udp` by itself.

@@ -33,7 +33,7 @@ SEED = 20261122
 
 def _words(workdir: Path) -> list[str]:
   return [
-    *("--config=demo:smoke", f"--workdir={workdir}", "--config.rows=('eudp',)"),
+    *("--config=demo_pixels:smoke", f"--workdir={workdir}", "--config.rows=('eudp',)"),
     f"--config.num_rounds={ROUNDS}",
     f"--config.threat.options.train_steps={STEPS}",
     # Few enough checkpoints that a kill loses some rounds.

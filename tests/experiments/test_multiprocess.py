@@ -36,7 +36,7 @@ PATIENCE_S = 240
 
 def _words(workdir: Path) -> list[str]:
   return [
-    *("--config=demo:smoke", f"--workdir={workdir}", "--config.rows=('eudp',)"),
+    *("--config=demo_pixels:smoke", f"--workdir={workdir}", "--config.rows=('eudp',)"),
     f"--config.num_rounds={ROUNDS}",
     "--config.checkpoint.every_rounds=6",
     # Three batches of samples for two processes.

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-NOISE = ("--config=demo:smoke", "--method=random_noise", "--noprogress")
+NOISE = ("--config=demo_pixels:smoke", "--method=random_noise", "--noprogress")
 
 
 def _pictures(folder: Path, *numbers: int) -> Path:
@@ -71,7 +71,7 @@ def test_folders_of_one_artist(tmp_path: Path, process_environment, entry_point)
   _pictures(source, 2)
   (output / "p1.png").unlink()
   kept = (output / "p0.png").stat().st_mtime_ns
-  again = ["--config=demo:smoke", "--method=random_noise", "--input=../in", "--output=."]
+  again = ["--config=demo_pixels:smoke", "--method=random_noise", "--input=../in", "--output=."]
   done = subprocess.run(
     [*command[:3], *again], cwd=output, env=environment, capture_output=True, text=True, check=False
   )

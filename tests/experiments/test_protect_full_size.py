@@ -35,7 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _words(folder: Path, output: Path, *words: str) -> list[str]:
   rounds = ["--config.protections.advdm.num_rounds=12", "--config.checkpoint.every_rounds=2"]
-  start = ["--config=demo:smoke", f"--input={folder}", f"--output={output}", "--method=advdm"]
+  start = [
+    "--config=demo_pixels:smoke",
+    f"--input={folder}",
+    f"--output={output}",
+    "--method=advdm",
+  ]
   return [*start, *rounds, *words]
 
 

@@ -139,7 +139,7 @@ def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
     known |= {f"--{flag}" for flag in absl_flags.FLAGS}
   for flag in flags:
     if flag.startswith("--config."):
-      configs = [_cli.get_config(e, "demo") for e in ("eudp", "impress")]
+      configs = [_cli.get_config("eudp", "demo_pixels"), _cli.get_config("impress", "demo")]
       assert any(_has(config, flag.removeprefix("--config.")) for config in configs), flag
     else:
       assert flag in known, flag

@@ -20,7 +20,7 @@ def study(load_entry_point):
 
 
 def test_what_is_missing_is_named(study, tmp_path: Path) -> None:
-  config = _cli.get_config("eudp", "demo:smoke")
+  config = _cli.get_config("eudp", "demo_pixels:smoke")
   with pytest.raises(ConfigError, match="--config is needed"):
     study.main(None, str(tmp_path))
   with pytest.raises(ConfigError, match="--workdir is needed"):
@@ -38,7 +38,7 @@ def test_pictures_and_sets_are_different_studies(
   asked: list[str] = []
   monkeypatch.setattr(study, "_run_pictures", lambda config, folder: asked.append("pictures"))
   monkeypatch.setattr(study, "_run_study", lambda config, folder: asked.append("study"))
-  for name in ("demo", "tiny_ldm"):
+  for name in ("demo_pixels", "tiny_ldm"):
     config = _cli.get_config("eudp", f"{name}:smoke")
     if not config.data.source:
       config.data.source = str(tmp_path)

@@ -53,12 +53,12 @@ class Run(NamedTuple):
 
 
 _PROTECT = (
-  *("experiments.protect", "--config=demo:smoke", "--method=eudp"),
+  *("experiments.protect", "--config=demo_pixels:smoke", "--method=eudp"),
   *(f"--input=../{programs.INPUT}", "--output=protected", "--noprogress"),
 )
 _STUDY = ("--workdir=work", "--noprogress")
 RUNS = {
-  "eudp_demo": Run(("experiments.eudp", "--config=demo:smoke", *_STUDY)),
+  "eudp_demo": Run(("experiments.eudp", "--config=demo_pixels:smoke", *_STUDY)),
   "eudp_tiny_ldm": Run(("experiments.eudp", "--config=tiny_ldm:smoke", *_STUDY)),
   "protect": Run(_PROTECT),
   "protect_streamed": Run((*_PROTECT, "--config.performance.shard_batches=1")),

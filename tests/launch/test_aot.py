@@ -60,7 +60,7 @@ def test_without_libtpu(run_module):
 )
 def test_a_small_model_for_a_tpu_slice(tmp_path):
   out = tmp_path / "aot.json"
-  words = ["--config=demo:smoke", "--topology=v5e:2x2", "--per_device_batch_size=4"]
+  words = ["--config=demo_pixels:smoke", "--topology=v5e:2x2", "--per_device_batch_size=4"]
   done = _aot(*words, "--num_images=40", "--programs=min,max", f"--out={out}")
   assert done.returncode == 0, done.stderr
   assert "compilation cache" not in done.stderr
@@ -85,7 +85,12 @@ def test_a_small_model_for_a_tpu_slice(tmp_path):
 )
 def test_a_small_model_for_gpus(tmp_path):
   out = tmp_path / "aot.json"
-  words = ["--config=demo:smoke", "--kind=gpu", "--topology=h100:2", "--per_device_batch_size=8"]
+  words = [
+    "--config=demo_pixels:smoke",
+    "--kind=gpu",
+    "--topology=h100:2",
+    "--per_device_batch_size=8",
+  ]
   words += ["--config.performance.dtype=bfloat16", "--top=3"]
   done = _aot(*words, "--num_images=40", f"--out={out}")
   assert done.returncode == 0, done.stderr

@@ -220,8 +220,8 @@ def test_a_piece_without_time_leaves_nothing(packed: Path, tmp_path: Path) -> No
   [
     ([], "--do is needed"),
     (["--do=pack"], "--config is needed"),
-    (["--do=pack", "--config=demo:smoke"], "--pictures is needed"),
-    (["--do=judge", "--config=demo:smoke", "--pictures=x"], "--workdir is needed"),
+    (["--do=pack", "--config=demo_pixels:smoke"], "--pictures is needed"),
+    (["--do=judge", "--config=demo_pixels:smoke", "--pictures=x"], "--workdir is needed"),
   ],
 )
 def test_wrong_arguments(words: list[str], message: str, run_module) -> None:

@@ -26,7 +26,7 @@ from launch import chips, compiled, programs
 from udp_jax.benchmark import hlo
 from udp_jax.errors import ConfigError
 
-config = _cli.get_config("eudp", "demo:smoke")
+config = _cli.get_config("eudp", "demo_pixels:smoke")
 mesh = programs.make_mesh(jax.devices(), config)
 target = chips.Target("cpu", "cpu", jax.devices(), len(jax.devices()), None, None)
 setting = programs.setting(config, "eudp", mesh, target, 40, 16)
@@ -66,7 +66,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def one():
   """A config, and the setting of a row of it on this process's device."""
-  config = _cli.get_config("eudp", "demo:smoke")
+  config = _cli.get_config("eudp", "demo_pixels:smoke")
   mesh = programs.make_mesh(jax.devices()[:1], config)
   target = chips.Target("cpu", "cpu", jax.devices()[:1], 1, None, None)
 
@@ -77,7 +77,7 @@ def one():
 
 
 def test_parts_of_a_round_on_one_device(one):
-  """demo:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
+  """demo_pixels:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
   config, setting = one
   found = setting()
   assert found.num_batches == 3
@@ -125,8 +125,8 @@ def test_a_target_decides_and_the_config_stays():
   ids=str,
 )
 def test_the_target_s_attention_is_compiled(gpu, dtype, fused, monkeypatch):
-  """demo:smoke has one head; this process has no GPU, and is not asked."""
-  config = _cli.get_config("eudp", "demo:smoke")
+  """demo_pixels:smoke has one head; this process has no GPU, and is not asked."""
+  config = _cli.get_config("eudp", "demo_pixels:smoke")
   with config.unlocked():
     config.performance.dtype = dtype
   mesh = programs.make_mesh(jax.devices()[:1], config)
@@ -170,7 +170,7 @@ def test_a_gpu_s_program_trains_as_often_as_a_round(gpu, repeats, one):
 )
 def test_a_gpu_s_program_has_the_products_of_a_cpu_s():
   """With the same forms of convolution and attention, though one calls libraries for them."""
-  config = _cli.get_config("eudp", "demo:smoke")
+  config = _cli.get_config("eudp", "demo_pixels:smoke")
   with config.unlocked():
     config.performance.update({"conv_method": "xla", "attention": "chunked"})
   here = chips.Target("cpu", "cpu", jax.devices()[:1], 1, None, None)
@@ -196,7 +196,7 @@ def eight(eight_devices):
 
 @pytest.mark.slow
 def test_parts_of_a_round(eight):
-  """demo:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
+  """demo_pixels:smoke trains 3 steps a round and perturbs each of the 3 batches once."""
   assert eight["num_batches"] == 3
   assert eight["parts"] == [["min", 1, 3, 1], ["max", 2, 3, 3]]
   assert eight["joint"] == [["joint", None, 3, 1]]

@@ -179,7 +179,7 @@ def test_a_step_follows_the_mean_of_its_draws_gradients(name, latent_model):
 
 @pytest.mark.parametrize("name", ["udp", "eudp"])
 def test_the_game_takes_the_draws_of_its_config(name, gaussian_model, monkeypatch):
-  config = _cli.get_config("eudp", "demo")
+  config = _cli.get_config("eudp", "demo_pixels")
   config.protections[name].num_draws = 4  # The field is there: `--config.protections...` sets it.
   options = dict(rows.settings(config, name).options)
   taken = []

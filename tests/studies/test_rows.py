@@ -27,7 +27,7 @@ from udp_jax.studies.build import Study
 from udp_jax.studies.matrix import results
 
 CONFIGS = [
-  pytest.param(e, n, marks=[] if n in ("demo", "photoguard") else pytest.mark.slow)
+  pytest.param(e, n, marks=[] if n in ("demo", "demo_pixels", "photoguard") else pytest.mark.slow)
   for e in ("eudp", "udp", "impress")
   for n in _cli.config_names(e)
 ]

@@ -76,7 +76,7 @@ def test_report_holds_what_a_reader_needs(report: dict, smoke) -> None:
   assert report["data"]["source"].startswith("builtin")
   assert report["feature_label"] == "FD-EffLite0"
   assert report["command"] == (
-    f"python -m experiments.eudp --config demo:smoke --workdir={smoke.workdir}"
+    f"python -m experiments.eudp --config demo_pixels:smoke --workdir={smoke.workdir}"
   )
   assert report["hardware"]["backend"] == "cpu"
   assert report["versions"]["jax"]
@@ -126,5 +126,5 @@ def test_page_opens_and_every_picture_loads(smoke, open_in_browser) -> None:
   # Eight pictures clean, protected and amplified for three rows; samples of four.
   assert result["count"] >= 8 + 4
   assert result["figures"] >= 2
-  for word in ("EUDP on real photographs", "Random noise", "FD-EffLite0", "demo:smoke"):
+  for word in ("EUDP on real photographs", "Random noise", "FD-EffLite0", "demo_pixels:smoke"):
     assert word in result["text"]

@@ -84,7 +84,7 @@ def test_another_model_is_refused(file: Path, model: Model, tiny_model, tmp_path
 
 
 def test_rows_of_a_config_draw_by_the_file(file: Path, model: Model, tmp_path: Path) -> None:
-  config = _cli.get_config("eudp", "demo")
+  config = _cli.get_config("eudp", "demo_pixels")
   changes = {"model.path": str(tmp_path / "ddpm"), "model.timestep_probs": str(file)}
   for name in ("udp", "eudp", "advdm"):
     changes[f"protections.{name}.probs"] = "measured"
@@ -100,7 +100,7 @@ def test_rows_of_a_config_draw_by_the_file(file: Path, model: Model, tmp_path: P
 
 
 def test_a_file_that_is_measured_again_is_another_setting(file: Path, tmp_path: Path) -> None:
-  config = _cli.get_config("eudp", "demo")
+  config = _cli.get_config("eudp", "demo_pixels")
   before = config_changes.recorded(config)
   # Records of before know no such field.
   old = {**before, "model": {k: v for k, v in before["model"].items() if k != "timestep_probs"}}

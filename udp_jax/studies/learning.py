@@ -57,8 +57,8 @@ class Learner:
     """Builds the threat; nothing is computed yet.
 
     Args:
-      study: a `studies.build.Study`, whose `config.threat` says how to fine-tune; `config.pictures` how many `windows`, and their
-        `smallest_window` in pixels.
+      study: a `studies.build.Study`. `config.threat` says how to fine-tune; `config.pictures` how
+        many `windows`, and their `smallest_window` in pixels.
       pictures: the pictures, clean and with captions.
 
     Raises:

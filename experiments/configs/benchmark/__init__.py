@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs import common
-from experiments.configs.eudp import demo
+from experiments.configs.eudp import demo_pixels
 
 DTYPES = ("float32", "bfloat16")
 # Stable Diffusion's layout at a size for CPUs: a U-Net of 18 M parameters, an autoencoder of 14 M.
@@ -107,8 +107,8 @@ def base(title: str) -> ConfigDict:
   config.cache = False
   config.models = ConfigDict()
   config.models.ddpm_cifar10 = ConfigDict(common.DDPM_CIFAR10)
-  config.models.demo = demo.get_config().model.unet
-  config.models.demo.sample_size = demo.get_config().data.image_size
+  config.models.demo = demo_pixels.get_config().model.unet
+  config.models.demo.sample_size = demo_pixels.get_config().data.image_size
   config.latent_models = ConfigDict({"sd_small": SD_SMALL})
   config.performance = common.study("").performance
 
