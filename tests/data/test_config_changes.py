@@ -187,3 +187,11 @@ def test_records_from_before_models_had_choices():
   assert changed(old, new) == changed(new, old) == []
   new["model"]["prediction_type"] = "epsilon"
   assert changed(old, new) == ["model.prediction_type"]
+
+
+def test_records_from_before_anything_was_learned_from_pictures():
+  old = {"pictures": {"tile_size": 0}, "threat": {"name": "scratch"}}
+  new = {"pictures": {"tile_size": 0, "windows": 240, "smallest_window": 112}}
+  assert changed(old, old | new) == []
+  new["pictures"]["tile_size"] = 64
+  assert changed(old, old | new) == ["pictures.tile_size"]

@@ -14,10 +14,11 @@ from udp_jax.studies import settings
 
 FOLDER = Path(experiments.__file__).parent
 ENTRY_POINTS = sorted(p.stem for p in FOLDER.glob("[a-z]*.py"))
-# Those that change no picture; `verify` and `evaluate` are told a budget to measure against.
+# Those that change no picture, or have `protect` do it; `verify` and `evaluate` are told a budget
+# to measure against.
 PROTECT_NOTHING = {
   *("benchmark", "calibrate", "evaluate", "purify", "sample", "timesteps", "train", "train_ldm"),
-  "verify",
+  *("page", "verify"),
 }
 PROTECTING = [name for name in ENTRY_POINTS if name not in PROTECT_NOTHING]
 # Where a config is not needed, and the flags that it then takes.
@@ -151,7 +152,7 @@ def test_methods_that_use_a_model_ask_for_one(folder: Path, load_entry_point) ->
   for method in ("eudp", "advdm", "glaze", "udp_matched_noise"):
     with pytest.raises(ConfigError) as raised:
       _protect(load_entry_point, *words, f"--method={method}")
-    for choice in ("--model=tiny_ldm", "--model=FOLDER", "Stable Diffusion", "--model=pixel"):
+    for choice in ("--model=tiny_ldm", "--model=MODEL", "Stable Diffusion", "--model=pixel"):
       assert choice in str(raised.value)
   assert [path.name for path in folder.iterdir()] == ["in"]
   with pytest.raises(ConfigError, match="unknown method or row 'nope'"):

@@ -32,6 +32,7 @@ NOT_RUN = {
   "udp-jax protect": "tests/test_packaging.py runs it from the wheel",
   "udp-jax verify": "tests/test_packaging.py runs it from the wheel",
   "udp-jax models": "tests/test_packaging.py runs it from the wheel",
+  "udp-jax page": "a server: tests/page drives it in a browser",
   "bash launch/local.sh": "several processes: tests/experiments/test_multiprocess.py runs it",
   "bash launch/gpu_run.sh": "needs a GPU: tests/launch/test_gpu_run.py runs it at smoke size",
   "bash launch/tpu_pod.sh": "cloud machines: tests/launch/test_tpu_pod.py runs it with a stand-in",

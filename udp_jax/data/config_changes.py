@@ -27,6 +27,8 @@ _CHANGES_RESULTS = {
   "model.vae": "",
   "model.tokenizer": "",
   "model.prediction_type": "",
+  "pictures.windows": 240,
+  "pictures.smallest_window": 112,
 }
 
 
@@ -135,7 +137,7 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   entries = ("protections", "purifiers", "threats")
   old, new = _completed(old), _completed(new)
   nested: tuple[str, ...] = ("data", "prior", "threat", "model", "evaluation", "performance")
-  nested += ("protection_model", "purifier_model", *entries)
+  nested += ("protection_model", "purifier_model", "pictures", *entries)
   flat_old, flat_new = (_only_results(_flat(config, nested)) for config in (old, new))
   known_old, known_new = (config.get(PLACES) or {} for config in (old, new))
 

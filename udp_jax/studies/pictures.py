@@ -268,7 +268,9 @@ def run(
     prompt=config.data.prompt or None,
     progress=progress,
   )
-  check_workdir(study, pictures)
+  # The folder's record has the pictures' hash in the place of these.
+  taught = {"windows": asked.windows, "smallest_window": asked.smallest_window}
+  check_workdir(study, pictures, **(taught if learning.is_asked(config) else {}))
   learner = Learner(study, pictures) if evaluate and learning.is_asked(config) else None
   rows = list(dict.fromkeys(config.rows))
   for row in rows:
