@@ -336,3 +336,22 @@ def test_oldest_names_of_the_text_encoder(tmp_path: Path) -> None:
   with pytest.raises(BadDataError, match="unexpected") as raised:
     weights.from_torch_names(made.tensors["text_encoder"], template)
   assert "missing" not in str(raised.value)
+
+
+def test_a_file_of_xl_is_the_model_that_its_folder_is(
+  vocabulary_folder: Path, tmp_path: Path
+) -> None:
+  file = tmp_path / "model.safetensors"
+  tensors = _write(file, "sdxl")
+  assert places.kind_of(file) == places.LATENT
+  loaded = pipeline.load_pipeline(file, choices=pipeline.Choices(tokenizer=str(vocabulary_folder)))
+  second = loaded.params["text_encoder_2"]["text_projection"]["kernel"]
+  theirs = tensors["conditioner.embedders.1.model.text_projection"]
+  np.testing.assert_array_equal(second, theirs.astype(np.float32))
+  assert loaded.configs["text_encoder_2"].pad_token_id == 0
+  pipeline.save_pipeline_folder(tmp_path / "folder", loaded)
+  again = pipeline.load_pipeline(tmp_path / "folder")
+  assert again.configs == loaded.configs
+  assert again.tokenizer_2.special == loaded.tokenizer_2.special != again.tokenizer.special
+  for leaf, wanted in zip(*(jax.tree.leaves(p.params) for p in (again, loaded)), strict=True):
+    np.testing.assert_array_equal(leaf, wanted)
