@@ -63,11 +63,11 @@ def outcome(purifier, params, pictures):
 def test_budgets_are_in_units_of_lpips(tiny_pipeline, plain_distance, pictures):
   """A calibrated distance takes the budget that its own scale has for it."""
   own = SETTINGS | {"num_steps": 1, "perceptual_weight": 1e4}
-  calibrated = plain_distance._replace(calibration=((0.01, 0.02), (0.1, 0.2)))
+  calibrated = plain_distance._replace(calibration=((1e-4, 2e-4), (0.1, 0.2)))
   given = [
-    {"perceptual": plain_distance, "perceptual_budget": 0.1},
-    {"perceptual": calibrated, "perceptual_budget": 0.05},
-    {"perceptual": calibrated, "perceptual_budget": 0.1},
+    {"perceptual": plain_distance, "perceptual_budget": 1e-3},
+    {"perceptual": calibrated, "perceptual_budget": 5e-4},
+    {"perceptual": calibrated, "perceptual_budget": 1e-3},
   ]
   losses = []
   for options in given:

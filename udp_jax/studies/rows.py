@@ -265,7 +265,7 @@ def settings(config: Any, name: str, model: Model | None = None) -> Row:
   for prompt in [option for option in options if option.endswith("_prompt")]:
     if (ids := f"{prompt.removesuffix('_prompt')}_ids") in accepted:
       options[ids] = _token_ids(config, model, options.pop(prompt))
-  if "clean_set" in accepted and config.data.get("clean_set"):
+  if "clean_set" in accepted and config.get("data", {}).get("clean_set"):
     options.setdefault("clean_set", config.data.clean_set)
   if "joint_gradients" in accepted and config.performance.get("joint_gradients"):
     options.setdefault("joint_gradients", True)
