@@ -99,17 +99,51 @@ def test_pictures_without_a_value_are_left_out_of_all_cells() -> None:
   assert found.value == pytest.approx(0.5)
 
 
+def test_equal_effects_tell_no_noise() -> None:
+  """Three pictures whose class is lost to the protection: one answer, three times."""
+  found = survived(cell(1, 1, 1), cell(1, 1, 1), cell(0, 0, 0), cell(1, 1, 1))
+  assert found.reason == survival.NO_SPREAD and found.value is None and found.p is None
+
+
+def test_windows_of_a_picture_are_one_value() -> None:
+  """Nine windows of three pictures are as three pictures; of two, too few."""
+  whole, left = np.array([0.7, 0.9, 0.8]), np.array([0.25, 0.35, 0.3])
+  shift = np.tile([-0.01, 0.0, 0.01], 3)
+  groups, zeros = np.repeat([0, 1, 2], 3), np.zeros((1, 9))
+  windows = (left[groups] + shift)[None], zeros, (whole[groups] + shift)[None], zeros
+  found = survival.survival(*windows, trained=False, groups=groups)
+  alone = survived(cell(*left), cell(0, 0, 0), cell(*whole), cell(0, 0, 0))
+  assert found.value == pytest.approx(alone.value)
+  assert found.interval == pytest.approx(alone.interval)
+  few = survival.survival(*windows, trained=False, groups=groups // 2)
+  assert few.reason == survival.TOO_FEW and few.effect == pytest.approx(0.8)
+
+
+def test_an_effect_passes_holm_over_the_rows() -> None:
+  """A row of p = 0.03 has an effect alone, and none among ten rows of noise."""
+  draw = np.random.default_rng(5).normal(size=20)
+  draw = (draw - draw.mean()) / draw.std(ddof=1) * 20**0.5
+  weak, zero = (draw + stats.t.isf(0.015, 19))[None], np.zeros((1, 20))
+  values = {("clean", "none"): zero, ("clean", "q"): zero}
+  values |= {("weak", "none"): weak, ("weak", "q"): 0.5 * weak}
+  values |= {(str(n), p): draw[None] for n in range(10) for p in ("none", "q")}
+  for rows, defined in ((["weak"], True), (["weak", *map(str, range(10))], False)):
+    first, *_ = survival.table(values, rows, ["q"], clean="clean", none="none", trained=False)
+    assert (first["purifiers"]["q"]["value"] is not None) == defined
+    assert first["reason"] == ("" if defined else survival.NO_EFFECT)
+
+
 def test_table_names_the_worst_purifier() -> None:
   values = {
     ("clean", "none"): cell(0, 0),
     ("clean", "jpeg"): cell(0, 0),
     ("clean", "blur"): cell(0.5, 0.5),
-    ("foo", "none"): cell(1.0, 1.1),
+    ("foo", "none"): cell(1.04, 1.06),
     ("foo", "jpeg"): cell(0.8, 0.9),
     ("foo", "blur"): cell(0.6, 0.6),
     ("noise", "none"): cell(0.1, -0.1),
     ("noise", "jpeg"): cell(0.1, 0.1),
-    ("gone", "none"): cell(-1.0, -1.1),
+    ("gone", "none"): cell(-1.04, -1.06),
     ("gone", "blur"): cell(0.0, 0.0),
   }
   foo, noise, gone = survival.table(
