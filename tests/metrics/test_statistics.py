@@ -151,6 +151,11 @@ def test_few_trainings_have_no_interval(seeds: int) -> None:
   assert statistics.over_seeds([1.0, 2.0][:seeds])["interval"] is None
 
 
+def test_two_pictures_have_no_interval() -> None:
+  found = statistics.summarise(np.array([[2.0, 3.0]]), trained=False)
+  assert found["interval"] is None and found["p"] is None and found["std"] is not None
+
+
 def test_one_picture_has_no_spread() -> None:
   found = statistics.summarise(np.array([[2.0]]), trained=False)
   undefined = dict.fromkeys(("std", "seed_std", "interval", "p"))

@@ -40,8 +40,8 @@ from scipy import special
 LEVEL = 0.95
 # With fewer trainings there is no interval and no claim.
 MIN_SEEDS = 3
-# The same with fewer groups of pictures.
-MIN_GROUPS = 3
+# The same with fewer pictures, or groups of pictures.
+MIN_PICTURES = 3
 # Surrogates and random starts are draws too, but each protection is made once.
 _ONE_RUN = "It speaks of this one run of each protection."
 MEANING = (
@@ -108,7 +108,7 @@ def meaning(groups: np.ndarray | None = None) -> str:
     return MEANING
   return (
     f"{MEANING} The pictures come from {len(np.unique(groups))} groups (parts of one picture); "
-    f"means are over groups, which count equally, and intervals of pictures take {MIN_GROUPS} "
+    f"means are over groups, which count equally, and intervals of pictures take {MIN_PICTURES} "
     "groups or more."
   )
 
@@ -135,7 +135,7 @@ def can_tell(shape: tuple[int, ...], *, trained: bool) -> bool:
     trained: whether a model was trained for every seed, so that seeds are a random factor.
   """
   seeds, pictures = shape[-2:]
-  return pictures > 0 and (seeds >= MIN_SEEDS if trained else pictures > 1)
+  return pictures > 0 and (seeds >= MIN_SEEDS if trained else pictures >= MIN_PICTURES)
 
 
 def products(x: np.ndarray, y: np.ndarray) -> Products:
@@ -182,7 +182,7 @@ def estimate(
       pictures are independent.
   """
   values = by_group(np.asarray(values, np.float64), groups)
-  few = groups is not None and values.shape[-1] < MIN_GROUPS
+  few = groups is not None and values.shape[-1] < MIN_PICTURES
   if few or not can_tell(values.shape, trained=trained):
     return None
   found = variance(products(values, values), values.shape, trained=trained)
@@ -263,7 +263,7 @@ def summarise(
   grouped = by_group(kept, own)
   mean = float(grouped.mean())
   if flags and not trained:
-    few = own is not None and grouped.shape[1] < MIN_GROUPS
+    few = own is not None and grouped.shape[1] < MIN_PICTURES
     claim = {"interval": None if few else wilson(mean, grouped.shape[1]), "p": None}
   else:
     claim = _claim(kept, trained, own)

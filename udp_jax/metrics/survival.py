@@ -37,8 +37,8 @@ SELECTION = (
 
 NO_EFFECT = "no effect to survive: within the noise of zero without a purifier"
 TOO_FEW = (
-  f"too few to survive on: one picture, under {statistics.MIN_GROUPS} groups of pictures, or under "
-  f"{statistics.MIN_SEEDS} trained models"
+  f"too few to survive on: under {statistics.MIN_PICTURES} pictures (groups, where pictures have "
+  f"groups) or under {statistics.MIN_SEEDS} trained models"
 )
 NO_SPREAD = "no spread to survive by: equal effects do not tell how far they can be trusted"
 NOT_MEASURED = "not measured"

@@ -104,7 +104,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     own = [line for line in known if is_complete(line)]
     where = f"{subject(table)}, {metric['label']}"
     if not known and any(x["reason"] == survival.TOO_FEW for x in table["survival"][key]):
-      said.append(f"{where}: nothing is claimed from {len(report['seeds'])} seeds.")
+      said.append(f"{where}: nothing is claimed from so few trained models or pictures.")
       continue
     if not known:
       said.append(
