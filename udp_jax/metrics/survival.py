@@ -232,7 +232,9 @@ def table(
   for row in rows:
     found = {purifier: of(row, purifier) for purifier in purifiers}
     judged = max(1, sum(s.value is not None for s in found.values()))
-    together = {purifier: of(row, purifier, judged) for purifier in purifiers}
+    together = found
+    if judged > 1:
+      together = {purifier: of(row, purifier, judged) for purifier in purifiers}
     # Survival without a purifier is 1 by definition; it supplies the effect and its noise.
     alone = of(row, none)
     lines.append(
