@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def figures() -> dict[str, list[str]]:
 def test_what_the_house_keeps_few(figures: dict[str, list[str]], label: str, most: int) -> None:
   found = figures[label]
   assert len(found) <= most, "\n".join([f"{label}:", *found])
+
+
+def test_results_claim_no_certainty() -> None:
+  """Samples show what is likely, never what is so for certain."""
+  texts = [*(ROOT / "experiments" / "results").glob("*.md"), *(ROOT / "udp_jax").rglob("*.*")]
+  read = [path for path in texts if path.suffix in (".py", ".j2", ".md")]
+  assert len(read) > 100
+  assert [p.name for p in read if re.search(r"\bsurely\b", p.read_text(), re.IGNORECASE)] == []
 
 
 def test_hidden_imports_are_seen(tmp_path: Path) -> None:

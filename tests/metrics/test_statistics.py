@@ -59,6 +59,53 @@ def test_paired_differences_cover() -> None:
   assert 0.92 <= coverage(ours - theirs) <= 0.97 + CHANCE
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_windows_of_few_pictures_are_no_independent_pictures(seeds: int) -> None:
+  """Of 4 paintings x 32 windows with an intraclass correlation of 0.1, paintings are the factor."""
+  draw = np.random.default_rng([7, seeds]).normal
+  groups = np.repeat(np.arange(4), 32)
+  values = 0.1**0.5 * draw(size=(2000, 1, 4))[..., groups] + 0.9**0.5 * draw(size=(2000, 1, 128))
+  if seeds > 1:
+    values = values + 0.3 * draw(size=(2000, seeds, 1)) + 0.3 * draw(size=(2000, seeds, 128))
+  covered = []
+  for given in (groups, None):
+    mean, spread = statistics.estimate(values, trained=seeds > 1, groups=given)
+    covered.append(np.mean(abs(mean) <= spread.reach()))
+  assert covered[0] >= 0.92
+  if seeds == 1:
+    assert covered[1] < 0.8  # What the test can tell.
+
+
+def test_groups_count_equally() -> None:
+  values = np.array([[1.0, 3.0, 5.0, 7.0, np.nan, 9.0]])
+  groups = np.array([4, 4, 4, 2, 2, 0])
+  found = statistics.summarise(values, trained=False, groups=groups)
+  expected = stats.ttest_1samp([3.0, 7.0, 9.0], 0.0)
+  assert found["mean"] == pytest.approx(19 / 3) and found["count"] == 5
+  np.testing.assert_allclose(found["interval"], expected.confidence_interval(statistics.LEVEL))
+  few = statistics.summarise(values[:, :5], trained=False, groups=groups[:5])
+  assert few["interval"] is None and few["p"] is None and few["mean"] == 5.0
+  assert "3 groups" in statistics.meaning(groups)
+  assert statistics.meaning() == statistics.MEANING
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+@pytest.mark.parametrize("trained", [False, True])
+def test_equal_values_have_no_interval(value: float, trained: bool) -> None:
+  found = statistics.summarise(np.full((3, 7), value), trained=trained)
+  assert found["mean"] == pytest.approx(value)
+  assert found["interval"] is None and found["p"] is None
+
+
+def test_shares_of_hits_against_scipy() -> None:
+  for hits, count in ((6, 6), (5, 12), (0, 3)):
+    values = (np.arange(count) < hits).astype(float)[None]
+    found = statistics.summarise(values, trained=False, flags=True)
+    expected = stats.binomtest(hits, count).proportion_ci(statistics.LEVEL, method="wilson")
+    np.testing.assert_allclose(found["interval"], expected, atol=1e-12)
+    assert found["p"] is None
+
+
 def test_summary_of_pictures_and_seeds() -> None:
   values = np.array([[1.0, 2.0, np.nan, 3.0], [3.0, 4.0, 5.0, 5.0]])
   found = statistics.summarise(values, trained=False)
@@ -102,6 +149,11 @@ def test_few_trainings_have_no_interval(seeds: int) -> None:
   found = statistics.summarise(np.random.default_rng(0).normal(5.0, size=(seeds, 40)), trained=True)
   assert found["interval"] is None and found["p"] is None and found["mean"] is not None
   assert statistics.over_seeds([1.0, 2.0][:seeds])["interval"] is None
+
+
+def test_two_pictures_have_no_interval() -> None:
+  found = statistics.summarise(np.array([[2.0, 3.0]]), trained=False)
+  assert found["interval"] is None and found["p"] is None and found["std"] is not None
 
 
 def test_one_picture_has_no_spread() -> None:

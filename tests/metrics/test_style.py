@@ -60,6 +60,32 @@ def test_recognising_a_picture_is_no_style() -> None:
   assert low <= hits.sum() <= high
 
 
+def test_recognising_the_painting_of_a_window_is_no_style() -> None:
+  """Windows of ten paintings in random classes, by features without classes: no better than chance.
+
+  In each of six draws all depends on ten paintings, so only their mean is held against chance.
+  """
+  generator = np.random.default_rng(3)
+  paintings, found = np.repeat(np.arange(10), 32), {True: [], False: []}
+  for _ in range(6):
+    labels = generator.permutation(np.repeat([0, 1], 5))[paintings]
+    features = generator.normal(size=(10, 64))[paintings] + 0.3 * generator.normal(size=(320, 64))
+    edits = features + 0.1 * generator.normal(size=features.shape)
+    for grouped, hits in found.items():
+      classifier = style.fit(features, labels, groups=paintings if grouped else None)
+      hits.append(style.edit_hits(classifier, edits, labels).mean())
+  # Sixty paintings' worth of chance; what it must not do, as it once did, is in the second line.
+  assert abs(np.mean(found[True]) - 0.5) <= 2.6 * 0.5 / 60**0.5
+  assert np.mean(found[False]) > 0.95
+
+
+def test_too_few_groups_of_a_class(clusters: Labelled) -> None:
+  features, labels = clusters
+  assert style.fit(features, labels, groups=np.arange(36) // 6) is None  # Two groups a class.
+  classifier = style.fit(features, labels, groups=np.arange(36) // 4)
+  assert classifier.classes == (0, 4, 7) and classifier.accuracy == 1.0
+
+
 def test_too_few_pictures_of_a_class(clusters: Labelled) -> None:
   features, labels = clusters
   assert style.fit(features[:14], labels[:14]) is None  # Twelve of one class, two of another.

@@ -38,21 +38,25 @@ def test_formula() -> None:
 
 
 def test_falling_metrics_survive_like_rising_ones() -> None:
-  rising = survived(cell(0.4, 0.6), cell(0.2, 0.2), cell(1.09, 1.11), cell(0.1, 0.1))
-  falling = survived(cell(0.6, 0.4), cell(0.8, 0.8), cell(-0.09, -0.11), cell(0.9, 0.9))
+  rising = survived(cell(0.4, 0.6, 0.5), cell(0.2, 0.2, 0.2), cell(1.0, 1.2, 1.1), cell(*[0.1] * 3))
+  falling = survived(
+    cell(0.6, 0.4, 0.5), cell(0.8, 0.8, 0.8), cell(0, -0.2, -0.1), cell(*[0.9] * 3)
+  )
   assert rising.value == pytest.approx(0.3)
   assert falling.value == pytest.approx(rising.value)
   assert falling.interval == pytest.approx(rising.interval)
 
 
 def test_reversed_effect_is_below_zero() -> None:
-  found = survived(cell(0.1, 0.1), cell(0.3, 0.3), cell(1.0, 1.1), cell(0.0, 0.0))
+  found = survived(cell(0.1, 0.1, 0.1), cell(0.3, 0.3, 0.3), cell(1.0, 1.1, 1.05), cell(0, 0, 0))
   assert found.value == pytest.approx(-0.2 / 1.05)
 
 
-@pytest.mark.parametrize("effect", [(0.1, -0.1), (0.5, -0.3), (0.0, 0.0), (1e-14, 2e-14)])
-def test_effect_within_noise_has_no_survival(effect: tuple[float, float]) -> None:
-  found = survived(cell(0.2, 0.2), cell(0.0, 0.0), cell(*effect), cell(0.0, 0.0))
+@pytest.mark.parametrize(
+  "effect", [(0.1, -0.1, 0.0), (0.5, -0.3, 0.1), (0.0, 0.0, 0.0), (1e-14, 2e-14, 0)]
+)
+def test_effect_within_noise_has_no_survival(effect: tuple[float, ...]) -> None:
+  found = survived(cell(0.2, 0.2, 0.2), cell(0, 0, 0), cell(*effect), cell(0, 0, 0))
   assert found.value is None and found.interval is None
   assert found.reason == survival.NO_EFFECT
   assert found.kept == pytest.approx(0.2) and found.effect == pytest.approx(np.mean(effect))
@@ -83,7 +87,8 @@ def test_few_trainings_have_no_effect(seeds: int) -> None:
   assert found.effect == pytest.approx(1.0)
 
 
-def test_one_picture_and_one_seed_tell_no_noise() -> None:
+def test_few_pictures_and_one_seed_tell_no_noise() -> None:
+  assert survived(cell(1, 1.1), cell(0, 0), cell(1, 1.1), cell(0, 0)).reason == survival.TOO_FEW
   assert survived(cell(1), cell(0), cell(1), cell(0)).reason == survival.TOO_FEW
 
 
@@ -95,22 +100,57 @@ def test_what_was_not_measured() -> None:
 
 
 def test_pictures_without_a_value_are_left_out_of_all_cells() -> None:
-  found = survived(cell(0.5, np.nan, 0.6), cell(0, 0, 0), cell(1.09, 9.0, 1.11), cell(0, 5, 0))
+  zeros = cell(0, 0, 0, 0)
+  found = survived(cell(0.5, np.nan, 0.6, 0.55), zeros, cell(1.09, 9, 1.11, 1.1), cell(0, 5, 0, 0))
   assert found.value == pytest.approx(0.5)
+
+
+def test_equal_effects_tell_no_noise() -> None:
+  """Three pictures whose class is lost to the protection: one answer, three times."""
+  found = survived(cell(1, 1, 1), cell(1, 1, 1), cell(0, 0, 0), cell(1, 1, 1))
+  assert found.reason == survival.NO_SPREAD and found.value is None and found.p is None
+
+
+def test_windows_of_a_picture_are_one_value() -> None:
+  """Nine windows of three pictures are as three pictures; of two, too few."""
+  whole, left = np.array([0.7, 0.9, 0.8]), np.array([0.25, 0.35, 0.3])
+  shift = np.tile([-0.01, 0.0, 0.01], 3)
+  groups, zeros = np.repeat([0, 1, 2], 3), np.zeros((1, 9))
+  windows = (left[groups] + shift)[None], zeros, (whole[groups] + shift)[None], zeros
+  found = survival.survival(*windows, trained=False, groups=groups)
+  alone = survived(cell(*left), cell(0, 0, 0), cell(*whole), cell(0, 0, 0))
+  assert found.value == pytest.approx(alone.value)
+  assert found.interval == pytest.approx(alone.interval)
+  few = survival.survival(*windows, trained=False, groups=groups // 2)
+  assert few.reason == survival.TOO_FEW and few.effect == pytest.approx(0.8)
+
+
+def test_an_effect_passes_holm_over_the_rows() -> None:
+  """A row of p = 0.03 has an effect alone, and none among ten rows of noise."""
+  draw = np.random.default_rng(5).normal(size=20)
+  draw = (draw - draw.mean()) / draw.std(ddof=1) * 20**0.5
+  weak, zero = (draw + stats.t.isf(0.015, 19))[None], np.zeros((1, 20))
+  values = {("clean", "none"): zero, ("clean", "q"): zero}
+  values |= {("weak", "none"): weak, ("weak", "q"): 0.5 * weak}
+  values |= {(str(n), p): draw[None] for n in range(10) for p in ("none", "q")}
+  for rows, defined in ((["weak"], True), (["weak", *map(str, range(10))], False)):
+    first, *_ = survival.table(values, rows, ["q"], clean="clean", none="none", trained=False)
+    assert (first["purifiers"]["q"]["value"] is not None) == defined
+    assert first["reason"] == ("" if defined else survival.NO_EFFECT)
 
 
 def test_table_names_the_worst_purifier() -> None:
   values = {
-    ("clean", "none"): cell(0, 0),
-    ("clean", "jpeg"): cell(0, 0),
-    ("clean", "blur"): cell(0.5, 0.5),
-    ("foo", "none"): cell(1.0, 1.1),
-    ("foo", "jpeg"): cell(0.8, 0.9),
-    ("foo", "blur"): cell(0.6, 0.6),
-    ("noise", "none"): cell(0.1, -0.1),
-    ("noise", "jpeg"): cell(0.1, 0.1),
-    ("gone", "none"): cell(-1.0, -1.1),
-    ("gone", "blur"): cell(0.0, 0.0),
+    ("clean", "none"): cell(0, 0, 0),
+    ("clean", "jpeg"): cell(0, 0, 0),
+    ("clean", "blur"): cell(0.5, 0.5, 0.5),
+    ("foo", "none"): cell(1.0, 1.1, 1.05),
+    ("foo", "jpeg"): cell(0.8, 0.9, 0.85),
+    ("foo", "blur"): cell(0.6, 0.6, 0.6),
+    ("noise", "none"): cell(0.1, -0.1, 0.0),
+    ("noise", "jpeg"): cell(0.1, 0.1, 0.1),
+    ("gone", "none"): cell(-1.0, -1.1, -1.05),
+    ("gone", "blur"): cell(0.0, 0.0, 0.0),
   }
   foo, noise, gone = survival.table(
     values, ["foo", "noise", "gone"], ["jpeg", "blur"], clean="clean", none="none", trained=False

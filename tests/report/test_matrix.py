@@ -74,6 +74,7 @@ def test_page_states_formula_command_failures_and_origin() -> None:
   for words in (
     f"survival = {survival.FORMULA}",
     survival.GATE,
+    survival.SELECTION,
     statistics.MEANING,
     "demonstration, not evidence",
     "--rows=foo --purifiers=impress --threats=img2img --workdir=WORKDIR",
@@ -81,7 +82,7 @@ def test_page_states_formula_command_failures_and_origin() -> None:
     "python -m experiments.impress --config=demo --workdir=here",
     "0123abc", "2026-11-22T10:00:00+00:00", "sha256:12", "a note", "tiny_ldm", "not made",
     "Img2img (edits), SSIM: 2 of 2 had an effect to lose, 2 beyond their noise control and 1 still",
-    "Foo kept most in its worst case, 10 %, interval 10 to 10 % (after IMPRESS, the worst of 2).",
+    "Foo has the highest estimate of its worst case, 10 %, interval 10 to 10 % (after IMPRESS, the",
     "Cells that failed and are missing: 1.",
   ):  # fmt: skip
     assert words in text, words

@@ -38,6 +38,7 @@ def table(
   *,
   better: str,
   trained: bool,
+  groups: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
   """Returns the differences of one metric for every pair and purifier.
 
@@ -48,6 +49,7 @@ def table(
     purifiers: names of purifiers, including "none".
     better: "higher" or "lower", the direction of the metric for stronger protection.
     trained: whether a model was trained for every seed, so that seeds are a random factor.
+    groups: (pictures,), groups of pictures that share content, as for `statistics.estimate`.
 
   Returns:
     One entry per pair: "row", "other", "kind", and "purifiers" {name: {"mean", "interval", "std",
@@ -64,7 +66,7 @@ def table(
         difference = np.zeros((1, 0))
       else:
         difference = sign * (own - other)
-      found[purifier] = statistics.summarise(difference, trained=trained)
+      found[purifier] = statistics.summarise(difference, trained=trained, groups=groups)
     lines.append({**pair._asdict(), "purifiers": found})
   correct([found for line in lines for found in line["purifiers"].values()])
   return lines

@@ -46,41 +46,49 @@ def fit(
   labels: np.ndarray,
   others: tuple[np.ndarray, np.ndarray] | None = None,
   *,
+  groups: np.ndarray | None = None,
   seed: int = 0,
 ) -> StyleClassifier | None:
   """Fits classifiers to real pictures; None without two classes of at least three judged pictures.
 
+  With groups it takes three groups a class, and no classifier judges a group that it has seen.
+
   Args:
     features: (N, D), features of the pictures whose edits are judged.
     labels: (N,), their class numbers. Classes of fewer than three pictures are left out.
+    groups: (N,), groups of pictures that share content; None if the pictures are independent.
     others: features (M, D) and labels (M,) of further pictures, which no model trains on.
     seed: seed of the folds.
   """
   # Imported here: the import takes seconds, and few runs need style.
-  from sklearn.model_selection import StratifiedKFold
+  from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-  known = _known(labels)
+  known = _known(labels, groups)
   if len(known) < 2:
     return None
   more, named = others or (features[:0], labels[:0])
   judged, extra = np.flatnonzero(np.isin(labels, known)), np.isin(named, known)
   made, right = [], []
-  folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
-  for seen, unseen in folds.split(features[judged], labels[judged]):
+  kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+  folds = kind(_FOLDS, shuffle=True, random_state=seed)
+  own = None if groups is None else groups[judged]
+  for seen, unseen in folds.split(features[judged], labels[judged], own):
     seen, unseen = judged[seen], judged[unseen]
+    if len(np.unique(labels[seen])) < len(known):
+      return None  # All groups of a class are in one fold.
     predict = _fitted(
       np.concatenate([features[seen], more[extra]]), np.concatenate([labels[seen], named[extra]])
     )
     made.append((predict, unseen))
     right.append(predict(features[unseen]) == labels[unseen])
   fresh = _known(named)
-  own = np.isin(named, fresh)
+  of_fresh = np.isin(named, fresh)
   return StyleClassifier(
     tuple(made),
     tuple(int(n) for n in known),
     float(np.mean(np.concatenate(right))),
     len(judged) + int(extra.sum()),
-    _fitted(more[own], named[own]) if len(fresh) > 1 else None,
+    _fitted(more[of_fresh], named[of_fresh]) if len(fresh) > 1 else None,
     tuple(int(n) for n in fresh),
   )
 
@@ -112,7 +120,10 @@ def sample_hits(
   return np.where(np.isin(labels, classifier.fresh_classes), found, np.nan)
 
 
-def _known(labels: np.ndarray) -> np.ndarray:
+def _known(labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+  """Returns the classes of enough pictures, or of enough groups."""
+  if groups is not None:
+    labels = np.unique(np.stack([labels, groups]), axis=1)[0]
   numbers, counts = np.unique(labels, return_counts=True)
   return numbers[counts >= _FOLDS]
 

@@ -25,11 +25,22 @@ from udp_jax.metrics import statistics
 FORMULA = "(m(protected, purified) - m(clean, purified)) / (m(protected, none) - m(clean, none))"
 GATE = (
   f"there is an effect where its {100 * statistics.LEVEL:g} % interval without a purifier excludes "
-  f"zero; where models are trained, that takes {statistics.MIN_SEEDS} seeds"
+  "zero, also after Holm's correction over all rows of a table; where models are trained, that "
+  f"takes {statistics.MIN_SEEDS} seeds"
+)
+# What readers have to know of numbers that were chosen by what they are.
+SELECTION = (
+  "As survival is shown only where there is an effect, chance has often made the effect too large, "
+  "so the shares shown are too low on average. The worst case is the smallest of several estimates "
+  "and so lies too low itself; only its interval allows for that."
 )
 
 NO_EFFECT = "no effect to survive: within the noise of zero without a purifier"
-TOO_FEW = f"too few to survive on: one picture, or under {statistics.MIN_SEEDS} trained models"
+TOO_FEW = (
+  f"too few to survive on: under {statistics.MIN_PICTURES} pictures (groups, where pictures have "
+  f"groups) or under {statistics.MIN_SEEDS} trained models"
+)
+NO_SPREAD = "no spread to survive by: equal effects do not tell how far they can be trusted"
 NOT_MEASURED = "not measured"
 # Each divides the bracket of an interval's end by 64.
 _REFINEMENTS = 6
@@ -45,6 +56,7 @@ class Survival(NamedTuple):
     effect: the denominator: the effect without a purifier, in units of the metric.
     noise: standard error of `effect`; None if there are too few values.
     reason: why the ratio is undefined; "" if it is defined.
+    p: p value of `effect` against zero; None if there are too few values.
   """
 
   value: float | None
@@ -53,6 +65,7 @@ class Survival(NamedTuple):
   effect: float | None
   noise: float | None
   reason: str
+  p: float | None = None
 
 
 def survival(
@@ -63,6 +76,7 @@ def survival(
   *,
   trained: bool,
   comparisons: int = 1,
+  groups: np.ndarray | None = None,
 ) -> Survival:
   """Computes the survival of one effect after one purifier.
 
@@ -78,6 +92,7 @@ def survival(
     clean: values of clean pictures without a purifier, in the same form.
     trained: whether a model was trained for every seed, so that seeds are a random factor.
     comparisons: number of intervals that shall hold together, for the interval of a minimum.
+    groups: (pictures,), groups of pictures that share content, as for `statistics.estimate`.
   """
   cells = (protected_purified, clean_purified, protected, clean)
   if any(cell is None for cell in cells):
@@ -88,15 +103,20 @@ def survival(
     return Survival(None, None, None, None, None, NOT_MEASURED)
   after, clean_after, before, clean_before = (array[:, known] for array in arrays)
   left, whole = after - clean_after, before - clean_before
+  own = None if groups is None else groups[known]
+  found = statistics.estimate(whole, trained=trained, groups=own)
+  left, whole = statistics.by_group(left, own), statistics.by_group(whole, own)
   kept, effect = float(left.mean()), float(whole.mean())
-  found = statistics.estimate(whole, trained=trained)
   if found is None:
     return Survival(None, None, kept, effect, None, TOO_FEW)
   noise = float(found[1].error)
+  p = float(statistics.p_value(*found))
   if abs(effect) <= found[1].reach():
-    return Survival(None, None, kept, effect, noise, NO_EFFECT)
+    return Survival(None, None, kept, effect, noise, NO_EFFECT, p)
+  if not statistics.has_spread(*found):
+    return Survival(None, None, kept, effect, noise, NO_SPREAD)
   limits = _fieller(left, whole, trained, comparisons)
-  return Survival(kept / effect, limits, kept, effect, noise, "")
+  return Survival(kept / effect, limits, kept, effect, noise, "", p)
 
 
 def _fieller(
@@ -177,6 +197,7 @@ def table(
   clean: str,
   none: str,
   trained: bool,
+  groups: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
   """Returns the survival of every row after every purifier, for one metric.
 
@@ -187,22 +208,33 @@ def table(
     clean: name of the row of unprotected pictures.
     none: name of the purifier that does nothing.
     trained: whether a model was trained for every seed.
+    groups: (pictures,), groups of pictures that share content, as for `statistics.estimate`.
 
   Returns:
     One entry per row: "row", "effect", "noise", "reason", "purifiers" {name: {"value", "interval",
-    "kept", "reason"}}, and the fields of `over_purifiers`.
+    "kept", "reason"}}, and the fields of `over_purifiers`. Survival is defined for rows whose
+    effect passes Holm's correction over all rows too.
   """
 
   def of(row: str, purifier: str, comparisons: int = 1) -> Survival:
     places = ((row, purifier), (clean, purifier), (row, none), (clean, none))
     cells = [values.get(place) for place in places]
-    return survival(*cells, trained=trained, comparisons=comparisons)
+    found = survival(*cells, trained=trained, comparisons=comparisons, groups=groups)
+    if row in unclear and not found.reason:
+      return found._replace(value=None, interval=None, reason=NO_EFFECT)
+    return found
 
+  unclear: set[str] = set()
+  corrected = statistics.holm([of(row, none).p for row in rows])
+  level = 1.0 - statistics.LEVEL
+  unclear |= {row for row, p in zip(rows, corrected, strict=True) if p is not None and p >= level}
   lines = []
   for row in rows:
     found = {purifier: of(row, purifier) for purifier in purifiers}
     judged = max(1, sum(s.value is not None for s in found.values()))
-    together = {purifier: of(row, purifier, judged) for purifier in purifiers}
+    together = found
+    if judged > 1:
+      together = {purifier: of(row, purifier, judged) for purifier in purifiers}
     # Survival without a purifier is 1 by definition; it supplies the effect and its noise.
     alone = of(row, none)
     lines.append(

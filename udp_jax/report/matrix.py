@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from udp_jax.data.marks import CLEAN
+from udp_jax.metrics.survival import SELECTION
 from udp_jax.report import mosaics as mosaics_lib
 from udp_jax.report import plots, survival, text
 from udp_jax.report.mosaics import Mosaics
@@ -70,6 +71,7 @@ def render(report: Mapping[str, Any], about: Mapping[str, Any], mosaics: Mosaics
     gallery=mosaics_lib.gallery(report, mosaics, series),
     config_text=json.dumps(text.jsonable(report["config"]), indent=2, sort_keys=True),
     missing=text.MISSING,
+    selection_note=SELECTION,
     interval=f"{100 * report['interval_level']:g} %",
   )
 

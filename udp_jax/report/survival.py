@@ -104,7 +104,7 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     own = [line for line in known if is_complete(line)]
     where = f"{subject(table)}, {metric['label']}"
     if not known and any(x["reason"] == survival.TOO_FEW for x in table["survival"][key]):
-      said.append(f"{where}: nothing is claimed from {len(report['seeds'])} seeds.")
+      said.append(f"{where}: nothing is claimed from so few trained models or pictures.")
       continue
     if not known:
       said.append(
@@ -118,7 +118,8 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     best = max(own, key=lambda line: line["worst"])
     said.append(
       f"{where}: {len(known)} of {count} had an effect to lose{_beyond(table, key)}; "
-      f"{names[best['row']]} kept most in its worst case, {100 * best['worst']:.0f} %"
+      f"{names[best['row']]} has the highest estimate of its worst case, "
+      f"{100 * best['worst']:.0f} %"
       f"{_limits(best)} (after {_purifier_label(report, best['worst_purifier'])}, the worst of "
       f"{best['judged']})."
     )
@@ -231,7 +232,9 @@ def _ratio(found: Mapping[str, Any]) -> dict[str, Any]:
       "note": found["reason"],
       "range": short,
     }
-  judged = "kept" if value >= _GOOD else "lost" if value <= _BAD else ""
+  # Marked only where all of the interval lies beyond a limit.
+  low, high = found["interval"] or (_BAD, _GOOD)
+  judged = "kept" if low >= _GOOD else "lost" if high <= _BAD else ""
   return {
     "text": text.format_number(value, 2),
     "sort": repr(value),

@@ -184,7 +184,8 @@ class Measures:
       return None
     clean, holdout = self._real
     others = None if self._holdout.labels is None else (holdout, self._holdout.labels)
-    return style.fit(clean, self._clean.labels, others, seed=self._seed)
+    groups = self._clean.groups
+    return style.fit(clean, self._clean.labels, others, groups=groups, seed=self._seed)
 
   def _features(self, images: np.ndarray) -> np.ndarray:
     assert self.extractor is not None

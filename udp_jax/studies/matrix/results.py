@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from udp_jax.data.marks import CLEAN
-from udp_jax.metrics import differences, sets, statistics, survival
+from udp_jax.metrics import differences, sets, statistics, style, survival
 from udp_jax.models import galaxies, places
 from udp_jax.purifiers import uses_prior
 from udp_jax.report.names import NONE, PICTURES, SAMPLES, method_label
@@ -30,6 +30,8 @@ from udp_jax.studies.matrix.plan import Cell, Plan
 
 _SELECTING = ("--rows", "--purifiers", "--threats", "--workdir")
 WORKDIR = "WORKDIR"
+# Metrics whose values are 0 or 1.
+_FLAGS = (style.METRIC, "clip_style", "prompt_hits", "precision", "recall")
 
 
 def build(workdir: Path, finished: Finished, *, command: str = "") -> dict[str, Any]:
@@ -73,7 +75,7 @@ def build(workdir: Path, finished: Finished, *, command: str = "") -> dict[str, 
     "survival_formula": survival.FORMULA,
     "noise_rule": survival.GATE,
     "interval_level": statistics.LEVEL,
-    "interval_meaning": statistics.MEANING,
+    "interval_meaning": statistics.meaning(clean.groups),
     "tables": tables,
     "failures": _failures(plan, workdir),
   }
@@ -165,7 +167,8 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
         "error": None if measured else (errors or ["not made"])[0],
         "command": reproducing(command, cell._replace(threat=threat)),
         "metrics": {
-          metric.key: _summary(whole, metric, trained) for metric in finished.metrics[kind]
+          metric.key: _summary(whole, metric, trained, _groups(finished, kind, metric.key))
+          for metric in finished.metrics[kind]
         }
         if measured
         else {},
@@ -185,7 +188,7 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
     "metrics": [metric._asdict() for metric in shown],
     "cells": entries,
     "survival": {
-      metric.key: _survival(records, metric.key, plan, trained)
+      metric.key: _survival(records, metric.key, plan, trained, _groups(finished, kind, metric.key))
       for metric in shown
       if metric.survives
     },
@@ -196,11 +199,23 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
         plan.purifiers,
         better=metric.better,
         trained=trained,
+        groups=_groups(finished, kind, metric.key),
       )
       for metric in shown
       if metric.headline and metric.better
     },
   }
+
+
+def _groups(finished: Finished, kind: str, key: str) -> np.ndarray | None:
+  """Returns the groups of the pictures that one metric is measured on; None without groups.
+
+  Samples are no parts of pictures, but trained models are measured on pictures too.
+  """
+  if kind == SAMPLES:
+    measured = {"loss_clean": finished.clean, "loss_holdout": finished.holdout}.get(key)
+    return None if measured is None else measured.groups
+  return finished.clean.groups
 
 
 def _values(records: list[dict[str, Any]], key: str) -> np.ndarray | None:
@@ -218,7 +233,9 @@ def _counted(records: list[dict[str, Any]]) -> bool:
   return all(record["scalars"].get(sets.COUNT) is not None for record in records)
 
 
-def _summary(records: list[dict[str, Any]], metric: Metric, trained: bool) -> dict[str, Any]:
+def _summary(
+  records: list[dict[str, Any]], metric: Metric, trained: bool, groups: np.ndarray | None
+) -> dict[str, Any]:
   if metric.of_set:
     found = [record["scalars"].get(metric.key) for record in records]
     if not _counted(records):
@@ -229,7 +246,7 @@ def _summary(records: list[dict[str, Any]], metric: Metric, trained: bool) -> di
   values = _values(records, metric.key)
   if values is None:
     values = np.zeros((1, 0))
-  return statistics.summarise(values, trained=trained)
+  return statistics.summarise(values, trained=trained, groups=groups, flags=metric.key in _FLAGS)
 
 
 def _by_place(
@@ -240,7 +257,11 @@ def _by_place(
 
 
 def _survival(
-  records: dict[tuple[str, str], list[dict[str, Any]]], key: str, plan: Plan, trained: bool
+  records: dict[tuple[str, str], list[dict[str, Any]]],
+  key: str,
+  plan: Plan,
+  trained: bool,
+  groups: np.ndarray | None,
 ) -> list[dict[str, Any]]:
   return survival.table(
     _by_place(records, key),
@@ -249,6 +270,7 @@ def _survival(
     clean=CLEAN,
     none=NONE,
     trained=trained,
+    groups=groups,
   )
 
 
