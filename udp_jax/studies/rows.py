@@ -247,6 +247,7 @@ def settings(config: Any, name: str, model: Model | None = None) -> Row:
   method = options.pop("method", name)
   rounds = options.pop("num_rounds", config.num_rounds)
   imitates = options.pop("of", None)
+  options.pop("needs_clean_set", None)  # `settings.check_clean_sets` reads it.
   accepted = registry.fields(registry.constructor("udp_jax.protections", method))
   radius_255 = row_radius_255(config, name)
   if "radius" in accepted:

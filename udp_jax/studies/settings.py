@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from udp_jax.runtime import files, processes
 from udp_jax.runtime import workdir as workdir_lib
 from udp_jax.studies import distances
 
+_APART = "give pictures apart from the protected ones"
 # The least sensible value of fields that are counts or divisors.
 _AT_LEAST = {
   "step_size_255": 0.0,
@@ -67,6 +68,31 @@ def check_values(config: Any) -> None:
     check_radius_255("config.radius_255", config.radius_255)
   if "rows" in config and not (config.rows and config.threat.seeds):
     raise ConfigError("config.rows and config.threat.seeds need at least one entry each")
+  check_clean_sets(config, config.get("rows", ()))
+
+
+def check_clean_sets(config: Any, rows: Sequence[str]) -> None:
+  """Raises ConfigError for rows without the clean set that they need, or with the protected one.
+
+  A clean set that is `data.source` itself would train on the pictures that are to be protected.
+  """
+  data = config.get("data", {})
+  common = data.get("clean_set", "")
+  for name in rows:
+    row = config.get("protections", {}).get(name, {})
+    if row.get("needs_clean_set") and not (row.get("clean_set") or common):
+      raise ConfigError(
+        f"config.data.clean_set is missing: {name} trains on further pictures of the subject that "
+        f"are not protected; give their folder, or leave {name} out of the rows"
+      )
+  fields = {f"protections.{n}.clean_set": r.get("clean_set") for n, r in _protections(config)}
+  for field, source in ({"data.clean_set": common} | fields).items():
+    if source and places.same(source, data.get("source", "")):
+      raise ConfigError(f"config.{field} is config.data.source: {_APART}")
+
+
+def _protections(config: Any) -> list[tuple[str, Any]]:
+  return [(n, r) for n, r in config.get("protections", {}).items() if hasattr(r, "get")]
 
 
 def check_least(config: Any, table: Mapping[str, float]) -> None:

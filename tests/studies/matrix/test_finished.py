@@ -33,7 +33,7 @@ def finished(tmp_path: Path) -> Finished:
   holdout = image_set.take(clean, [0, 1])
   networks = {"perceptual": {"label": "none"}}
   metrics = catalogue.metrics("LPIPS", "FID", 4)
-  return Finished(config, asked, clean, holdout, metrics, {}, networks, {"purify": 1.0}, 0)
+  return Finished(config, asked, clean, holdout, metrics, {}, networks, {"purify": 1.0}, 0, config)
 
 
 def test_the_report_is_that_of_the_files(finished: Finished, tmp_path: Path) -> None:
