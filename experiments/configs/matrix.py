@@ -186,9 +186,8 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
       "timestep": 2,
       "sample_steps": 4,
       "num_class_images": 4,
+      "needs_clean_set": False,
     }
-    for options in config.protections.values():
-      options.pop("needs_clean_set", None)
     for entries in (config.protections, config.purifiers, config.threats):
       for entry, options in entries.items():
         if options.get("method", entry) in ("glaze", "impress"):

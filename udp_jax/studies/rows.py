@@ -280,8 +280,9 @@ def _measured(config: Any, name: str, asked: Any, model: Model | None) -> np.nda
     raise ConfigError(
       f'config.protections.{name}.probs is {asked!r}; it may be "{usefulness.MEASURED}"'
     )
-  functions = None if model is None else model.model
-  return usefulness.read(config.model.get("timestep_probs", ""), config.model.path, functions)
+  functions, unet = (None, None) if model is None else (model.model, model.unet)
+  path = config.model.path
+  return usefulness.read(config.model.get("timestep_probs", ""), path, functions, unet)
 
 
 def _token_ids(config: Any, model: Model | None, prompt: str) -> tuple[int, ...]:

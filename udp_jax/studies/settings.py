@@ -9,15 +9,17 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from udp_jax.data import clearing, config_changes, places
+from udp_jax.data import clearing, config_changes, places, sources
 from udp_jax.data.budget import check_radius_255
-from udp_jax.data.config_changes import PLACES
+from udp_jax.data.config_changes import CONTENTS, PLACES
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
 from udp_jax.runtime import files, processes
 from udp_jax.runtime import workdir as workdir_lib
-from udp_jax.studies import distances
+from udp_jax.studies import distances, usefulness
 
+# Side in pixels at which a clean set is hashed beside pictures of any sizes.
+_ANY_SIZE = 256
 _APART = "give pictures apart from the protected ones"
 # The least sensible value of fields that are counts or divisors.
 _AT_LEAST = {
@@ -114,8 +116,9 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
 
   Raises:
     OutputError: with `replace`, the folder holds foreign files, or the last copy of a picture.
-    ConfigError: the folder's config differs in a setting that changes results, or its pictures
-      differ.
+    ConfigError: the folder's config differs in a setting that changes results, its pictures or
+      the contents of `protection_model`, `purifier_model` or `data.clean_set` differ, or the clean
+      set is the pictures.
   """
   processes.from_main(lambda: _check(config, workdir, pictures, replace), "config")
 
@@ -124,9 +127,37 @@ def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> Non
   new = json.loads(files.to_json(config_changes.recorded(config)))
   new["pictures"] = pictures.origin["sha256"]
   new[PLACES] = places.paths_of(new)
+  new[CONTENTS] = contents = _contents(config, pictures)
+
+  def changed(old: dict[str, Any]) -> list[str]:
+    # Earlier versions recorded no contents.
+    was = old.get(CONTENTS, {})
+    replaced = [
+      f"contents of {n}" for n, digest in contents.items() if was.get(n, digest) != digest
+    ]
+    return [*config_changes.changed(old, new), *replaced]
+
   workdir_lib.claim(
-    workdir / workdir_lib.CONFIG,
-    new,
-    lambda old: config_changes.changed(old, new),
-    clear=clearing.clear if replace else None,
+    workdir / workdir_lib.CONFIG, new, changed, clear=clearing.clear if replace else None
   )
+
+
+def _contents(config: Any, pictures: ImageSet) -> dict[str, str]:
+  """Returns hashes of the models and pictures that a config names beside its own, by field.
+
+  Raises:
+    ConfigError: the clean set is the pictures that are protected.
+  """
+  found = {}
+  for section in ("protection_model", "purifier_model"):
+    if path := config.get(section, {}).get("path"):
+      found[f"{section}.path"] = usefulness.fingerprint(path)
+  if source := config.data.get("clean_set"):
+    # At the size of the pictures, so that a copy of them has their hash; those of a folder of any
+    # sizes are not at hand.
+    size = int(pictures.images.shape[1]) if len(pictures.images) else _ANY_SIZE
+    apart = sources.load(source, image_size=size)
+    if apart.origin["sha256"] == pictures.origin["sha256"]:
+      raise ConfigError(f"config.data.clean_set holds the pictures of config.data.source: {_APART}")
+    found["data.clean_set"] = apart.origin["sha256"]
+  return found
