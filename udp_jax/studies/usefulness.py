@@ -166,7 +166,10 @@ def read(
     raise ConfigError(f"{refused} than {model_path}, by their weights; {command}")
   if model is not None:
     shape, schedule = model.image_shape, model.schedule
-    used = {"schedule_sha256": _schedule_sha256(schedule), "image_shape": list(shape)}
+    used: dict[str, Any] = {
+      "schedule_sha256": _schedule_sha256(schedule),
+      "image_shape": list(shape),
+    }
     if unet is not None and known["unet_sha256"] is not None:
       used["unet_sha256"] = _unet_sha256(unet)
     for name, value in used.items():
