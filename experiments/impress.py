@@ -76,8 +76,11 @@ def _run(config: Any, workdir: Path) -> int:
   about["example"] = results.example(report)
   matrix.write_report(workdir / "report.html", report, about, mosaics.pictures(report, workdir))
   print(survival.format_survival(report))
-  for statement in rows.statements(config, wanted.rows):
+  made, tested = (c.model.path for c in (finished.protecting, config))
+  for statement in rows.statements(finished.protecting, wanted.rows):
     print(f"\nprotected against {statement}")
+  if made != tested:
+    print(f"protections were made on {made}, and tested on {tested}")
   if config.notice:
     print(f"\n{config.notice}")
   for failure in report["failures"]:

@@ -82,7 +82,7 @@ def _measure(output: Path) -> int:
   )
   settings = {"seed": _SEED.value, "draws": _DRAWS.value, "prompt": _PROMPT.value}
   settings |= {"dtype": _DTYPE.value, "input": _INPUT.value}
-  record = study.describe(found, path, model.model, pictures, settings)
+  record = study.describe(found, path, model.model, pictures, settings, model.unet)
   study.write(output, record)
   print("expected ascent of the uniform loss by a sign step, per unit of step size (+- SE):")
   for line in record["expected"]:

@@ -20,7 +20,7 @@ OURS = {
   *("method", "sample_steps", "guidance_scale", "prompt", "mask", "init_word", "transforms"),
   *("class_prompt", "num_draws"),
   *("strength", "num_vectors", "train_text_encoder", "sampler", "eta", "perceptual"),
-  *("perceptual_weights", "stride", "sigma"),
+  *("perceptual_weights", "stride", "sigma", "needs_clean_set"),
 }
 # Entries that are published nowhere: the fine-tuning of the Glaze study is ours, and so are the
 # purifiers' settings that the table does not have.
@@ -79,6 +79,8 @@ def test_matrices(name: str) -> None:
         options.setdefault("num_rounds", config.num_rounds)
         if "step_size" in accepted:
           options.setdefault("step_size_255", config.step_size_255)
+      elif "train_steps" in published.of(kind, method):
+        options["global_batch_size"] = options.pop("batch_size", config.global_batch_size)
       # What an entry leaves out has the constructor's default, which must be published too.
       defaults = {
         field: accepted[field].default
@@ -91,7 +93,6 @@ def test_matrices(name: str) -> None:
         defaults["learning_rate"] = published.dreambooth_rate(options.get("rank", 0), False)
       if name == "full":
         options.pop("radius_255", None)
-        options.pop("target", None)
       own = {field: value for field, value in defaults.items() if field in CHECKED_DEFAULTS}
       wrong += disagreements(kind, method, own | options) + unknown(kind, method, options)
   assert wrong == []

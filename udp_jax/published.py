@@ -101,7 +101,12 @@ _DREAMBOOTHED = {
 
 SETTINGS: Mapping[tuple[str, str], Mapping[str, Setting]] = MappingProxyType(
   {
-    ("protections", "advdm"): _table("xavihart/Diff-Protect, configs/attack/base.yaml", **_SIXTEEN),
+    ("protections", "advdm"): _table(
+      "xavihart/Diff-Protect, configs/attack/base.yaml; its g_mode is - by default, which lowers "
+      "the loss (AdvDM-): AdvDM itself raises it",
+      direction=("plus", "", ("minus",)),
+      **_SIXTEEN,
+    ),
     ("protections", "mist"): _table(
       "psyker-team/mist, mist_v3.py", rate=(1e4, _WEIGHT), start=("uniform", ""), **_SIXTEEN
     ),

@@ -31,8 +31,10 @@ IMPRESS_PHOTOGUARD = IMPRESS_GLAZE | {
 # budgets are converted. The report measures by LPIPS where it is installed.
 OFFLINE = {"perceptual": "effnet_lite0_distance"}
 IMPRESS_DEMO = IMPRESS_PHOTOGUARD | OFFLINE | {"num_steps": 60, "learning_rate": 0.02}
-# What Anti-DreamBooth's surrogates train, by which steps, and the class that they preserve.
+# What Anti-DreamBooth's surrogates train, by which steps, and the class that they preserve. They
+# train on pictures apart from the protected ones, so `data.clean_set` must be given.
 ANTI_DREAMBOOTH = {
+  "needs_clean_set": True,
   "trains": "denoiser_and_text",
   "step_size_255": 0.6375,
   "learning_rate": 5e-7,
@@ -43,6 +45,9 @@ ANTI_DREAMBOOTH = {
 }
 FSMG = ANTI_DREAMBOOTH | {"train_steps": 1000, "num_rounds": 101}
 ASPL = ANTI_DREAMBOOTH | {"num_rounds": 50, "clip_norm": 0.0}
+# Glaze of IMPRESS's scripts.
+STYLE = {"target": "style_transfer", "style_prompt": "Cubism by Picasso", "sample_steps": 50}
+GLAZE = STYLE | {"perceptual_budget": 0.05}
 # PhotoGuard's encoder attack on img2img, and its diffusion attack in an L-inf ball.
 PHOTOGUARD_ENCODER = {"num_rounds": 1000, "step_size_255": 2.55, "decay_steps": 1000}
 PHOTOGUARD_LINF = {"num_rounds": 200, "step_size_255": 0.765, "num_draws": 5}
@@ -183,6 +188,7 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
       "timestep": 2,
       "sample_steps": 4,
       "num_class_images": 4,
+      "needs_clean_set": False,
     }
     for entries in (config.protections, config.purifiers, config.threats):
       for entry, options in entries.items():

@@ -40,6 +40,8 @@ def test_everything_builds_from_the_config(
   config.model.path = str(tiny_pipeline_folder)  # Prompts of protections need a tokenizer.
   with config.unlocked():
     config.model.uncond_ids = tuple(tiny_pipeline.tokenizer([""])[0].tolist())
+  if name == "full" and not variant:
+    config.data.clean_set = "builtin"  # Its surrogates need one.
   wanted = plan.make(config)
   assert wanted.rows[:2] == ("clean", "random_noise") and len(wanted.rows) > 2
   assert wanted.purifiers[0] == "none" and wanted.threats

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.studies.conftest import set_field
@@ -103,3 +104,23 @@ def test_models_of_the_hub_keep_their_commit(
   other = settings.frozen(one, {"model.path": f"artist/tiny@{commits[1]}"})
   with pytest.raises(ConfigError, match="model.path"):
     settings.check(other, tmp_path / "work", crops)
+
+
+def test_what_is_replaced_under_its_name_is_another_study(config, crops, tmp_path: Path) -> None:
+  config = config.copy_and_resolve_references().unlock()
+  config.data.clean_set = f"npz:{tmp_path / 'apart.npz'}"
+  np.savez(tmp_path / "apart.npz", images=crops.images[:2])
+  work = tmp_path / "work"
+  settings.check(config, work, crops)
+  settings.check(config, work, crops)
+  np.savez(tmp_path / "apart.npz", images=crops.images[1:3])
+  with pytest.raises(ConfigError, match=r"\(contents of data.clean_set differ\)"):
+    settings.check(config, work, crops)
+  # An earlier version's record says nothing of it.
+  record = json.loads((work / "config.json").read_text())
+  del record["contents"]
+  (work / "config.json").write_text(json.dumps(record))
+  settings.check(config, work, crops)
+  np.savez(tmp_path / "apart.npz", images=crops.images)
+  with pytest.raises(ConfigError, match=r"clean_set holds the pictures of config.data.source"):
+    settings.check(config, work, crops)

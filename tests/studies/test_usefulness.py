@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def model(tiny_model, tmp_path: Path) -> Model:
 def file(model, tmp_path: Path) -> Path:
   pictures = image_set.finish(image_set.ImageSet(np.zeros((2, 8, 8, 3), np.uint8), ["a", "b"]), "x")
   path = str(tmp_path / "ddpm")
-  record = usefulness.describe(FOUND, path, model.model, pictures, {"seed": 0, "draws": 2})
+  record = usefulness.describe(
+    FOUND, path, model.model, pictures, {"seed": 0, "draws": 2}, model.unet
+  )
   usefulness.write(tmp_path / "measured", record)
   return tmp_path / "measured" / usefulness.FILE
 
@@ -77,6 +80,10 @@ def test_another_model_is_refused(file: Path, model: Model, tiny_model, tmp_path
   larger = fresh._replace(image_shape=(16, 16, 3))
   with pytest.raises(ConfigError, match="its image_shape is another one"):
     usefulness.read(str(file), "", larger)
+  assert usefulness.read(str(file), "", fresh, model.unet).shape == (50,)
+  wider = dataclasses.replace(model.unet, layers_per_block=2)
+  with pytest.raises(ConfigError, match="its unet_sha256 is another one"):
+    usefulness.read(str(file), "", fresh, wider)
   with pytest.raises(MissingDataError, match=r"no file .*nowhere; `python -m experiments.timest"):
     usefulness.read(str(tmp_path / "nowhere"), "")
   with pytest.raises(ConfigError, match=r'probs="measured" needs config.model.timestep_probs'):

@@ -14,6 +14,8 @@ from udp_jax.runtime import files
 
 # Where the places are that path fields name as they were given.
 PLACES = "places"
+# Hashes of what some of these places hold; `studies.settings` compares them.
+CONTENTS = "contents"
 # Settings of `performance` that change results, and settings that older versions lacked, with the
 # values that apply when they are not set.
 _CHANGES_RESULTS = {
@@ -133,7 +135,7 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
   """
   free: tuple[str, ...] = ("title", "notice", "rows", "checkpoint", "threat.seeds")
   # Intervals are computed from saved values, and no longer by a bootstrap.
-  free += (PLACES, "seeds", "use_purifiers", "use_threats", "evaluation.bootstrap")
+  free += (PLACES, CONTENTS, "seeds", "use_purifiers", "use_threats", "evaluation.bootstrap")
   entries = ("protections", "purifiers", "threats")
   old, new = _completed(old), _completed(new)
   nested: tuple[str, ...] = ("data", "prior", "threat", "model", "evaluation", "performance")

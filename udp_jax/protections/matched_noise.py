@@ -1,9 +1,11 @@
 """Noise matched to another protection: its perturbation with the pixels in random order.
 
 Each channel of a picture keeps exactly the values of the other method's delta, and so its RMS, but
-loses all structure. An effect of a protection beyond this control is due to the structure of its
+loses its structure. An effect of a protection beyond this control is due to the structure of its
 delta. Near black and white not every value fits everywhere, and clipping would take 3 to 6 % of the
-RMS: values move only to places where the picture stays within its levels.
+RMS: values move only to places where the picture stays within its levels. There the orders that fit
+keep some structure, that of the picture: neighbours correlate by 0.24 where half of a picture is
+white, and by 0.45 where it is half black, half white.
 """
 
 from __future__ import annotations

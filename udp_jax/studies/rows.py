@@ -250,6 +250,7 @@ def settings(config: Any, name: str, model: Model | None = None) -> Row:
   method = options.pop("method", name)
   rounds = options.pop("num_rounds", config.num_rounds)
   imitates = options.pop("of", None)
+  options.pop("needs_clean_set", None)  # `settings.check_clean_sets` reads it.
   accepted = registry.fields(registry.constructor("udp_jax.protections", method))
   radius_255 = row_radius_255(config, name)
   if "radius" in accepted:
@@ -282,8 +283,9 @@ def _measured(config: Any, name: str, asked: Any, model: Model | None) -> np.nda
     raise ConfigError(
       f'config.protections.{name}.probs is {asked!r}; it may be "{usefulness.MEASURED}"'
     )
-  functions = None if model is None else model.model
-  return usefulness.read(config.model.get("timestep_probs", ""), config.model.path, functions)
+  functions, unet = (None, None) if model is None else (model.model, model.unet)
+  path = config.model.path
+  return usefulness.read(config.model.get("timestep_probs", ""), path, functions, unet)
 
 
 def _token_ids(config: Any, model: Model | None, prompt: str) -> tuple[int, ...]:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from udp_jax.data import clearing, config_changes, places
+from udp_jax.data import clearing, config_changes, places, sources
 from udp_jax.data.budget import check_radius_255
-from udp_jax.data.config_changes import PLACES
+from udp_jax.data.config_changes import CONTENTS, PLACES
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import ConfigError
 from udp_jax.models import hub
 from udp_jax.models import places as models
 from udp_jax.runtime import files, processes
 from udp_jax.runtime import workdir as workdir_lib
-from udp_jax.studies import distances
+from udp_jax.studies import distances, usefulness
 
+# Side in pixels at which a clean set is hashed beside pictures of any sizes.
+_ANY_SIZE = 256
+_APART = "give pictures apart from the protected ones"
 # The least sensible value of fields that are counts or divisors.
 _AT_LEAST = {
   "step_size_255": 0.0,
@@ -95,6 +98,31 @@ def check_values(config: Any) -> None:
     check_radius_255("config.radius_255", config.radius_255)
   if "rows" in config and not (config.rows and config.threat.seeds):
     raise ConfigError("config.rows and config.threat.seeds need at least one entry each")
+  check_clean_sets(config, config.get("rows", ()))
+
+
+def check_clean_sets(config: Any, rows: Sequence[str]) -> None:
+  """Raises ConfigError for rows without the clean set that they need, or with the protected one.
+
+  A clean set that is `data.source` itself would train on the pictures that are to be protected.
+  """
+  data = config.get("data", {})
+  common = data.get("clean_set", "")
+  for name in rows:
+    row = config.get("protections", {}).get(name, {})
+    if row.get("needs_clean_set") and not (row.get("clean_set") or common):
+      raise ConfigError(
+        f"config.data.clean_set is missing: {name} trains on further pictures of the subject that "
+        f"are not protected; give their folder, or leave {name} out of the rows"
+      )
+  fields = {f"protections.{n}.clean_set": r.get("clean_set") for n, r in _protections(config)}
+  for field, source in ({"data.clean_set": common} | fields).items():
+    if source and places.same(source, data.get("source", "")):
+      raise ConfigError(f"config.{field} is config.data.source: {_APART}")
+
+
+def _protections(config: Any) -> list[tuple[str, Any]]:
+  return [(n, r) for n, r in config.get("protections", {}).items() if hasattr(r, "get")]
 
 
 def check_least(config: Any, table: Mapping[str, float]) -> None:
@@ -116,8 +144,9 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
 
   Raises:
     OutputError: with `replace`, the folder holds foreign files, or the last copy of a picture.
-    ConfigError: the folder's config differs in a setting that changes results, or its pictures
-      differ.
+    ConfigError: the folder's config differs in a setting that changes results, its pictures or
+      the contents of `protection_model`, `purifier_model` or `data.clean_set` differ, or the clean
+      set is the pictures.
   """
   processes.from_main(lambda: _check(config, workdir, pictures, replace), "config")
 
@@ -126,9 +155,37 @@ def _check(config: Any, workdir: Path, pictures: ImageSet, replace: bool) -> Non
   new = json.loads(files.to_json(config_changes.recorded(config)))
   new["pictures"] = pictures.origin["sha256"]
   new[PLACES] = places.paths_of(new)
+  new[CONTENTS] = contents = _contents(config, pictures)
+
+  def changed(old: dict[str, Any]) -> list[str]:
+    # Earlier versions recorded no contents.
+    was = old.get(CONTENTS, {})
+    replaced = [
+      f"contents of {n}" for n, digest in contents.items() if was.get(n, digest) != digest
+    ]
+    return [*config_changes.changed(old, new), *replaced]
+
   workdir_lib.claim(
-    workdir / workdir_lib.CONFIG,
-    new,
-    lambda old: config_changes.changed(old, new),
-    clear=clearing.clear if replace else None,
+    workdir / workdir_lib.CONFIG, new, changed, clear=clearing.clear if replace else None
   )
+
+
+def _contents(config: Any, pictures: ImageSet) -> dict[str, str]:
+  """Returns hashes of the models and pictures that a config names beside its own, by field.
+
+  Raises:
+    ConfigError: the clean set is the pictures that are protected.
+  """
+  found = {}
+  for section in ("protection_model", "purifier_model"):
+    if path := config.get(section, {}).get("path"):
+      found[f"{section}.path"] = usefulness.fingerprint(path)
+  if source := config.data.get("clean_set"):
+    # At the size of the pictures, so that a copy of them has their hash; those of a folder of any
+    # sizes are not at hand.
+    size = int(pictures.images.shape[1]) if len(pictures.images) else _ANY_SIZE
+    apart = sources.load(source, image_size=size)
+    if apart.origin["sha256"] == pictures.origin["sha256"]:
+      raise ConfigError(f"config.data.clean_set holds the pictures of config.data.source: {_APART}")
+    found["data.clean_set"] = apart.origin["sha256"]
+  return found

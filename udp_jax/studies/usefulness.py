@@ -6,6 +6,7 @@ output/timesteps.svg    usefulness against timesteps
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -65,6 +66,7 @@ def describe(
   model: DiffusionModel,
   pictures: ImageSet,
   settings: dict[str, Any],
+  unet: Any = None,
 ) -> dict[str, Any]:
   """Returns the contents of timesteps.json.
 
@@ -74,6 +76,7 @@ def describe(
     model: the model.
     pictures: the pictures that were measured.
     settings: "seed", "draws" and all else that decides the numbers.
+    unet: config of a pixel model's U-Net (`models.context.Model.unet`); None for other models.
   """
   schedule = model.schedule
   pairs = [usefulness.mean_and_error(column) for column in found.values.T]
@@ -93,6 +96,7 @@ def describe(
     "model": path if path.startswith(places.GALAXIES) else places.named(path),
     "model_sha256": fingerprint(path),
     "schedule_sha256": _schedule_sha256(schedule),
+    "unet_sha256": _unet_sha256(unet),
     "image_shape": list(model.image_shape),
     "num_steps": schedule.num_steps,
     "timesteps": found.centres.tolist(),
@@ -128,14 +132,18 @@ def write(folder: Path, record: dict[str, Any]) -> None:
   files.write_json(path, record)
 
 
-def read(path: str, model_path: str, model: DiffusionModel | None = None) -> np.ndarray:
+def read(
+  path: str, model_path: str, model: DiffusionModel | None = None, unet: Any = None
+) -> np.ndarray:
   """Returns the distribution (T,) over timesteps that a file's measurement gives.
 
   Args:
     path: timesteps.json, or the folder that holds it.
     model_path: folder of the model that is used, or a name in the package; "" for one that is
-      trained from scratch, which has no hash: its size and noise schedule must be the same.
+      trained from scratch, which has no hash: its U-Net's config (where the file says it), size
+      and noise schedule must be the same.
     model: the model that is used, if it is open.
+    unet: config of its U-Net, as for `describe`.
 
   Raises:
     ConfigError: no file is named, or it was measured on another model.
@@ -153,6 +161,7 @@ def read(path: str, model_path: str, model: DiffusionModel | None = None) -> np.
       raise ValueError(record["kind"])
     named, digest = str(record["model"]), str(record["model_sha256"])
     known = {"schedule_sha256": record["schedule_sha256"], "image_shape": record["image_shape"]}
+    known["unet_sha256"] = record.get("unet_sha256")  # Earlier versions had none.
     grid, values, num_steps = record["timesteps"], record["usefulness"], record["num_steps"]
     made = timesteps.measured(grid, values, num_steps)
   except (KeyError, TypeError, ValueError) as error:
@@ -162,7 +171,12 @@ def read(path: str, model_path: str, model: DiffusionModel | None = None) -> np.
     raise ConfigError(f"{refused} than {model_path}, by their weights; {command}")
   if model is not None:
     shape, schedule = model.image_shape, model.schedule
-    used = {"schedule_sha256": _schedule_sha256(schedule), "image_shape": list(shape)}
+    used: dict[str, Any] = {
+      "schedule_sha256": _schedule_sha256(schedule),
+      "image_shape": list(shape),
+    }
+    if unet is not None and known["unet_sha256"] is not None:
+      used["unet_sha256"] = _unet_sha256(unet)
     for name, value in used.items():
       if known[name] != value:
         raise ConfigError(f"{refused}: its {name} is another one; {command}")
@@ -173,6 +187,12 @@ def file_of(path: str) -> Path:
   """Returns the file at a path, which may be the folder that holds it."""
   place = Path(path).expanduser()
   return place / FILE if place.is_dir() else place
+
+
+def _unet_sha256(unet: Any) -> str | None:
+  if unet is None:
+    return None
+  return hashlib.sha256(files.to_json(dataclasses.asdict(unet)).encode()).hexdigest()
 
 
 def _schedule_sha256(schedule: NoiseSchedule) -> str:

@@ -17,10 +17,9 @@ def get_config(variant=None):
   config.prompt = "a painting by {label}"
   # 0.05 and 0.01 on [-1, 1], for the start and for Adam; here the radius also limits delta.
   config.radius_255, config.step_size_255, config.num_rounds = 6.375, 1.275, 500
-  style = {"target": "style_transfer", "style_prompt": "Cubism by Picasso", "sample_steps": 50}
-  config.protections.glaze = style | {"perceptual_budget": 0.05}
+  config.protections.glaze = m.GLAZE
   # The published weight of the consistency term, 30, is 1 in scaled latents.
-  config.protections.glaze_adaptive = style | {"method": "glaze", "consistency_weight": 1.0}
+  config.protections.glaze_adaptive = m.STYLE | {"method": "glaze", "consistency_weight": 1.0}
   config.rows = tuple(config.protections)
   config.purifiers.jpeg = {"quality": 75}
   config.purifiers.vae_roundtrip = {}

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.configs import matrix as building
 from udp_jax.data import image_set
+from udp_jax.errors import ConfigError
+from udp_jax.metrics.usefulness import Usefulness
+from udp_jax.models import factory
+from udp_jax.studies import settings, usefulness
 from udp_jax.studies.matrix import catalogue, cells, plan, results
 from udp_jax.studies.matrix.finished import Finished
 
@@ -33,7 +38,7 @@ def finished(tmp_path: Path) -> Finished:
   holdout = image_set.take(clean, [0, 1])
   networks = {"perceptual": {"label": "none"}}
   metrics = catalogue.metrics("LPIPS", "FID", 4)
-  return Finished(config, asked, clean, holdout, metrics, {}, networks, {"purify": 1.0}, 0)
+  return Finished(config, asked, clean, holdout, metrics, {}, networks, {"purify": 1.0}, 0, config)
 
 
 def test_the_report_is_that_of_the_files(finished: Finished, tmp_path: Path) -> None:
@@ -62,3 +67,27 @@ def test_a_cell_that_is_missing_is_a_failure(finished: Finished, tmp_path: Path)
   assert failure["error"] == "ValueError: no luck"
   (entry,) = [e for e in report["tables"][0]["cells"] if e["error"]]
   assert entry["metrics"] == {}
+
+
+def test_rows_of_a_transfer_are_read_by_the_model_they_are_made_on(
+  finished: Finished, tiny_model, tmp_path: Path
+) -> None:
+  """A measured distribution is of that model, and of no other."""
+  places = [tmp_path / "made_on", tmp_path / "tested_on"]
+  for place, factor in zip(places, (1.0, 2.0)):
+    params = jax.tree.map(lambda x, by=factor: by * x, tiny_model.params)
+    factory.save(place, tiny_model.model, tiny_model.config, params)
+  made_on, tested_on = map(str, places)
+  found = Usefulness(np.array([0, 10, 30, 50]), np.ones((2, 3)))
+  asked = usefulness.describe(found, made_on, tiny_model.model, finished.clean, {})
+  usefulness.write(tmp_path / "measured", asked)
+  config = finished.config
+  config.protections.eudp = {"probs": "measured"}
+  config.model.update({"path": tested_on, "timestep_probs": str(tmp_path / "measured")})
+  config.protection_model.path = made_on
+  with pytest.raises(ConfigError, match="was measured on another model"):
+    results.build(tmp_path, finished._replace(protecting=config))
+  protecting = settings.frozen(config, {"model.path": made_on})
+  report = results.build(tmp_path, finished._replace(protecting=protecting))
+  assert report["model"] == tested_on and report["protection_model"] == made_on
+  assert report["rows"][2]["options"]["probs"] == "measured"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import _cli
 from experiments.configs import matrix as building
 from udp_jax.errors import ConfigError
 from udp_jax.studies.matrix import plan
@@ -81,3 +82,20 @@ def test_plans_that_cannot_be_made(field: str, value, message: str, config) -> N
   config[field] = value
   with pytest.raises(ConfigError, match=message):
     plan.make(config)
+
+
+def test_surrogates_of_published_attacks_need_pictures_apart() -> None:
+  config = _cli.get_config("impress", "full")
+  config.data.source = "folder:subject"
+  with pytest.raises(ConfigError, match=r"config.data.clean_set is missing: aspl trains on"):
+    plan.make(config)
+  plan.make(config, rows=("udp",))
+  config.data.clean_set = "./subject/"
+  with pytest.raises(ConfigError, match=r"config.data.clean_set is config.data.source"):
+    plan.make(config)
+  config.data.clean_set = "more"
+  plan.make(config)
+  config.protections.aspl.clean_set = "subject"
+  with pytest.raises(ConfigError, match=r"config.protections.aspl.clean_set is config.data.source"):
+    plan.make(config)
+  plan.make(_cli.get_config("impress", "full:smoke"))

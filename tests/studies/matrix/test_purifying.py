@@ -13,6 +13,8 @@ from PIL import Image
 from tests.studies.matrix.conftest import small
 from udp_jax import purifiers
 from udp_jax.data import image_set, manifest
+from udp_jax.errors import ConfigError
+from udp_jax.models import toy
 from udp_jax.models.context import Model
 from udp_jax.ops.keys import stream
 from udp_jax.runtime import mesh
@@ -75,6 +77,15 @@ def test_diffpure_with_a_prior_of_its_own(study: Study, clean, tiny_model) -> No
   purifying.PurifiedCells(study, "jpeg", clean, prior).make(CELL, clean.images)
   record = manifest.read_manifest(study.workdir / "purified" / "eudp" / "jpeg" / "pictures")
   assert "purifier_model" not in record
+
+
+def test_a_prior_of_another_size_is_refused_at_once(study: Study, clean) -> None:
+  study.config.purifiers.diffpure = {"timestep": 3}
+  other = toy.on_pixels()
+  clean = clean._replace(images=clean.images.repeat(2, axis=1).repeat(2, axis=2))
+  assert other.image_shape != clean.images.shape[1:]
+  with pytest.raises(ConfigError, match="16x16 do not fit diffpure with a model of 8x8"):
+    purifying.PurifiedCells(study, "diffpure", clean, Model(other, other.init(jax.random.key(0))))
 
 
 def test_none_leaves_pictures_as_they_are(study: Study, clean) -> None:

@@ -22,6 +22,7 @@ class Finished(NamedTuple):
     networks: networks that the numbers depend on.
     seconds: seconds that this run spent on each part.
     failed: number of cells without numbers.
+    protecting: settings with the model that protections attack, by which rows are read.
   """
 
   config: Any
@@ -33,3 +34,4 @@ class Finished(NamedTuple):
   networks: dict[str, Any]
   seconds: dict[str, float]
   failed: int
+  protecting: Any

@@ -19,6 +19,10 @@ def pairs(config: Any, plan: Plan) -> list[Pair]:
   The control is noise with the protection's own values if the plan has such a row, else the random
   noise that every plan has. An adaptive form is also compared with its plain form: the row of the
   same method, rounds and other options.
+
+  Args:
+    config: settings with the model that protections attack.
+    plan: rows of the run.
   """
   protections = [row for row in plan.rows if not rows.is_control(config, row)]
   matched = {}

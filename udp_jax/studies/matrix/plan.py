@@ -113,6 +113,7 @@ def make(
   """
   settings_lib.check_least(config, _AT_LEAST)
   check_radius_255("config.radius_255", config.radius_255)
+  settings_lib.check_clean_sets(config, config.rows if rows is None else rows)
   if not config.seeds:
     raise ConfigError("config.seeds needs at least one entry")
   chosen_rows = _unique([CLEAN, CONTROL, *(config.rows if rows is None else rows)])

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from udp_jax import purifiers
 from udp_jax.data import images, manifest
 from udp_jax.data.image_set import ImageSet
+from udp_jax.errors import ConfigError
 from udp_jax.models.context import Model
 from udp_jax.ops.keys import stream
 from udp_jax.report.names import NONE
@@ -35,7 +37,8 @@ class PurifiedCells:
       prior: the model for purifiers that denoise with a prior; None for the attacked model.
 
     Raises:
-      ConfigError: the purifier is unknown, or an option is missing or unusable.
+      ConfigError: the purifier is unknown, or an option is missing or unusable, or it cannot take
+        pictures of this size.
       MissingDataError: weights that it needs are missing.
     """
     config, model = study.config, study.model
@@ -60,6 +63,15 @@ class PurifiedCells:
     if study.mesh.size > 1:
       params = mesh.replicate(params, study.mesh)
     self._params = params
+    try:
+      jax.eval_shape(
+        self._purifier.apply,
+        params,
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)),
+        jax.ShapeDtypeStruct((1, *pictures.images.shape[1:]), jnp.float32),
+      )
+    except ValueError as error:  # Filters raise it for sizes that they cannot take.
+      raise ConfigError(f"purifier {name}: {error}") from error
 
   def make(self, cell: Cell, protected: np.ndarray) -> np.ndarray:
     """Returns the purified pictures of a cell, uint8 (N, H, W, 3); purifies them if needed.

@@ -42,7 +42,7 @@ def build(workdir: Path, finished: Finished, *, command: str = "") -> dict[str, 
     finished: what `matrix.run.run_matrix` returned.
     command: the command of this run, from which commands for single cells are derived.
   """
-  config, plan = finished.config, finished.plan
+  config, plan, protecting = finished.config, finished.plan, finished.protecting
   own = reproducing(command)
   tables = [_table(workdir, finished, threat, own) for threat in (None, *plan.threats)]
   clean = finished.clean
@@ -67,7 +67,7 @@ def build(workdir: Path, finished: Finished, *, command: str = "") -> dict[str, 
     # The largest budget of all rows; each row has its own.
     "radius_255": max(rows.row_radius_255(config, row) for row in plan.rows if row != CLEAN),
     "seeds": list(plan.seeds),
-    "rows": [_row(config, row) for row in plan.rows],
+    "rows": [_row(protecting, row) for row in plan.rows],
     "purifiers": [_method(config, "purifiers", name) for name in plan.purifiers],
     "threats": [
       _method(config, "threats", name) | {"kind": finished.kinds[name]} for name in plan.threats
@@ -143,7 +143,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(workdir: Path, finished: Finished, threat: str | None, command: str) -> dict[str, Any]:
   """Tabulates every cell of the pictures, or of one threat, with survival of the effects."""
-  config, plan = finished.config, finished.plan
+  plan = finished.plan
   kind = PICTURES if threat is None else finished.kinds[threat]
   seeds: Sequence[int | None] = [None] if threat is None else plan.seeds
   # Seeds of edits are draws for the same model; those of samples are models of their own.
@@ -195,7 +195,7 @@ def _table(workdir: Path, finished: Finished, threat: str | None, command: str) 
     "against": {
       metric.key: differences.table(
         _by_place(records, metric.key),
-        pairs.pairs(config, plan),
+        pairs.pairs(finished.protecting, plan),
         plan.purifiers,
         better=metric.better,
         trained=trained,

@@ -221,6 +221,7 @@ class _Matrix:
       measures.describe(),
       dict(self._seconds),
       failed,
+      self._protecting.config,
     )
 
   def _timed(self, part: str) -> _Timer:

@@ -38,6 +38,7 @@ OWN = (
   "mask",  # of inpainting: which part is repainted, see `MASKS`
   "class_prompt",  # of DreamBooth's class pictures
   "num_class_images",
+  "batch_size",  # of training, over all devices; default config.global_batch_size
   "init_word",  # of textual inversion: where the new word starts
   "num_vectors",
   "templates",  # of textual inversion: "object" or "style"
@@ -153,6 +154,12 @@ class TrainCells:
     # The model that was sampled last, because it is measured next.
     self._latest: tuple[Cell, Params] | None = None
     prompt = driving.get("prompt", config.prompt)
+    self._batch_size = int(driving.get("batch_size", config.global_batch_size))
+    if self._batch_size < 1 or (threat.prior_weight and self._batch_size % 2):
+      raise ConfigError(
+        f"config.threats.{name}: a batch of {self._batch_size}; it must be at least 1, and even "
+        "with class pictures, which are half of it"
+      )
     self._encode = model.token_ids if threat.needs_token_ids else model.embeddings
     if "init_word" in driving:
       sentences = learned_sentences(given)
@@ -202,7 +209,7 @@ class TrainCells:
       return self._latest[1]
     study, threat = self._study, self._threat
     base = study.model.params if threat.needs_params else None
-    size = study.config.global_batch_size
+    size = self._batch_size
     prior = self._prior() if threat.prior_weight else None
     run = study.run(
       f"threat/{self._name}/{cell.seed}",
