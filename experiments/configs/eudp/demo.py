@@ -1,8 +1,9 @@
-"""The first run: real photographs protected at full resolution, and what a model learns of them.
+"""Real photographs protected at full resolution, and what a model learns of them, shrunk.
 
 python -m experiments.eudp --config=demo --workdir=runs/demo
-Hardware: 2 CPU cores. Time: under 6 minutes. A demonstration, not evidence: one seed, three
-photographs, and a small model of our own.
+Hardware: 2 CPU cores. Time: about 10 minutes. A demonstration, not evidence: one seed, three
+photographs, a small model of our own. Expected: experiments/results/pictures.md. Shrinking to a
+quarter averages a protection made at full resolution away: all rows draw the same.
 """
 
 from experiments.configs import common
