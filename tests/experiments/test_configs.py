@@ -162,7 +162,7 @@ def test_smoke_changes_no_setting_that_it_need_not(experiment: str, name: str) -
   assert set(small.to_dict()) == set(full.to_dict())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_round_of_sdxl_traces_at_full_size() -> None:
   """At 1024 pixels, one picture: what `launch.aot --config=sdxl` compiles; nothing is allocated."""
   config = _cli.get_config("eudp", "sdxl")

@@ -162,11 +162,10 @@ def test_killed_at_random_moments_the_report_is_the_same(
 def test_failed_cells_have_an_exit_code_of_their_own(
   tiny_pipeline_folder: Path, tmp_path: Path, entry_point
 ) -> None:
-  given = [*words(tmp_path / "run", tiny_pipeline_folder), "--purifiers=impress", "--threats="]
-  # Its perceptual distance does not take pictures as small as this model's.
-  done = entry_point("impress", *given)
+  given = [*words(tmp_path / "run", tiny_pipeline_folder), "--purifiers=", "--threats=lora"]
+  done = entry_point("impress", *given, "--config.threats.lora.learning_rate=1e38")
   assert done.returncode == 7, done.stderr
-  assert "failed: clean / impress: purify: ConfigError:" in done.stdout
+  assert "DivergedError:" in done.stdout
   report = json.loads((tmp_path / "run" / "report.json").read_text())
-  assert [f["purifier"] for f in report["failures"]] == ["impress"] * len(report["rows"])
+  assert [f["threat"] for f in report["failures"]] == ["lora"] * len(report["rows"])
   assert (tmp_path / "run" / "report.html").exists()

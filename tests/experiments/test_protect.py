@@ -309,7 +309,7 @@ def test_read_only_place(pictures: Path, tmp_path: Path, entry_point) -> None:
 def model(pictures: Path, tmp_path_factory: pytest.TempPathFactory, entry_point) -> Path:
   """A model folder made by `experiments.train`, called twice."""
   workdir = tmp_path_factory.mktemp("train") / "run"
-  words = ["--config=demo_pixels:smoke", f"--input={pictures}", f"--workdir={workdir}"]
+  words = ["--config=demo:smoke", f"--input={pictures}", f"--workdir={workdir}"]
   for _ in range(2):
     done = entry_point("train", *words)
     assert done.returncode == 0, done.stderr

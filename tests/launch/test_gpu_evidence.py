@@ -74,7 +74,7 @@ def test_without_a_gpu_a_piece_does_not_start(stand_in: StandIn) -> None:
   assert done.returncode == 0 and stand_in.calls()[-1][:3] == ["python3", "-m", "launch.pieces"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pieces_of_several_machines_are_one_study(
   tmp_path: Path, process_environment: dict[str, str], entry_point
 ) -> None:
