@@ -360,7 +360,7 @@ class _Page:
       )
       about = gr.HTML(fragments.about_method(choices.METHODS[0].name), padding=False)
       strength = gr.Radio(
-        [(f"{s.name}: {s.words} ({s.levels:g} of 256 levels)", s.name) for s in choices.STRENGTHS],
+        [(f"{s.name}: {s.words} ({s.levels:g} of 255 levels)", s.name) for s in choices.STRENGTHS],
         value=choices.STRENGTHS[1].name,
         label="Strength",
         elem_id="strength",

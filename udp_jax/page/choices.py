@@ -48,7 +48,7 @@ class Purifier(NamedTuple):
 METHODS = (
   Method(
     "eudp",
-    "EUDP: against being learned from, and harder to train away",
+    "EUDP: against being learned from, at chosen noise levels",
     "Plays a game against a copy of the model: the copy learns your pictures, and the change is "
     "moved to where the copy still fails. It works on the steps at which the change can be seen.",
     "Zhao, Duan, Hu, Xu, Hu 2023, Unlearnable Examples for Diffusion Models, arXiv:2306.01902: "
