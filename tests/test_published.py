@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-import experiments.configs.purify as purify_configs
 import experiments.configs.train as train_configs
+import udp_jax.studies.configs.purify as purify_configs
 from experiments import _cli
 from udp_jax import published, registry
 
