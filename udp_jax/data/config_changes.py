@@ -87,9 +87,24 @@ def recorded(config: Any) -> dict[str, Any]:
   return made
 
 
-def _sha256(path: str) -> str | None:
+def measurement(path: str) -> Path:
+  """Returns the file of useful timesteps at a path.
+
+  Args:
+    path: the file, the folder that holds it, or the name of a model in the package.
+
+  >>> measurement("tiny_ldm").name
+  'timesteps.json'
+  """
+  packaged = Path(__file__).parents[1] / "models" / path / TIMESTEPS
   place = Path(path).expanduser()
-  place = place / TIMESTEPS if place.is_dir() else place
+  if not place.exists() and Path(path).name == path and packaged.is_file():
+    return packaged
+  return place / TIMESTEPS if place.is_dir() else place
+
+
+def _sha256(path: str) -> str | None:
+  place = measurement(path)
   return hashlib.sha256(place.read_bytes()).hexdigest() if place.is_file() else None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from udp_jax.data import config_changes
 from udp_jax.data.config_changes import TIMESTEPS as FILE
 from udp_jax.data.image_set import ImageSet
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError, OutputError
@@ -138,7 +139,7 @@ def read(
   """Returns the distribution (T,) over timesteps that a file's measurement gives.
 
   Args:
-    path: timesteps.json, or the folder that holds it.
+    path: timesteps.json, the folder that holds it, or a name in the package ("tiny_ldm").
     model_path: folder of the model that is used, or a name in the package; "" for one that is
       trained from scratch, which has no hash: its U-Net's config (where the file says it), size
       and noise schedule must be the same.
@@ -152,7 +153,7 @@ def read(
   command = f"`python -m experiments.timesteps --model={model_path or 'FOLDER'}` writes one"
   if not path:
     raise ConfigError(f'probs="{MEASURED}" needs config.model.timestep_probs, a {FILE}; {command}')
-  place = file_of(path)
+  place = config_changes.measurement(path)
   if not place.is_file():
     raise MissingDataError(f"config.model.timestep_probs: no file {place}; {command}")
   record = files.read_json(place)
@@ -181,12 +182,6 @@ def read(
       if known[name] != value:
         raise ConfigError(f"{refused}: its {name} is another one; {command}")
   return made
-
-
-def file_of(path: str) -> Path:
-  """Returns the file at a path, which may be the folder that holds it."""
-  place = Path(path).expanduser()
-  return place / FILE if place.is_dir() else place
 
 
 def _unet_sha256(unet: Any) -> str | None:

@@ -31,9 +31,9 @@ def get_config(variant=None):
   config.model.unet.update(common.DDPM_16PX)
   config.model.schedule = "cosine"
   config.num_rounds = 20
-  config.num_samples = 2048
+  config.num_samples = 1024
   config.threat.seeds = (0, 1, 2)
   config.threat.options.update(
-    {"train_steps": 3000, "learning_rate": 2e-3, "sample_steps": 25, "warmup_steps": 100}
+    {"train_steps": 2000, "learning_rate": 2e-3, "sample_steps": 25, "warmup_steps": 100}
   )
   return common.finish(config, variant)

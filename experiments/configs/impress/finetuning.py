@@ -9,11 +9,12 @@ run goes on. Expected: experiments/results/fine_tuning.md.
 from experiments.configs import matrix as m
 
 # EUDP's distributions over timesteps, abar^a (1 - abar)^b; UDP is (0, 0).
-POWERS = {"eudp": (2.0, 0.0), "eudp_half_half": (0.5, 0.5), "eudp_1_half": (1.0, 0.5)}
+EUDP = {"eudp": {"a": 2.0, "b": 0.0}, "eudp_half_half": {"a": 0.5, "b": 0.5}}
+EUDP |= {"eudp_1_half": {"a": 1.0, "b": 0.5}, "eudp_measured": {"probs": "measured"}}
 
 
 def get_config(variant=None):
-  """Four distributions over timesteps, their noise, two threats; `variant` "smoke" for seconds."""
+  """Five distributions over timesteps, their noise, two threats; `variant` "smoke" for seconds."""
   config = m.matrix("What fine-tuning learns from protected pictures", model=m.PACKAGED)
   config.notice = "A small latent diffusion model of our own: no statement about Stable Diffusion."
   # Of five paintings, one is held out whole.
@@ -23,10 +24,11 @@ def get_config(variant=None):
   config.radius_255, config.step_size_255 = 16.0, 2.0
   config.seeds = (0, 1, 2)
   game: dict = {"num_rounds": 12, "train_steps": 20, "perturb_steps": 2, "learning_rate": 1e-4}
-  game["start"] = "sign"
+  game |= {"start": "sign"}
   config.protections.udp = game
-  for row, (a, b) in POWERS.items():
-    config.protections[row] = game | {"method": "eudp", "a": a, "b": b}
+  for row, distribution in EUDP.items():
+    config.protections[row] = game | {"method": "eudp"} | distribution
+  config.model.timestep_probs = m.PACKAGED  # Measured by `experiments.timesteps`.
   for row in ("udp", "eudp"):
     config.protections[f"{row}_noise"] = {"method": "matched_noise", "of": row}
   config.rows = tuple(name for name in config.protections if name != "random_noise")
