@@ -90,6 +90,14 @@ def test_another_model_is_refused(file: Path, model: Model, tiny_model, tmp_path
     usefulness.read("", "tiny_ldm")
 
 
+def test_the_packages_model_brings_its_own() -> None:
+  """Its file belongs to its weights as they are, and peaks where its card says."""
+  probs = usefulness.read("tiny_ldm", "tiny_ldm")
+  np.testing.assert_allclose(probs.sum(), 1, rtol=1e-6)
+  assert probs.shape == (1000,) and 200 < probs.argmax() < 350
+  assert config_changes.measurement("tiny_ldm").is_file()
+
+
 def test_rows_of_a_config_draw_by_the_file(file: Path, model: Model, tmp_path: Path) -> None:
   config = _cli.get_config("eudp", "demo_pixels")
   changes = {"model.path": str(tmp_path / "ddpm"), "model.timestep_probs": str(file)}
