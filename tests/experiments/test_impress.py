@@ -37,7 +37,8 @@ def test_everything_builds_from_the_config(
   name: str, variant: str, tiny_pipeline, tiny_pipeline_folder: Path
 ) -> None:
   config = _cli.get_config("impress", f"{name}:{variant}")
-  config.model.path = str(tiny_pipeline_folder)  # Prompts of protections need a tokenizer.
+  # Prompts of protections need a tokenizer. What was measured on a model is for no other one.
+  config.model.path = config.model.timestep_probs or str(tiny_pipeline_folder)
   with config.unlocked():
     config.model.uncond_ids = tuple(tiny_pipeline.tokenizer([""])[0].tolist())
   if name == "full" and not variant:
@@ -55,6 +56,9 @@ def test_everything_builds_from_the_config(
     )
     # The perceptual distance of Glaze needs larger pictures than the test's model has.
     options |= {"perceptual": ""} if method == "glaze" else {}
+    if found.probs is not None:
+      steps = tiny_pipeline.model.schedule.num_steps
+      options["probs"] = found.probs[:steps] / found.probs[:steps].sum()
     protections.build(method, tiny_pipeline.model, options)
   for kind, names in (("purifiers", wanted.purifiers[1:]), ("threats", wanted.threats)):
     for entry in names:
