@@ -9,7 +9,8 @@ Methods (`method=None` picks by `default_method`):
   xla       `lax.conv_general_dilated` with JAX's own derivative.
   direct    the same forward pass, with gradients as forward-shaped convolutions.
   winograd  a quarter of the multiplications where that pays (`ops.winograd`: 3x3, stride 1, maps
-            of 8 and more), one matrix product of patches on the smallest maps, else `direct`.
+            of 8 and more), one matrix product of patches on the smallest maps and for large
+            kernels on small ones, else `direct`.
 Except with `xla`, a 1x1 convolution is one matrix product and a strided convolution a matrix
 product of patches.
 """
@@ -30,6 +31,10 @@ from udp_jax.ops.linear import add_bias, asked_precision, dense
 METHODS = ("xla", "direct", "winograd")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 Padding = tuple[tuple[int, int], tuple[int, int]]
+# A kernel with more pairs of channels is large. Held filters have eight times its size: of Stable
+# Diffusion's U-Net 15 GiB. With few tiles (4x4 pixels each), reading them would take longest.
+_LARGE = 2**17
+_FEW_TILES = 32
 
 
 def default_method(backend: str | None = None) -> str:
@@ -148,7 +153,8 @@ def hold(
     method: one of `METHODS`; None picks by backend.
 
   Returns:
-    The `held` argument of `conv2d`, or None if transforming gains nothing.
+    The `held` argument of `conv2d`, or None if transforming gains nothing, or for a large kernel,
+    whose filters would take more memory than making them again takes time.
 
   >>> hold(jnp.ones((3, 3, 16, 16)), (1, 8, 8, 16), method="winograd").forward.shape
   (36, 16, 16)
@@ -158,6 +164,7 @@ def hold(
   if not holds(method=method):
     return None
   pays = _winograd_pays(tuple(image_shape), kernel.shape, _pairs(padding), stride)
+  pays = pays and not _is_large(kernel.shape)
   return winograd.transform_filters(kernel) if pays else None
 
 
@@ -181,12 +188,28 @@ def _winograd_pays(
 ) -> bool:
   """Returns whether Winograd pays: small maps and few channels do not repay the transforms."""
   same = kernel[:2] == (3, 3) and padding == ((1, 1), (1, 1)) and stride == 1
-  return same and min(shape[1:3]) >= 8 and min(kernel[2:]) >= 16
+  return (
+    same
+    and min(shape[1:3]) >= 8
+    and min(kernel[2:]) >= 16
+    and not (_is_large(kernel) and _tiles(shape) < _FEW_TILES)
+  )
 
 
 def _columns_pay(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
   """Returns whether patches pay: on the smallest maps, reading the kernel is most of the work."""
+  if _is_large(kernel) and _tiles(shape) < _FEW_TILES:
+    return True
   return max(shape[1:3]) <= 4 and min(kernel[2:]) >= 16
+
+
+def _is_large(kernel: tuple[int, ...]) -> bool:
+  return kernel[2] * kernel[3] > _LARGE
+
+
+def _tiles(shape: tuple[int, ...]) -> int:
+  """Returns the number of Winograd's tiles of images (B, H, W, C)."""
+  return shape[0] * -(-shape[1] // 4) * -(-shape[2] // 4)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
