@@ -3,7 +3,7 @@
   python -m tests.full_size --architecture=sd15 --folder=/tmp/full_size
 
 makes the folder once, loads it, protects one picture of the model's size for two rounds of AdvDM by
-`experiments.protect`, and prints one line of JSON. XL in bfloat16 needs 20 GB of memory.
+`experiments.protect`, and prints what each took. XL in bfloat16 needs 20 GB of memory.
 """
 
 from __future__ import annotations
@@ -48,23 +48,31 @@ print(json.dumps({"weights_mib": sum(sizes), "largest_mib": max(sizes), "load_s"
 """
 
 
-class Measured(NamedTuple):
-  """What loading a model and protecting one picture took.
+class Loaded(NamedTuple):
+  """What loading a model took.
 
   Attributes:
     weights_mib: memory of the parameters.
     largest_mib: memory of the largest tensor.
     load_s: seconds for loading.
     load_peak_mib: largest memory while loading, less that of the process before.
-    step_s: seconds of the second round, which compiles nothing.
-    peak_mib: largest memory of the whole run of `experiments.protect`.
-    changed_255: largest change of the picture, in levels.
   """
 
   weights_mib: float
   largest_mib: float
   load_s: float
   load_peak_mib: float
+
+
+class Protected(NamedTuple):
+  """What protecting one picture took.
+
+  Attributes:
+    step_s: seconds of the second round, which compiles nothing.
+    peak_mib: largest memory of the whole run of `experiments.protect`.
+    changed_255: largest change of the picture, in levels.
+  """
+
   step_s: float
   peak_mib: float
   changed_255: int
@@ -91,8 +99,8 @@ def write_model(folder: Path, configs: Mapping[str, Any], scheduler: Mapping[str
   for part, config in configs.items():
     fields = config.to_dict()
     clip = "architectures" in fields
-    named = {"architectures" if clip else "_class_name": [pipeline.CLASSES[part]]}
-    named = named if clip else {"_class_name": pipeline.CLASSES[part]}
+    kind = pipeline.CLASSES[part]
+    named = {"architectures": [kind]} if clip else {"_class_name": kind}
     files.write_json(folder / part / "config.json", fields | named)
     name = "model" if clip else "diffusion_pytorch_model"
     _write_tensors(folder / part / f"{name}.safetensors", weights._flatten(shapes[part]))
@@ -140,8 +148,14 @@ def _factor(kind: str, shape: tuple[int, ...]) -> tuple[float, float]:
   return (0.0, 1.0) if kind == "scale" else (0.02, 0.0)
 
 
-def measure(folder: Path, side: int, config: str, *words: str) -> Measured:
-  """Loads a model, and protects a picture of that side in a process each.
+def load(folder: Path) -> Loaded:
+  """Loads a model in a process of its own. Raises RuntimeError if it fails."""
+  command = [sys.executable, "-c", _LOAD, str(folder), json.dumps(PERFORMANCE)]
+  return Loaded(**json.loads(_run(command)[0].splitlines()[-1]))
+
+
+def protect(folder: Path, side: int, config: str, *words: str) -> Protected:
+  """Protects a picture of that side in a process of its own.
 
   Args:
     folder: the model's.
@@ -150,11 +164,8 @@ def measure(folder: Path, side: int, config: str, *words: str) -> Measured:
     *words: more for its command line.
 
   Raises:
-    RuntimeError: a process failed; the message is what it said.
+    RuntimeError: the process failed; the message is what it said.
   """
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-  load = [sys.executable, "-c", _LOAD, str(folder), json.dumps(PERFORMANCE)]
-  loaded = json.loads(_run(load, environment)[0].splitlines()[-1])
   place = folder.parent / f"{folder.name}_protected"
   for old in (place, Path(f"{place}.work"), place.with_name("pictures")):
     shutil.rmtree(old, ignore_errors=True)
@@ -170,16 +181,17 @@ def measure(folder: Path, side: int, config: str, *words: str) -> Measured:
   for name, value in PERFORMANCE.items():
     given = tuple(value) if isinstance(value, list) else value
     command.append(f"--config.performance.{name}={given}")
-  _, peak_mib = _run([*command, *words], environment)
+  _, peak_mib = _run([*command, *words])
   (log,) = Path(f"{place}.work").rglob("metrics.jsonl")
   seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
   protected = np.asarray(Image.open(place / "one.png"))
   changed = np.abs(protected.astype(int) - clean).max()
-  return Measured(**loaded, step_s=seconds[-1], peak_mib=peak_mib, changed_255=int(changed))
+  return Protected(seconds[-1], peak_mib, int(changed))
 
 
-def _run(command: list[str], environment: dict[str, str]) -> tuple[str, float]:
+def _run(command: list[str]) -> tuple[str, float]:
   """Runs a process to its end; returns its output and its largest memory in MiB."""
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
   with subprocess.Popen(
     command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
   ) as process:
@@ -204,6 +216,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
   parser.add_argument("--architecture", default="sd15", choices=published.ARCHITECTURES)
   parser.add_argument("--folder", required=True)
+  parser.add_argument("--only", default="", choices=("", "write", "load", "protect"))
   parser.add_argument("words", nargs="*", help="more for experiments.protect, after --")
   given = parser.parse_args()
   configs, scheduler = published.architecture(given.architecture)
@@ -211,7 +224,10 @@ def main() -> None:
   write_model(folder, configs, scheduler)
   side = configs[UNET].sample_size * configs[VAE].downscale
   config = "sdxl" if given.architecture.startswith("sdxl") else "sd"
-  print(json.dumps(measure(folder, side, config, *given.words)._asdict()))
+  if given.only in ("", "load"):
+    print(json.dumps(load(folder)._asdict()), flush=True)
+  if given.only in ("", "protect"):
+    print(json.dumps(protect(folder, side, config, *given.words)._asdict()))
 
 
 if __name__ == "__main__":
