@@ -182,7 +182,7 @@ def protect(folder: Path, side: int, config: str, *words: str) -> Protected:
     given = tuple(value) if isinstance(value, list) else value
     command.append(f"--config.performance.{name}={given}")
   _, peak_mib = _run([*command, *words])
-  (log,) = Path(f"{place}.work").rglob("metrics.jsonl")
+  (log,) = Path(f"{place}.work", "stages").glob("protect_advdm/**/metrics.jsonl")
   seconds = [json.loads(line)["seconds"] for line in log.read_text().splitlines()]
   protected = np.asarray(Image.open(place / "one.png"))
   changed = np.abs(protected.astype(int) - clean).max()
