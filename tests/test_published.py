@@ -50,7 +50,9 @@ def unknown(kind: str, method: str, options: dict[str, Any]) -> list[str]:
   return sorted(options.keys() - known.keys() - OURS) if known else []
 
 
-@pytest.mark.parametrize("name", found_in(train_configs, "_sd15"))
+@pytest.mark.parametrize(
+  "name", [*found_in(train_configs, "_sd15"), *found_in(train_configs, "_sdxl")]
+)
 def test_fine_tuning(name: str) -> None:
   config = _cli.get_config("train", name)
   options = config.threat.options.to_dict() | {"global_batch_size": config.global_batch_size}

@@ -210,24 +210,26 @@ SETTINGS: Mapping[tuple[str, str], Mapping[str, Setting]] = MappingProxyType(
     ),
     ("threats", "dreambooth"): _table(
       _DIFFUSERS + "dreambooth/README.md; also: with the text encoder (2e-6), and "
-      "train_dreambooth_lora.py (1e-4 and 500 steps, to 5e-4 in other scripts)",
+      "train_dreambooth_lora.py (1e-4 and 500 steps, to 5e-4 in other scripts); README_sdxl.md: "
+      "500 steps of 1 with 4 accumulated at 1e-4, without class pictures",
       train_steps=(800, _STEPS, (500,)),
-      global_batch_size=(2, "pictures, one of them of the class"),
+      global_batch_size=(2, "pictures, one of them of the class", (4,)),
       learning_rate=(5e-6, _RATE, (2e-6, 1e-4, 5e-4)),
       warmup_steps=(0, _STEPS),
       decay=("constant", ""),
       weight_decay=(1e-2, _WEIGHT),
       clip_norm=(1.0, _NORM),
       flip=(False, ""),
-      prior_weight=(1.0, _WEIGHT),
+      prior_weight=(1.0, _WEIGHT, (0.0,)),
       num_class_images=(200, "pictures"),
       rank=(0, "", (4,)),
     ),
     ("threats", "lora"): _table(
       _DIFFUSERS + "text_to_image/train_text_to_image_lora.py, by docs/source/en/training/lora.md; "
-      "also: 500 steps at a constant rate, without flips, of train_dreambooth_lora.py",
-      train_steps=(15000, _STEPS, (500,)),
-      global_batch_size=(4, "pictures"),
+      "also: 500 steps at a constant rate, without flips, of train_dreambooth_lora.py, and "
+      "text_to_image/README_sdxl.md: 2 epochs of 833 pictures, one a step, at a constant rate",
+      train_steps=(15000, _STEPS, (500, 1666)),
+      global_batch_size=(4, "pictures", (1,)),
       learning_rate=(1e-4, _RATE),
       warmup_steps=(0, _STEPS),
       decay=("cosine", "", ("constant",)),

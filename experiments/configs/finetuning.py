@@ -75,6 +75,12 @@ def stable_diffusion(config: ConfigDict) -> ConfigDict:
   return config
 
 
+def frozen_xl(config: ConfigDict) -> ConfigDict:
+  """Like `stable_diffusion` for XL, of which only low-rank updates are trained."""
+  config.performance.frozen_parts = ("unet", "vae", "text_encoder")
+  return stable_diffusion(config)
+
+
 def small(config: ConfigDict) -> ConfigDict:
   """Sets up a config for the model in the package, on a CPU."""
   config.model.path = PACKAGED

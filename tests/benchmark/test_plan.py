@@ -35,7 +35,11 @@ def test_full_covers_every_work_model_batch_and_dtype() -> None:
     for batch in (16, 8)
     for work in ("round", "min", "max", "joint")
   ]
-  latent = [f"max/sd_small/b4/{dtype}" for dtype in ("float32", "bfloat16")]
+  latent = [
+    f"{race}/{dtype}"
+    for race in ("advdm/sd15/b1", "max/sd_small/b4")
+    for dtype in ("float32", "bfloat16")
+  ]
   assert _races("full") == [*expected, *latent, "impress/sd_small/b8/float32"]
   primitives = [task.key for task in plan.tasks(_config("full")) if task.section == "primitives"]
   for method in ("xla", "direct", "winograd"):
@@ -53,6 +57,18 @@ def test_default_is_a_part_of_full() -> None:
     assert f"round/{rest}" in default
   assert "max/sd_small/b4/float32" in default and "impress/sd_small/b8/float32" in default
   assert {task.section for task in plan.tasks(_config())} == set(plan.SECTIONS)
+
+
+def test_a_race_at_full_size_stores_every_network_in_its_dtype() -> None:
+  tasks = [task for task in plan.tasks(_config()) if task.spec.get("work") == plan.ADVDM]
+  assert [task.spec["dtype"] for task in tasks] == ["float32", "bfloat16"]
+  for task in tasks:
+    ours, theirs = plan.contestants(_config(), task)
+    assert ours.asked == theirs.asked == "max" and ours.prepare["method"] == "advdm"
+    assert theirs.variant == "channels_last"
+    settings, dtype = ours.prepare["performance"], task.spec["dtype"]
+    assert settings["dtype"] == settings["frozen_dtype"] == theirs.prepare["frozen_dtype"] == dtype
+    assert set(settings["frozen_parts"]) == {"unet", "vae", "text_encoder"}
 
 
 def test_races_that_share_workers_follow_each_other() -> None:

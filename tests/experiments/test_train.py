@@ -18,7 +18,8 @@ from udp_jax.models import learned_tokens, lora_files, pipeline
 from udp_jax.models.context import Model
 from udp_jax.studies import build, fine_tuning, settings
 
-NAMES = [n for n in _cli.config_names("train") if n.rsplit("_", 1)[-1] in ("sd15", "ldm")]
+MODELS = ("sd15", "sdxl", "ldm")
+NAMES = [n for n in _cli.config_names("train") if n.rsplit("_", 1)[-1] in MODELS]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_there_is_a_config_for_every_method_and_model() -> None:
-  assert set(NAMES) == {f"{m}_{k}" for m in finetuning.METHODS for k in ("sd15", "tiny_ldm")}
+  every = {f"{m}_{k}" for m in finetuning.METHODS for k in ("sd15", "tiny_ldm")}
+  assert set(NAMES) == every | {"lora_sdxl", "dreambooth_sdxl"}
 
 
 @pytest.mark.parametrize("variant", ["", *_cli.VARIANTS])
@@ -51,7 +53,9 @@ def test_threats_build_from_the_configs(name: str, variant: str, tiny_pipeline) 
     options |= {"token_ids": [1], "init_from": 0}
   threat = threats.build(config.threat.name, tiny_pipeline.model, options)
   assert threat.train_steps == config.threat.options.train_steps
-  assert (threat.prior_weight == 1.0) == (config.threat.name == "dreambooth")
+  # XL's is published without class pictures.
+  prior = config.threat.name == "dreambooth" and not name.endswith("xl")
+  assert threat.prior_weight == prior
   if threat.prior_weight:
     assert config.global_batch_size % 2 == 0
 

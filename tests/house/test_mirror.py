@@ -37,6 +37,7 @@ BESIDE = {
   "tests/experiments/test_process_ends.py": "ends of processes, through several entry points",
   "tests/experiments/test_protect_full_size.py": "a part of `protect` that compiles for long",
   "tests/experiments/test_readme.py": "commands of README.md",
+  "tests/experiments/test_full_size.py": "models of full size, through `protect`",
   "tests/launch/test_scripts.py": "every script, by what they share",
   "tests/metrics/test_precision.py": "every metric that runs a model",
   "tests/models/test_flax_references.py": "two networks against flax's own layers",

@@ -30,6 +30,7 @@ CASES = {
   "winograd_whole_tiles": Case((2, 16, 20, 16), (3, 3, 16)),
   "smallest_map": Case((3, 4, 3, 16), (3, 3, 18)),
   "small_map": Case((2, 5, 7, 3), (3, 3, 4)),
+  "large_kernel": Case((1, 8, 9, 320), (3, 3, 416)),
   "no_padding": Case((2, 6, 5, 3), (3, 3, 4), padding=0),
   "uneven_padding": Case((2, 6, 5, 3), (3, 3, 4), padding=((0, 2), (1, 0))),
   "5x5": Case((2, 9, 6, 3), (5, 5, 4), padding=2),
@@ -179,7 +180,7 @@ def is_forward_shaped(params: dict) -> bool:
 def test_gradients_inside_a_scan_keep_off_the_slow_path(name, method):
   found = scanned_gradient_convolutions(CASES[name], method)
   case = CASES[name]
-  winning = method == "winograd" and name in (*WINOGRAD, "smallest_map")
+  winning = method == "winograd" and name in (*WINOGRAD, "smallest_map", "large_kernel")
   products_only = name == "1x1" or case.stride > 1 or winning
   assert len(found) == (0 if products_only else 3)
   assert all(is_forward_shaped(params) for params in found)
@@ -240,6 +241,8 @@ def test_held_filters_change_nothing_but_the_kernels_gradient(name):
 
 def test_nothing_is_held_where_nothing_is_gained():
   kernel = jnp.zeros((3, 3, 16, 16))
+  large = jax.ShapeDtypeStruct((3, 3, 512, 512), np.float32)
+  assert jax.eval_shape(lambda k: conv.hold(k, (1, 64, 64, 512), method="winograd"), large) is None
   for shape, options in (
     ((1, 16, 16, 16), {"method": "direct"}),
     ((1, 16, 16, 16), {"method": "xla"}),
@@ -319,3 +322,15 @@ def test_errors():
     conv2d(x, kernel[:, :, :2])
   with pytest.raises(ValueError, match="conv2d needs"):
     conv2d(x[0], kernel)
+
+
+@pytest.mark.parametrize(
+  ("side", "dtype", "products"),
+  # Winograd's makes one product of 36 for each point of a tile, patches one in all.
+  [(16, np.float32, "patches"), (32, np.float32, "tiles"), (32, jnp.bfloat16, "patches")],
+)
+def test_large_kernels_are_multiplied_as_they_are_on_small_maps(side, dtype, products):
+  x = jax.ShapeDtypeStruct((1, side, side, 640), dtype)
+  kernel = jax.ShapeDtypeStruct((3, 3, 640, 640), dtype)
+  text = str(jax.make_jaxpr(partial(conv2d, method="winograd"))(x, kernel))
+  assert ("36,640,640" in text) == (products == "tiles")

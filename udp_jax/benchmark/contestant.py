@@ -34,7 +34,7 @@ class Contestant:
     self._state = self._problem.state
     self._problem = self._problem._replace(state=None)
     self._steps = spec.get("train_steps", 1)
-    self._phase = spec.get("phase", "")
+    self._phase = "max" if spec.get("method") == "advdm" else spec.get("phase", "")
     started = time.perf_counter()
     with _durations() as found:
       self._update = problem.compile_round(self._problem._replace(state=self._state))

@@ -16,7 +16,9 @@ SECTIONS = ("races", "primitives", "cost", "scaling", "host", "compile")
 PHASES = ("min", "max", "round", "joint")
 # The work of a purification race.
 IMPRESS = "impress"
-WORKS = (*PHASES, IMPRESS)
+# A step of AdvDM against a latent model: to PyTorch, a max step with frozen networks.
+ADVDM = "advdm"
+WORKS = (*PHASES, ADVDM, IMPRESS)
 TORCH_VARIANTS = ("as_written", "channels_last", "compile")
 # What a group of races may set besides its works, models, batches and dtypes:
 #   precision        `performance.precision`, the same for both sides
@@ -24,18 +26,19 @@ TORCH_VARIANTS = ("as_written", "channels_last", "compile")
 #   xla_flags        added to XLA_FLAGS of our process
 #   phase            our program holds only this phase, "min" or "max"; "" for all
 #   trains           part of the model that the surrogate trains, as the option of UDP
+#   frozen           whether all networks are stored in the race's dtype on both sides
 #   scan_steps       in place of `config.races.scan_steps`
 #   peers            those of `config.peers.torch` that take part
 #   prepare_s        seconds that it is likely to take to build and compile all contestants
 #   race_s           the same for each of its races
 OPTIONS = (
-  *("precision", "remat", "xla_flags", "phase", "trains", "scan_steps", "peers"),
+  *("precision", "remat", "xla_flags", "phase", "trains", "frozen", "scan_steps", "peers"),
   *("prepare_s", "race_s"),
 )
 # Fields of a race that decide what its workers hold.
 _SEAT = (
   *("model", "batch", "dtype", "precision", "remat", "xla_flags", "phase", "trains"),
-  "scan_steps",
+  *("frozen", "scan_steps"),
 )
 
 # (name, fields of `primitives.measure`): the shapes of the CIFAR-10 model's and the demo's layers,
@@ -136,6 +139,8 @@ def contestants(config: Any, task: Task) -> list[Contestant]:
   networks = _networks(config, given["model"])
   performance = {**config.performance.to_dict(), "dtype": dtype}
   performance |= {name: given[name] for name in ("precision", "remat") if name in given}
+  if given.get("frozen"):
+    performance |= {"frozen_dtype": dtype, "frozen_parts": ("unet", "vae", "text_encoder")}
   ours = {**networks, "performance": performance, "batch": batch}
   ours |= {name: given[name] for name in ("phase", "trains") if given.get(name)}
   theirs = {**networks, "batch": batch, "dtype": dtype}
@@ -154,7 +159,10 @@ def contestants(config: Any, task: Task) -> list[Contestant]:
   # Narrower than the computation would be another computation.
   if "vae" in networks and performance.get("frozen_dtype") == dtype:
     theirs["frozen_dtype"] = dtype
-  if work == "joint":
+  if work == ADVDM:
+    found = [Contestant("jax", ADVDM, "max", {**ours, "method": ADVDM})]
+    work = "max"
+  elif work == "joint":
     steps = _steps(max(scan_steps))
     found = [Contestant("jax", "joint", "joint", {**ours, **steps, "joint": True})]
     # The separate steps that the joint step replaces run in the same race.
@@ -292,11 +300,14 @@ def _check(config: Any) -> None:
       raise ConfigError(
         f"config.races.groups.{name}: a program of phase {group.phase!r} can only be raced as that"
       )
+    pixels = [model for model in group.models if model not in latent]
+    if ADVDM in group.works and pixels:
+      raise ConfigError(f"config.races.groups.{name}: {ADVDM!r} attacks no model of pixels")
     if IMPRESS not in group.works:
       continue
     if config.backend == "gpu":
       raise ConfigError(f"config.races.groups.{name}: work {IMPRESS!r} is raced on CPUs only")
-    if pixels := [model for model in group.models if model not in latent]:
+    if pixels:
       raise ConfigError(
         f"config.races.groups.{name}: {pixels[0]!r} has no autoencoder to purify by"
       )

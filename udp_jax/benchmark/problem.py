@@ -20,7 +20,7 @@ from udp_jax.stages.compiled_round import CompiledRound, Program
 
 PHASES = {"min": TRAIN, "max": PERTURB, "round": WHOLE, "joint": WHOLE}
 # As in the library's studies: budget and step in 8-bit levels.
-_GAME = {"radius_255": 16.0, "step_size_255": 2.0, "start": "sign", "learning_rate": 8e-4}
+_BUDGET = {"radius_255": 16.0, "step_size_255": 2.0, "start": "sign"}
 
 
 class Problem(NamedTuple):
@@ -53,6 +53,7 @@ class Spec:
     spread: whether the round runs on all devices, not only on the first.
     trains: part of the model that the surrogate trains, as the option of UDP.
     phase: the only phase that the program can run, "min" or "max"; "" for the round with both.
+    method: "udp", or "advdm" for a latent model, which is then frozen: one step of every batch.
   """
 
   unet: dict[str, Any]
@@ -68,17 +69,13 @@ class Spec:
   spread: bool = False
   trains: str = "denoiser"
   phase: str = ""
+  method: str = "udp"
 
 
 def build(spec: Spec) -> Problem:
-  """Builds UDP on random pictures; the random weights have a trained network's scale."""
+  """Builds the method on random pictures; the random weights have a trained network's scale."""
   model = models.build(spec.unet, spec.performance, vae=spec.vae, image_size=spec.image_size)
-  options = {**_GAME, "train_steps": spec.train_steps, "perturb_steps": spec.perturb_steps}
-  if spec.joint:
-    options["joint_gradients"] = True
-  if spec.trains != "denoiser":
-    options["trains"] = spec.trains
-  protection = protections.build("udp", model, options)
+  protection = protections.build(spec.method, model, _options(spec))
   if spec.phase:
     protection = _of_phase(protection, PHASES[spec.phase])
   generator = np.random.default_rng(0)
@@ -101,6 +98,18 @@ def build(spec: Spec) -> Problem:
   # A pixel model is trained as a whole and is in the state; a latent one has frozen parameters.
   frozen = None if spec.vae is None else params
   return Problem(protection, model, key, data, frozen, state, compiled)
+
+
+def _options(spec: Spec) -> dict[str, Any]:
+  if spec.method == "advdm":
+    return dict(_BUDGET)
+  options = {**_BUDGET, "learning_rate": 8e-4, "train_steps": spec.train_steps}
+  options["perturb_steps"] = spec.perturb_steps
+  if spec.joint:
+    options["joint_gradients"] = True
+  if spec.trains != "denoiser":
+    options["trains"] = spec.trains
+  return options
 
 
 def _of_phase(protection: Protection, only: int) -> Protection:

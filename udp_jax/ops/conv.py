@@ -9,7 +9,8 @@ Methods (`method=None` picks by `default_method`):
   xla       `lax.conv_general_dilated` with JAX's own derivative.
   direct    the same forward pass, with gradients as forward-shaped convolutions.
   winograd  a quarter of the multiplications where that pays (`ops.winograd`: 3x3, stride 1, maps
-            of 8 and more), one matrix product of patches on the smallest maps, else `direct`.
+            of 8 and more), one matrix product of patches on the smallest maps and for large
+            kernels on small ones, else `direct`.
 Except with `xla`, a 1x1 convolution is one matrix product and a strided convolution a matrix
 product of patches.
 """
@@ -30,6 +31,12 @@ from udp_jax.ops.linear import add_bias, asked_precision, dense
 METHODS = ("xla", "direct", "winograd")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 Padding = tuple[tuple[int, int], tuple[int, int]]
+# A kernel with more pairs of channels is large. Held filters have eight times its size: of Stable
+# Diffusion's U-Net 15 GiB. With few tiles (4x4 pixels each), making them takes longest: 8x8 pixels
+# of 1,280 channels take six times as long as by patches, 16x16 twice as long. In bfloat16, products
+# of patches are as fast again, while Winograd's stay float32.
+_LARGE = 2**17
+_FEW_TILES, _FEW_NARROW_TILES = 32, 128
 
 
 def default_method(backend: str | None = None) -> str:
@@ -82,9 +89,9 @@ def conv2d(
     out = lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=_LAYOUT)
   elif size == (1, 1) and pad == ((0, 0), (0, 0)) and stride == 1:
     out = dense(x, kernel[0, 0])
-  elif method == "winograd" and _winograd_pays(x.shape, kernel.shape, pad, stride):
+  elif method == "winograd" and _winograd_pays(x, kernel, pad, stride):
     out = winograd.convolve(x, kernel) if held is None else winograd.convolve_held(x, held)
-  elif stride > 1 or (method == "winograd" and _columns_pay(x.shape, kernel.shape)):
+  elif stride > 1 or (method == "winograd" and _columns_pay(x, kernel)):
     out = _columns(x, kernel, stride, pad)
   else:
     out = _direct(x, kernel, pad)
@@ -148,7 +155,8 @@ def hold(
     method: one of `METHODS`; None picks by backend.
 
   Returns:
-    The `held` argument of `conv2d`, or None if transforming gains nothing.
+    The `held` argument of `conv2d`, or None if transforming gains nothing, or for a large kernel,
+    whose filters would take more memory than making them again takes time.
 
   >>> hold(jnp.ones((3, 3, 16, 16)), (1, 8, 8, 16), method="winograd").forward.shape
   (36, 16, 16)
@@ -157,7 +165,10 @@ def hold(
   """
   if not holds(method=method):
     return None
-  pays = _winograd_pays(tuple(image_shape), kernel.shape, _pairs(padding), stride)
+  if _is_large(kernel):
+    return None
+  images = jax.ShapeDtypeStruct(tuple(image_shape), kernel.dtype)
+  pays = _winograd_pays(images, kernel, _pairs(padding), stride)
   return winograd.transform_filters(kernel) if pays else None
 
 
@@ -177,16 +188,27 @@ def _pairs(padding: int | Sequence[Sequence[int]]) -> Padding:
 
 
 def _winograd_pays(
-  shape: tuple[int, ...], kernel: tuple[int, ...], padding: Padding, stride: int
+  x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, padding: Padding, stride: int
 ) -> bool:
   """Returns whether Winograd pays: small maps and few channels do not repay the transforms."""
-  same = kernel[:2] == (3, 3) and padding == ((1, 1), (1, 1)) and stride == 1
-  return same and min(shape[1:3]) >= 8 and min(kernel[2:]) >= 16
+  same = kernel.shape[:2] == (3, 3) and padding == ((1, 1), (1, 1)) and stride == 1
+  wide_enough = min(x.shape[1:3]) >= 8 and min(kernel.shape[2:]) >= 16
+  return same and wide_enough and not (_is_large(kernel) and _has_few_tiles(x))
 
 
-def _columns_pay(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
+def _columns_pay(x: jax.Array, kernel: jax.Array) -> bool:
   """Returns whether patches pay: on the smallest maps, reading the kernel is most of the work."""
-  return max(shape[1:3]) <= 4 and min(kernel[2:]) >= 16
+  smallest = max(x.shape[1:3]) <= 4 and min(kernel.shape[2:]) >= 16
+  return smallest or (_is_large(kernel) and _has_few_tiles(x))
+
+
+def _is_large(kernel: jax.Array) -> bool:
+  return kernel.shape[2] * kernel.shape[3] > _LARGE
+
+
+def _has_few_tiles(x: jax.Array | jax.ShapeDtypeStruct) -> bool:
+  tiles = x.shape[0] * -(-x.shape[1] // 4) * -(-x.shape[2] // 4)
+  return tiles < (_FEW_NARROW_TILES if x.dtype.itemsize < 4 else _FEW_TILES)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -109,7 +109,7 @@ def base(title: str) -> ConfigDict:
   config.models.ddpm_cifar10 = ConfigDict(common.DDPM_CIFAR10)
   config.models.demo = demo_pixels.get_config().model.unet
   config.models.demo.sample_size = demo_pixels.get_config().data.image_size
-  config.latent_models = ConfigDict({"sd_small": SD_SMALL})
+  config.latent_models = ConfigDict({"sd_small": SD_SMALL, "sd15": _SD15})
   config.performance = common.study("").performance
 
   # Side of the square matrices whose product measures the peak rate of the machine.
@@ -126,6 +126,10 @@ def base(title: str) -> ConfigDict:
     ("round", "min", "max", "joint"), ("ddpm_cifar10", "demo"), (16, 8), DTYPES
   )
   config.races.groups.latents = group(("max",), ("sd_small",), (4,), DTYPES)
+  # At full size, the other forms of PyTorch would need 4 GB more.
+  config.races.groups.full_size = group(
+    ("advdm",), ("sd15",), (1,), DTYPES, frozen=True, peers=("channels_last",)
+  )
   config.races.groups.purification = group(("impress",), ("sd_small",), (8,), ("float32",))
   # Names of the groups in the order in which they are measured; () for pixel models first, races of
   # the same workers next to each other.
@@ -176,6 +180,7 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
     config.races.groups = ConfigDict()
     config.races.groups.pixels = group(("round", "min", "max"), ("tiny",), *one)
     config.races.groups.latents = group(("max", "impress"), ("sd_tiny",), *one)
+    config.races.groups.full_size = group(("advdm",), ("sd_tiny",), *one, frozen=True)
     config.impress.update({"image_size": 16, "num_steps": 2})
     config.peers.torch = ()
     config.primitives.update({"dtypes": ("float32",), "seconds": 0.0, "batch": 2})

@@ -1,7 +1,7 @@
-"""The races that the README quotes, and sections without an opponent: 35 minutes on two cores.
+"""The races that the README quotes, and sections without an opponent: 45 minutes on two cores.
 
 python -m experiments.benchmark --config=default --workdir=runs/bench
-Hardware: 2 CPU cores, 16 GB of memory. `make bench` installs the peers first. Expected numbers: the
+Hardware: 2 CPU cores, 24 GB of memory. `make bench` installs the peers first. Expected numbers: the
 table in the README.
 """
 
@@ -18,6 +18,7 @@ def get_config(variant=None):
     "steps": benchmark.group(("min", "max", "joint"), ("ddpm_cifar10",), (16,), one),
     "small": benchmark.group(("round",), ("demo",), (16, 8), one),
     "latents": latent.latents,
+    "full_size": latent.full_size,
     "purification": latent.purification,
   }
   # On a virtual machine, a call of three steps still spends a quarter of its time on memory.

@@ -1,7 +1,7 @@
 """Like default, with more repeats and `torch.compile` at every batch: an hour or more.
 
 python -m experiments.benchmark --config=full --workdir=runs/full_bench
-Hardware: 2 CPU cores, 16 GB of memory. Expected numbers: those of `default`, with less spread.
+Hardware: 2 CPU cores, 24 GB of memory. Expected numbers: those of `default`, with less spread.
 """
 
 from experiments.configs import benchmark
