@@ -89,7 +89,7 @@ def test_steps_shrink_as_published(latent_model):
 
 
 def test_sigmas_grow_where_noise_would_be_seen(latent_model):
-  """A smooth picture needs more blur than one of strong noise, whose spectrum noise does not move."""
+  """A smooth picture needs more blur than one of noise, whose spectrum noise hardly moves."""
   y, x = np.mgrid[:8, :8]
   smooth = np.repeat((100 + 4 * y + 3 * x)[..., None], 3, -1)
   noisy = np.random.default_rng(0).integers(0, 256, (8, 8, 3))

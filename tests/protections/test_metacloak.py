@@ -31,6 +31,11 @@ from udp_jax.protections.metacloak import metacloak
 POOL = {"warmup_rounds": 4, "restart_every": 2, "perturb_steps": 2}
 
 
+def taken(pool, number):
+  """A snapshot."""
+  return jax.tree.map(lambda leaf: leaf[number], pool)
+
+
 @pytest.fixture(scope="module")
 def ran(gaussian_model):
   """States and infos of nine rounds: four of the pool, visits of two to snapshots 0, 1, 2 (cut)."""
@@ -55,7 +60,7 @@ def test_the_warm_up_fills_the_pool_with_a_fine_tuning_on_clean_pictures(ran, ga
     if number % 2:
       snapshots.append(state.params)
   for number, snapshot in enumerate(snapshots):
-    assert_same(jax.tree.map(lambda leaf: leaf[number], states[4].pool), snapshot)
+    assert_same(taken(states[4].pool, number), snapshot)
   for later in states[5:]:
     jax.tree.map(np.testing.assert_array_equal, later.pool, states[4].pool)
 
@@ -67,7 +72,7 @@ def test_visits_begin_at_snapshots_and_train_on_protected_pictures(ran, gaussian
     before, after = states[number], states[number + 1]
     theta = before.surrogate.params
     if number % 2 == 0:
-      theta = jax.tree.map(lambda leaf: leaf[(number - 4) // 2], before.pool)
+      theta = taken(before.pool, (number - 4) // 2)
     fresh = learner.init(KEY, theta)._replace(step=before.surrogate.step)
     trained, losses = learner.steps(stream(KEY, "train"), fresh, DATA, after.delta, PARAMS)
     np.testing.assert_allclose(infos[number].train_loss, losses, rtol=1e-5)
@@ -87,7 +92,8 @@ def test_a_step_climbs_the_loss_of_the_transformed_picture(ran, gaussian_model):
     return jax.grad(lambda seen: objective(PARAMS, seen, None, keys)[0].sum())(moved)
 
   for step in range(2):
-    keys = jax.vmap(lambda ids: example_keys(stream(KEY, "perturb"), step, ids))(DATA.ids)
+    root = stream(KEY, "perturb")
+    keys = jnp.stack([example_keys(root, step, ids) for ids in DATA.ids])
     move = -jnp.sign(gradient(images + delta, keys)) / 255
     delta = jnp.clip(delta + move, -6 / 255, 6 / 255)
   different = np.abs(np.asarray(states[5].delta - delta)) > 1e-6

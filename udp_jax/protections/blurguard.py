@@ -79,12 +79,12 @@ def blurguard(
   Args:
     model: a latent model; only its VAE is attacked.
     radius: L-inf budget on the [0, 1] scale (published: 16 / 255).
-    step_size: root mean square of the first step's values on the [0, 1] scale (published:
-      0.193 / 255, 100 steps).
+    step_size: root mean square of the first step's values on the [0, 1] scale
+      (published: 0.193 / 255, 100 steps).
     target: "zero" (published), one of `targets.PATTERNS`, or the path of a picture.
     num_segments: most superpixels of a picture.
-    segments: labels from 0 on in place of superpixels, (H, W) for all pictures or (N, H, W) by their
-      numbers (`Batch.ids`); for data of the model's size, as tiles are numbered by themselves.
+    segments: labels from 0 on in place of superpixels, (H, W) for all pictures or (N, H, W) by
+      their numbers (`Batch.ids`); for data of the model's size, as tiles have other numbers.
     sigma_steps: steps of log sigma before the first round; 0 leaves all sigmas at 1 pixel.
     sigma_rate: learning rate of their Adam.
     spectrum_budget: change of log10 PS_r that needs no more blur.

@@ -156,8 +156,8 @@ def region(batch: Batch) -> jax.Array:
 
   >>> import numpy as np
   >>> batch = Batch(np.zeros((1, 4, 4, 3), np.uint8), ids=np.arange(1), weight=np.ones(1))
-  >>> told = {"text": None, "mask": np.array([1.0, 0.0]).reshape(1, 1, 2, 1), "masked_latents": None}
-  >>> int(region(batch).sum()), int(region(batch._replace(cond=told)).sum())
+  >>> told = batch._replace(cond={"mask": np.array([1.0, 0.0]).reshape(1, 1, 2, 1)})
+  >>> int(region(batch).sum()), int(region(told).sum())
   (16, 8)
   """
   count, height, width = batch.images.shape[:3]

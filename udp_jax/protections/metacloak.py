@@ -49,7 +49,7 @@ SURROGATE = (*surrogates.SURROGATE, "restart_every")
 
 
 class MetaCloakState(NamedTuple):
-  """The perturbations, the surrogate at hand, snapshots (num_snapshots, ...), and class pictures."""
+  """The perturbations, the surrogate, its snapshots (num_snapshots, ...), and class pictures."""
 
   inner: PGDState
   surrogate: TrainState
