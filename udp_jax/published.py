@@ -189,7 +189,7 @@ SETTINGS: Mapping[tuple[str, str], Mapping[str, Setting]] = MappingProxyType(
     ("protections", "ace_plus"): _table(_ACE, latent_weight=(100.0, _WEIGHT), **_OF_ACE),
     ("protections", "blurguard"): _table(
       "jsu-kim/BlurGuard, BlurGuard/configs/attack/base.yaml and BlurGuard/code/attacks.py: 50 of "
-      "150 steps are sigma's; steps of length 2 on [-1, 1] for 512x512, of which p takes 1.34 to 0.03",
+      "150 steps are sigma's; p takes steps of length 1.34 to 0.03 on [-1, 1] for 512x512",
       radius_255=(16.0, _LEVELS),
       step_size_255=(0.193, "levels, root mean square"),
       num_rounds=(100, _ROUNDS),
@@ -211,8 +211,8 @@ SETTINGS: Mapping[tuple[str, str], Mapping[str, Setting]] = MappingProxyType(
       contour_smoothness=(0.1, "radii of the region"),
     ),
     ("protections", "metacloak"): _table(
-      "liuyixin-louis/MetaCloak, script/sub/gen/metacloak.sh; 500 rounds train the pool, a snapshot "
-      "every 100, and four times over six snapshots 100 rounds perturb",
+      "liuyixin-louis/MetaCloak, script/sub/gen/metacloak.sh; 500 rounds train the pool, with "
+      "a snapshot every 100, and four times over six snapshots 100 rounds perturb",
       radius_255=(11.0, _LEVELS),
       step_size_255=(1.1, _LEVELS),
       num_rounds=(2900, _ROUNDS),

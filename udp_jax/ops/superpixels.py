@@ -36,7 +36,7 @@ def grid(height: int, width: int, count: int) -> tuple[int, int]:
   ((2, 4), (2, 4))
   """
   rows = min(max(round((count * height / width) ** 0.5), 1), count, height)
-  while rows > 1 and rows * (count // rows) < (rows - 1) * (count // (rows - 1)):
+  if rows > 1 and rows * (count // rows) <= 0.75 * count:
     rows -= 1
   return rows, min(count // rows, width)
 

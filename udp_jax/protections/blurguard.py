@@ -113,7 +113,6 @@ def blurguard(
   near = latent.latent_distance(model, picture, reduction="mean", sampled=True)
   objective = adapted(model, near, adaptive)
   budget, adam = constraints.linf(radius), optax.adam(sigma_rate)
-  sizes = optax.linear_schedule(step_size, step_size * _LAST, decay_steps)
   # A step of root mean square 1 has this length.
   unit = float(np.prod(model.image_shape)) ** 0.5
 
@@ -164,11 +163,13 @@ def blurguard(
       return losses.sum(), losses
 
     gradients, losses = jax.grad(total, has_aux=True)(state.variable)
-    size = jnp.asarray(sizes(state.step) if decay_steps else step_size, jnp.float32)
-    variable = state.variable - unit * size * projections.l2_normalised(gradients)
+    done = jnp.minimum(state.step.astype(jnp.float32) / max(decay_steps, 1), 1.0)
+    share = 1.0 - (1.0 - _LAST) * done if decay_steps else 1.0
+    move = unit * step_size * share * projections.l2_normalised(gradients)
+    variable = state.variable - move
     delta = delta_of(variable, state.log_sigmas, state.segments, batch)
-    done = state._replace(delta=delta, variable=variable, step=state.step + 1)
-    return done, Info(losses, jnp.zeros((0,)))
+    after = state._replace(delta=delta, variable=variable, step=state.step + 1)
+    return after, Info(losses, jnp.zeros((0,)))
 
   return over_batches(Protection(init, update, needs_params=True), hold=model.hold)
 
@@ -186,8 +187,9 @@ def by_segment(
 
   >>> spike = jnp.zeros((1, 8, 8, 1)).at[0, 4, 4].set(1.0)
   >>> halves = jnp.zeros((1, 8, 8), jnp.int32).at[:, :, 5:].set(1)
-  >>> by_segment(spike, halves, jnp.array([[0.01, 2.0]]))[0, 4, :, 0].round(2).tolist()[3:7]
-  [0.0, 1.0, 0.03999999910593033, 0.029999999329447746]
+  >>> blurred = by_segment(100.0 * spike, halves, jnp.array([[0.01, 2.0]]))
+  >>> blurred[0, 4, 3:7, 0].round().tolist()
+  [0.0, 100.0, 4.0, 3.0]
   """
   height, width = variable.shape[1:3]
 
@@ -213,9 +215,10 @@ def spectrum(images: jax.Array) -> jax.Array:
   height, width = images.shape[1:3]
   y, x = np.fft.fftfreq(height) * height, np.fft.fftfreq(width) * width
   radii = np.round(np.sqrt(np.square(y)[:, None] + np.square(x)[None])).astype(np.int32)
+  count = int(radii.max()) + 1
   waves = jnp.fft.fft2(images, axes=(1, 2))
   power = jnp.sum(jnp.square(waves.real) + jnp.square(waves.imag), axis=-1)
-  of_radius = lambda one: jax.ops.segment_sum(one, radii.reshape(-1), num_segments=radii.max() + 1)
+  of_radius = lambda one: jax.ops.segment_sum(one, radii.reshape(-1), num_segments=count)
   return jax.vmap(of_radius)(power.reshape(len(images), -1))
 
 
