@@ -40,14 +40,14 @@ def agreement(first, second):
 
 
 def test_superpixels_are_nearly_those_of_scikit_image(photograph):
-  """The same objective from another start: regions agree far above an even grid's."""
+  """The same objective in another local minimum: regions agree more than with an even grid."""
   found = np.asarray(superpixels.superpixels(jnp.asarray(photograph)[None], 16))[0]
   theirs = segmentation.slic(
     photograph, 16, compactness=10, sigma=0, start_label=0, enforce_connectivity=False
   )
   even = (np.arange(64)[:, None] // 16) * 4 + np.arange(64)[None] // 16
   assert found.max() + 1 <= 16 and len(np.unique(found)) > 10
-  assert agreement(found, theirs) > 0.93 > agreement(even, theirs) - 0.02
+  assert agreement(found, theirs) > 0.92 > 0.91 > agreement(even, theirs)
 
   def spread(labels):
     """Variance of colour within regions, which superpixels make small."""
@@ -56,7 +56,7 @@ def test_superpixels_are_nearly_those_of_scikit_image(photograph):
       np.square(lab[labels == n] - lab[labels == n].mean(0)).sum() for n in np.unique(labels)
     )
 
-  assert spread(found) < 1.1 * spread(theirs) and spread(found) < 0.7 * spread(even)
+  assert spread(found) < 1.3 * spread(theirs) and spread(found) < 0.2 * spread(even)
 
 
 def test_each_picture_by_itself(photograph):
