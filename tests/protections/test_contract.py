@@ -30,8 +30,11 @@ OPTIONS |= {"train_steps": 8, "perturb_steps": 2, "num_draws": 2}
 OPTIONS |= {"perceptual": ""}
 # An autoencoder of averages loses more of a picture than any budget.
 OPTIONS |= {"keep_lost": True}
-# Sizes of one method: few rounds that train its pool.
-OF_METHODS = {"metacloak": {"warmup_rounds": 2, "restart_every": 2}}
+# Sizes of one method: few rounds that train its pool; blurs that leave something of 8x8 pixels.
+OF_METHODS = {
+  "blurguard": {"sigma_steps": 5},
+  "metacloak": {"warmup_rounds": 2, "restart_every": 2},
+}
 # What the others do to the denoising loss is not their aim.
 RAISE_THE_DENOISING_LOSS = ("advdm", "fsmg", "aspl")
 
