@@ -1,7 +1,7 @@
 """ACE: pulls what the U-Net predicts to one target, the same for all pictures and timesteps.
 
 "Targeted attack improves protection against unauthorized diffusion customization", after
-attacks/aspl_lora_m.py of caradryanl/ACE (also the default of Mist version 2). With z_t the noised
+aspl_lora_m.py of caradryanl/ACE (also the default of Mist version 2). With z_t the noised
 latents of x + delta and z_T the latents of a target picture,
 
   minimise E_{t, noise} mean (noise_pred(z_t, t) - z_T)^2

@@ -1,6 +1,6 @@
 """BlurGuard: a perturbation that is blurred region by region until its spectrum is not noticed.
 
-NeurIPS 2025, after BlurGuard/code/attacks.py of jsu-kim/BlurGuard. With disjoint regions m_i of the
+NeurIPS 2025, after attacks.py of jsu-kim/BlurGuard. With disjoint regions m_i of the
 picture x, a variable p of the picture's size, and a Gaussian blur of sigma_i for each region,
 
   delta = sum_i m_i * blur(p, sigma_i), clipped to the budget

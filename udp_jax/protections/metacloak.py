@@ -1,6 +1,6 @@
 """MetaCloak: one perturbation against snapshots of a fine-tuning, in expectation over transforms.
 
-After robust_facecloak/attacks/algs/metacloak.py of liuyixin-louis/MetaCloak. A surrogate is
+After metacloak.py of liuyixin-louis/MetaCloak. A surrogate is
 fine-tuned on the clean pictures, and kept after every `interval` steps: the pool. With each
 snapshot theta in turn, `interval / advance` times, delta takes perturb steps against theta and
 theta takes `advance` steps on the protected pictures:
