@@ -15,7 +15,7 @@ from udp_jax.models.base import DiffusionModel
 
 # Those that the package uses, and that mix integers and floats.
 _OF_OPTAX = ("adam", "adamw", "scale_by_learning_rate")
-_OF_MODELS = ("init", "encode", "apply", "decode", "embed", "hold", "reconstruct")
+_OF_MODELS = ("init", "encode", "apply", "decode", "embed", "hold", "reconstruct", "posterior")
 
 
 def strictly() -> Iterator[None]:

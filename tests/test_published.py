@@ -105,6 +105,8 @@ def test_matrices(name: str) -> None:
 CHECKED_DEFAULTS = {
   *("learning_rate", "clip_norm", "flip", "weight_decay", "decay", "warmup_steps", "rank"),
   *("direction", "rate", "num_draws", "perturb_steps", "latent_radius", "latent_step"),
+  *("earliest", "latent_weight", "mean_weight", "kind", "masks", "contour_strength"),
+  *("contour_smoothness", "sigma_steps", "sigma_rate", "spectrum_budget"),
 }
 
 

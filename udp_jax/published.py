@@ -89,14 +89,29 @@ _ANTI = "VinAIResearch/Anti-DreamBooth, "
 # Options that Diff-Protect's and Mist's attacks share.
 _SIXTEEN = {"radius_255": (16.0, _LEVELS), "step_size_255": (1.0, _LEVELS)}
 _SIXTEEN |= {"num_rounds": (100, _ROUNDS)}
-_DREAMBOOTHED = {
+_SUBJECT = {
   "trains": ("denoiser_and_text", ""),
   "weight_decay": (1e-2, _WEIGHT),
   "prior_weight": (1.0, _WEIGHT),
   "num_class_images": (200, "pictures"),
   "class_prompt": ("a photo of person", ""),
-  "radius_255": (6.375, _LEVELS),
+}
+_DREAMBOOTHED = _SUBJECT | {"radius_255": (6.375, _LEVELS), "step_size_255": (0.6375, _LEVELS)}
+# ACE and ACE+: one program in two modes.
+_ACE = (
+  "caradryanl/ACE, attacks/aspl_lora_m.py; the LoRA's rate: psyker-team/mist-v2, attacks/mist.py"
+)
+_OF_ACE = {
+  "radius_255": (4.0, _LEVELS),
   "step_size_255": (0.6375, _LEVELS),
+  "num_rounds": (5, _ROUNDS),
+  "train_steps": (5, _STEPS),
+  "perturb_steps": (50, "steps"),
+  "earliest": (0.6, "share of the schedule", (0.0,)),
+  "trains": ("lora", ""),
+  "rank": (4, ""),
+  "learning_rate": (1e-4, _RATE),
+  "clip_norm": (1.0, _NORM),
 }
 
 SETTINGS: Mapping[tuple[str, str], Mapping[str, Setting]] = MappingProxyType(
@@ -169,6 +184,55 @@ SETTINGS: Mapping[tuple[str, str], Mapping[str, Setting]] = MappingProxyType(
       learning_rate=(5e-7, _RATE),
       clip_norm=(0.0, _NORM),
       **_DREAMBOOTHED,
+    ),
+    ("protections", "ace"): _table(_ACE, **_OF_ACE),
+    ("protections", "ace_plus"): _table(_ACE, latent_weight=(100.0, _WEIGHT), **_OF_ACE),
+    ("protections", "blurguard"): _table(
+      "jsu-kim/BlurGuard, BlurGuard/configs/attack/base.yaml and BlurGuard/code/attacks.py: 50 of "
+      "150 steps are sigma's; p takes steps of length 1.34 to 0.03 on [-1, 1] for 512x512",
+      radius_255=(16.0, _LEVELS),
+      step_size_255=(0.193, "levels, root mean square"),
+      num_rounds=(100, _ROUNDS),
+      decay_steps=(100, _ROUNDS),
+      target=("zero", ""),
+      sigma_steps=(50, "steps of Adam"),
+      sigma_rate=(0.06, "step of Adam"),
+      spectrum_budget=(0.0, "log10 of power"),
+    ),
+    ("protections", "diffusion_guard"): _table(
+      "choi403/DiffusionGuard, config/diffusionguard.yaml",
+      radius_255=(8.0, _LEVELS),
+      step_size_255=(0.5, _LEVELS),
+      num_rounds=(800, _ROUNDS),
+      start=("zero", ""),
+      sample_steps=(4, "steps"),
+      masks=("contour_shrink", ""),
+      contour_strength=(1.1, "radii of the region"),
+      contour_smoothness=(0.1, "radii of the region"),
+    ),
+    ("protections", "metacloak"): _table(
+      "liuyixin-louis/MetaCloak, script/sub/gen/metacloak.sh; 500 rounds train the pool, with "
+      "a snapshot every 100, and four times over six snapshots 100 rounds perturb",
+      radius_255=(11.0, _LEVELS),
+      step_size_255=(1.1, _LEVELS),
+      num_rounds=(2900, _ROUNDS),
+      warmup_rounds=(500, _ROUNDS),
+      restart_every=(100, _ROUNDS),
+      train_steps=(2, _STEPS),
+      perturb_steps=(6, "steps"),
+      learning_rate=(5e-7, _RATE),
+      clip_norm=(1.0, _NORM),
+      transforms=("blur_and_flip", ""),
+      **_SUBJECT,
+    ),
+    ("protections", "pid"): _table(
+      "PKU-ML/Diffusion-PID-Protection, PID.py; its weight of 1 is for unscaled latents",
+      radius_255=(12.75, _LEVELS),
+      step_size_255=(1.0, _LEVELS),
+      num_rounds=(1000, _ROUNDS),
+      kind=("add-log", ""),
+      mean_weight=(0.18215**-2, _WEIGHT),
+      start=("uniform", ""),
     ),
     ("purifiers", "impress"): _table(
       "AAAAAAsuka/Impress, scripts/new/test_all.sh (Glaze); also: pg_mask_diff_test.sh",

@@ -45,6 +45,18 @@ ANTI_DREAMBOOTH = {
 }
 FSMG = ANTI_DREAMBOOTH | {"train_steps": 1000, "num_rounds": 101}
 ASPL = ANTI_DREAMBOOTH | {"num_rounds": 50, "clip_norm": 0.0}
+# Methods of which each is told by its own paper's settings: `udp_jax.published`.
+ACE = {"num_rounds": 5, "step_size_255": 0.6375, "trains": "lora", "rank": 4}
+METACLOAK = {name: value for name, value in ANTI_DREAMBOOTH.items() if name != "needs_clean_set"}
+METACLOAK |= {"num_rounds": 2900, "warmup_rounds": 500, "restart_every": 100, "step_size_255": 1.1}
+PEERS = {
+  "pid": {"num_rounds": 1000},
+  "ace": ACE,
+  "ace_plus": ACE,
+  "metacloak": METACLOAK,
+  "diffusion_guard": {"num_rounds": 800, "step_size_255": 0.5, "start": "zero"},
+  "blurguard": {"num_rounds": 100, "step_size_255": 0.193, "sigma_steps": 50},
+}
 # Glaze of IMPRESS's scripts.
 STYLE = {"target": "style_transfer", "style_prompt": "Cubism by Picasso", "sample_steps": 50}
 GLAZE = STYLE | {"perceptual_budget": 0.05}
@@ -182,6 +194,9 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
       "decay_steps": 2,
       "train_steps": 2,
       "perturb_steps": 1,
+      "warmup_rounds": 1,
+      "restart_every": 1,
+      "sigma_steps": 2,
       "num_draws": 1,
       "num_steps": 2,
       "num_iterations": 1,

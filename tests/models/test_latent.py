@@ -87,6 +87,10 @@ def test_the_posterior_is_drawn_by_picture_and_scaled(tiny_pipeline, results, im
   np.testing.assert_allclose(results.x0, expected, rtol=1e-5, atol=1e-6)
   x0 = jax.jit(mean_of.encode)(params, images, KEYS[::-1])
   np.testing.assert_allclose(x0, scale * mean, rtol=1e-5, atol=1e-6)
+  assert mean_of.posterior is not None
+  found, spread = jax.jit(mean_of.posterior)(params, images)
+  np.testing.assert_allclose(found, scale * mean, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(jnp.exp(spread / 2), scale * jnp.exp(logvar / 2), rtol=1e-5)
   assert "random_bits" not in str(jax.make_jaxpr(mean_of.encode)(params, images, KEYS))
 
 

@@ -30,7 +30,12 @@ def _model(gaussian_model):
     return params, jax.sharding.get_abstract_mesh().shape_tuple
 
   return gaussian_model._replace(
-    apply=told, encode=told, decode=told, reconstruct=told, hold=lambda params: ("held", params)
+    apply=told,
+    encode=told,
+    decode=told,
+    reconstruct=told,
+    posterior=told,
+    hold=lambda params: ("held", params),
   )
 
 
@@ -48,9 +53,10 @@ def test_every_function_gathers_what_is_split(gaussian_model, gathered: list[obj
     (model.encode, [None]),
     (model.decode, []),
     (model.reconstruct, []),
+    (model.posterior, []),
   ):
     assert function("theta", np.zeros(1), *more) == (["theta"], axes)
-  assert gathered == ["theta"] * 4
+  assert gathered == ["theta"] * 5
   assert jax.sharding.get_abstract_mesh().empty
 
 
@@ -67,4 +73,4 @@ def test_whole_weights_are_not_gathered(gaussian_model, gathered: list[object]) 
   assert model.apply("theta", np.zeros(1), None) == ("theta", (("data", 8), ("fsdp", 1)))
   assert model.hold("theta") == ("held", "theta") and gathered == []
   plain = sharded.split_weights(gaussian_model, _mesh(8, 1))
-  assert plain.reconstruct is None
+  assert plain.reconstruct is None and plain.posterior is None

@@ -197,3 +197,27 @@ def test_grid(count, columns):
     np.testing.assert_array_equal(cell, tiles[n] if n < count else np.full_like(tiles[0], 9))
   with pytest.raises(ValueError, match="columns"):
     image.grid(tiles, 0)
+
+
+def test_blur_matrix_is_gaussian_blur() -> None:
+  """Each picture with its own sigma, and SciPy's filter with mirrored borders."""
+  pictures = np.random.default_rng(0).normal(size=(3, 20, 15, 2)).astype(np.float32)
+  sigmas = jnp.array([0.4, 1.7, 3.0])
+  rows, columns = (image.blur_matrix(size, sigmas, reach=9) for size in (20, 15))
+  found = jnp.einsum("bij,bjkc,blk->bilc", rows, pictures, columns, precision="highest")
+  for number, sigma in enumerate(sigmas.tolist()):
+    one = image.gaussian_blur(jnp.asarray(pictures[number : number + 1]), sigma, kernel_size=19)
+    np.testing.assert_allclose(found[number], one[0], atol=1e-5)
+    by_scipy = scipy.ndimage.gaussian_filter(
+      pictures[number], (sigma, sigma, 0), mode="mirror", radius=(9, 9, 0)
+    )
+    np.testing.assert_allclose(found[number], by_scipy, atol=1e-4)
+  slope = jax.grad(lambda s: jnp.square(image.blur_matrix(20, s)).sum())(sigmas)
+  assert np.isfinite(slope).all() and (np.asarray(slope) < 0).all()
+
+
+def test_blur_matrix_of_a_short_axis() -> None:
+  """Taps beyond the mirrored axis are left out; rows still add up to 1."""
+  for size in (1, 2, 3):
+    made = image.blur_matrix(size, jnp.array([5.0]))
+    np.testing.assert_allclose(made.sum(-1), 1.0, rtol=1e-6)

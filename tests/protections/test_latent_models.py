@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.strict import lenient, lenient_model
 from udp_jax import protections
 from udp_jax.data import batches
 from udp_jax.errors import ConfigError
@@ -21,7 +22,12 @@ OPTIONS = {
     "num_class_images": 3,
     "uncond_ids": [0] * 77,
   },
+  "ace_plus": {"trains": "lora", "perturb_steps": 2},
+  "blurguard": {"num_segments": 2, "sigma_steps": 2},
+  "diffusion_guard": {},
   "glaze": {"perceptual": ""},
+  "metacloak": {"trains": "denoiser_and_text"},
+  "pid": {},
   "photoguard_diffusion": {"num_draws": 2, "guidance_scale": 7.5, "uncond_ids": [0] * 77},
 }
 ADAPTIVE = {"transforms": "jpeg,resize,blur,noise", "consistency_weight": 1.0}
@@ -46,6 +52,25 @@ def test_a_round_with_text(name, tiny_pipeline):
   assert info.loss.shape == (2, 2)
   if name == "aspl":
     assert state.class_images.shape == (2, 2, *model.image_shape)
+
+
+def test_diffusion_guard_tells_an_inpainting_model_of_its_masks(make_tiny_pipeline):
+  """The U-Net of 9 channels takes the noise, the drawn mask and what the mask leaves."""
+  with lenient():
+    pipeline = make_tiny_pipeline(in_channels=9)
+  model = lenient_model(pipeline.model)
+  cond = {
+    "text": pipeline.tokenizer(["a photograph of a cat"] * 2),
+    "mask": np.ones((2, 8, 8, 1), np.float32),
+    "masked_latents": np.zeros((2, 8, 8, 4), np.float32),
+  }
+  data = batches.make_batches(np.zeros((2, *model.image_shape), np.uint8), 2)
+  data = data._replace(cond=jax.tree.map(lambda leaf: leaf[None], cond))
+  options = {"radius": 8 / 255, "step_size": 1 / 255}
+  protection = protections.build("diffusion_guard", model, options)
+  state = jax.eval_shape(protection.init, jax.random.key(0), data, pipeline.params)
+  _, info = jax.eval_shape(protection.update, jax.random.key(0), state, data, pipeline.params)
+  assert info.loss.shape == (1, 2)
 
 
 # Those that a study of Stable Diffusion XL runs.

@@ -52,6 +52,8 @@ class DiffusionModel(NamedTuple):
     apply_learned: (params, x_t, timesteps, cond) -> (prediction, share), both of x_t's shape, for
       models that learn the variance of reverse steps; share is in [0, 1] (`samplers.ddpm_step`).
       None for models whose variance is fixed.
+    posterior: (params, images) -> (mean, log variance) of the normal distribution of x0 that
+      `encode` draws from, both of x0's shape; None for models whose encoder draws nothing.
   """
 
   init: Callable[[jax.Array], Params]
@@ -65,6 +67,7 @@ class DiffusionModel(NamedTuple):
   hold: Callable[[Params], Params] = lambda params: params
   reconstruct: Callable[[Params, jax.Array], jax.Array] | None = None
   apply_learned: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+  posterior: Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]] | None = None
 
 
 def embed_prompts(

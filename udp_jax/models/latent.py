@@ -7,6 +7,7 @@ Stable Diffusion XL, "text_encoder_2", so that a part can be trained, frozen, ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypedDict
 
@@ -108,11 +109,18 @@ def latent_diffusion(
       params[TEXT_2] = text_2.init(key_2, jnp.zeros((1, 1), jnp.int32))["params"]
     return params
 
-  def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
-    def moments(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def moments(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_slice(images: jax.Array) -> tuple[jax.Array, jax.Array]:
       return vae.apply(_variables(params, VAE), to_model_range(images), method="encode")  # type: ignore[return-value]
 
-    mean, logvar = _sliced(moments, images, vae_slices)
+    return _sliced(of_slice, images, vae_slices)
+
+  def posterior(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    mean, logvar = moments(params, images)
+    return mean * vae_config.scaling_factor, logvar + 2.0 * math.log(vae_config.scaling_factor)
+
+  def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
+    mean, logvar = moments(params, images)
     if not deterministic and keys is not None:
       mean = mean + jnp.exp(0.5 * logvar) * normal_each(keys, mean.shape[1:])
     return mean * vae_config.scaling_factor
@@ -193,9 +201,10 @@ def latent_diffusion(
 
   embed_function = embed if text is not None else None
   image_shape = (height, width, 3)
-  return DiffusionModel(
+  model = DiffusionModel(
     init, encode, apply, decode, embed_function, schedule, shape, image_shape, hold, reconstruct
   )
+  return model._replace(posterior=posterior)
 
 
 def cast_parts(

@@ -55,6 +55,11 @@ def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return model.apply_learned(whole(params), *args)
 
+  def posterior(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    assert model.posterior is not None  # This function is otherwise unused.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return model.posterior(whole(params), images)
+
   def hold(params: Params) -> Params:
     held = model.hold(whole(params))
     return Gathered(held) if split else held
@@ -66,4 +71,5 @@ def split_weights(model: DiffusionModel, mesh: Mesh) -> DiffusionModel:
     hold=hold,
     reconstruct=reconstruct if model.reconstruct else None,
     apply_learned=apply_learned if model.apply_learned else None,
+    posterior=posterior if model.posterior else None,
   )

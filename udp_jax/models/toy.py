@@ -11,6 +11,7 @@ parameters: it learns in a hundred steps, and the correct result can be computed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -43,10 +44,14 @@ def on_latents() -> DiffusionModel:
   The autoencoder has no parameters.
   """
 
-  def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
+  def posterior(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     del params
     count, height, width, _ = images.shape
     mean = 2.0 * images.reshape(count, height // 2, 2, width // 2, 2, 3).mean((2, 4)) - 1.0
+    return mean, jnp.full(mean.shape, 2.0 * math.log(0.05))
+
+  def encode(params: Params, images: jax.Array, keys: jax.Array | None) -> jax.Array:
+    mean, _ = posterior(params, images)
     return mean if keys is None else mean + 0.05 * normal_each(keys, mean.shape[1:])
 
   def decode(params: Params, x0: jax.Array, clip: bool = True) -> jax.Array:
@@ -57,7 +62,7 @@ def on_latents() -> DiffusionModel:
     return decode(params, encode(params, images, None), clip=False)
 
   return _gaussian(encode, decode, (4, 4, 3))._replace(
-    image_shape=(8, 8, 3), reconstruct=reconstruct
+    image_shape=(8, 8, 3), reconstruct=reconstruct, posterior=posterior
   )
 
 

@@ -17,6 +17,9 @@ QUALITIES = (50.0, 95.0)
 SCALES = (0.5, 0.625, 0.75, 0.875)
 BLURS = (0.3, 1.5)
 NOISES = (0.0, 0.1)
+# MetaCloak's blur: torchvision's default standard deviations, 7 taps.
+WIDE_BLURS = (0.1, 2.0)
+_WIDE_REACH = 3
 
 
 def over_transforms(
@@ -104,13 +107,24 @@ def _resize(keys: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def _blur(keys: jax.Array, images: jax.Array) -> jax.Array:
-  # Three standard deviations to each side, as far as the picture can be mirrored.
-  reach = min(5, min(images.shape[1:3]) - 1)
+  return _blurred(images, _uniform(keys, BLURS), 5)
+
+
+def _blurred(images: jax.Array, sigmas: jax.Array, reach: int) -> jax.Array:
+  # So many taps to each side, as far as the picture can be mirrored.
+  reach = min(reach, min(images.shape[1:3]) - 1)
 
   def one(picture: jax.Array, sigma: jax.Array) -> jax.Array:
     return image.gaussian_blur(picture[None], sigma, kernel_size=2 * reach + 1)[0]
 
-  return jax.vmap(one)(images, _uniform(keys, BLURS))
+  return jax.vmap(one)(images, sigmas)
+
+
+def _blur_and_flip(keys: jax.Array, images: jax.Array) -> jax.Array:
+  key_blur, key_flip = split_each(keys, 2)
+  blurred = _blurred(images, _uniform(key_blur, WIDE_BLURS), _WIDE_REACH)
+  mirror = jax.vmap(jax.random.bernoulli)(key_flip)[:, None, None, None]
+  return jnp.where(mirror, blurred[:, :, ::-1], blurred)
 
 
 def _noise(keys: jax.Array, images: jax.Array) -> jax.Array:
@@ -124,5 +138,6 @@ TRANSFORMS: dict[str, Transform] = {
   "jpeg": _jpeg,
   "resize": _resize,
   "blur": _blur,
+  "blur_and_flip": _blur_and_flip,
   "noise": _noise,
 }

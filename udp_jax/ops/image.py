@@ -203,6 +203,35 @@ def gaussian_blur(
   return out
 
 
+def blur_matrix(size: int, sigmas: jax.Array, *, reach: int = 16) -> jax.Array:
+  """Returns (B, size, size), products with which blur an axis as `gaussian_blur` does.
+
+  Use them where every picture, or every region of one, has another sigma that may be traced and
+  differentiated: out = rows @ channel @ columns^T.
+
+  Args:
+    size: length of the axis.
+    sigmas: (B,) standard deviations in pixels, positive.
+    reach: number of taps on each side of the centre; at most size - 1 are used.
+
+  >>> spike = jnp.zeros((9, 1)).at[4].set(1.0)
+  >>> blurred = blur_matrix(9, jnp.array([1.0]), reach=3)[0] @ spike
+  >>> expected = gaussian_blur(jnp.broadcast_to(spike, (9, 9)).reshape(1, 9, 9, 1), 1.0)
+  >>> bool(jnp.allclose(blurred[:, 0], expected[0, :, 0, 0], atol=1e-6))
+  True
+  """
+  reach = min(reach, size - 1)
+  offsets = jnp.arange(-reach, reach + 1, dtype=jnp.float32)[None]
+  weights = jnp.exp(-0.5 * jnp.square(offsets / sigmas[:, None]))
+  weights = weights / jnp.sum(weights, axis=1, keepdims=True)
+  # Where a row's tap lies, as a place of the axis that is mirrored at both ends.
+  place = np.abs(np.arange(size)[:, None] + np.arange(-reach, reach + 1)[None])
+  place = np.minimum(place, 2 * (size - 1) - place)
+  rows = np.broadcast_to(np.arange(size)[:, None], place.shape)
+  taps = jnp.broadcast_to(weights[:, None], (len(sigmas), *place.shape))
+  return jnp.zeros((len(sigmas), size, size)).at[:, rows, place].add(taps)
+
+
 def grid(images: ArrayLike, columns: int, *, fill: float = 0) -> jax.Array:
   """Tiles (B, H, W, C) row by row into one (rows * H, columns * W, C) picture of the same dtype.
 

@@ -12,8 +12,10 @@ consistency_weight   adds this multiple of `objectives.latent.consistency`, so t
 | `resize` | to 1/2, 5/8, 3/4 or 7/8 of its size and back, cubic |
 | `blur` | Gaussian, standard deviation uniform in [0.3, 1.5] pixels |
 | `noise` | Gaussian, standard deviation uniform in [0, 0.1] on the [0, 1] scale |
+| `blur_and_flip` | Gaussian of 7 taps, [0.1, 2.0] pixels; half of the pictures are mirrored |
 
-The ranges are our choice: they include common purifiers (JPEG at 75, noise of 0.05 to 0.1).
+The ranges are our choice: they include common purifiers (JPEG at 75, noise of 0.05 to 0.1). The
+last row is MetaCloak's.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def aspl(
   def made(clean: jax.Array | None, rounds: Rounds) -> Protection:
     training = dataclasses.replace(game, train_steps=rounds.train_steps)
     learner = surrogates.fine_tuned(model, training, surrogate, preserved)
-    return _alternating(learner, perturb, clean)
+    return alternating(learner, perturb, clean)
 
   rounds = Rounds(game.train_steps, game.perturb_steps)
   if pictures is None:
@@ -100,8 +100,28 @@ def aspl(
   return taking(lambda clean: divisible(partial(made, clean), rounds), pictures)
 
 
-def _alternating(learner: Learner, perturb: Protection, clean: jax.Array | None) -> Protection:
-  """Rounds that train a surrogate and move the perturbations up the loss of its copy."""
+def alternating(
+  learner: Learner, perturb: Protection, clean: jax.Array | None = None, *, ahead: bool = True
+) -> Protection:
+  """Rounds that move the perturbations against a surrogate, then train it on protected pictures.
+
+  Args:
+    learner: how the surrogate is trained, with a fresh optimiser in every round.
+    perturb: the steps of the pictures, for the parameters that it is given.
+    clean: set A, or None (`surrogates.clean_pictures`).
+    ahead: whether a copy of the surrogate, trained on clean pictures first, is attacked (ASPL);
+      otherwise the surrogate itself (ACE).
+
+  >>> from udp_jax.models import toy
+  >>> from udp_jax.objectives.latent import latent_distance
+  >>> from udp_jax.protections.base import over_batches, pgd, sign_descent
+  >>> from udp_jax.protections.constraints import linf
+  >>> model = toy.on_latents()
+  >>> step = pgd(latent_distance(model, None), linf(0.1), sign_descent(0.01))
+  >>> learner = surrogates.fine_tuned(model, Game(train_steps=2), Surrogate())
+  >>> alternating(learner, over_batches(step, num_steps=3), ahead=False).perturb_steps
+  3
+  """
 
   def init(key: jax.Array, data: Batch, params: Params) -> ASPLState:
     # Each training has a fresh optimiser, so no optimiser state is kept between rounds.
@@ -114,8 +134,10 @@ def _alternating(learner: Learner, perturb: Protection, clean: jax.Array | None)
     del phase  # Rounds have no parts: the copy would have to be kept between them.
     kept = state.surrogate._replace(opt_state=learner.tx.init(state.surrogate.params))
     of_class = state.class_images
-    seen = data if clean is None else surrogates.clean_batches(clean, data)
-    copy, _ = learner.steps(stream(key, "copy"), kept, seen, None, params, of_class)
+    copy = kept
+    if ahead:
+      seen = data if clean is None else surrogates.clean_batches(clean, data)
+      copy, _ = learner.steps(stream(key, "copy"), kept, seen, None, params, of_class)
     target = surrogates.attacked(learner, copy.params, params)
     deltas, info = perturb.update(stream(key, "perturb"), state.inner, data, target)
     trained, train_loss = learner.steps(

@@ -6,9 +6,13 @@ PICTURES, EDITS, SAMPLES = "pictures", "edits", "samples"
 NONE = "none"
 # Labels of purifiers, threats and protections whose names are not clear enough.
 METHODS = {
+  "ace": "ACE",
+  "ace_plus": "ACE+",
   "advdm": "AdvDM",
   "aspl": "ASPL",
+  "blurguard": "BlurGuard",
   "diffpure": "DiffPure",
+  "diffusion_guard": "DiffusionGuard",
   "dreambooth": "DreamBooth",
   "eudp": "EUDP",
   "fsmg": "FSMG",
@@ -17,9 +21,11 @@ METHODS = {
   "impress": "IMPRESS",
   "jpeg": "JPEG",
   "lora": "LoRA",
+  "metacloak": "MetaCloak",
   "mist": "Mist",
   "photoguard_diffusion": "PhotoGuard (diffusion)",
   "photoguard_encoder": "PhotoGuard (encoder)",
+  "pid": "PID",
   "sds": "SDS",
   "sds_z": "SDS on latents",
   "udp": "UDP",

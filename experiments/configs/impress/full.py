@@ -23,7 +23,7 @@ def get_config(variant=None):
   config.protections.glaze = m.GLAZE | {"num_rounds": 500, "step_size_255": 1.275}
   game = {"num_rounds": 50, "train_steps": 20, "perturb_steps": 5, "trains": "lora", "rank": 4}
   game |= {"start": "sign", "learning_rate": 8e-4}
-  config.protections.update({"udp": game, "eudp": game, "fsmg": m.FSMG, "aspl": m.ASPL})
+  config.protections.update({"udp": game, "eudp": game, "fsmg": m.FSMG, "aspl": m.ASPL} | m.PEERS)
   config.rows = tuple(config.protections)
   config.purifiers.update({"jpeg": {"quality": 75}, "gaussian_noise": {"std": 0.05}})
   config.purifiers.update({"gaussian_blur": {"sigma": 1.0}, "resize": {}, "total_variation": {}})
