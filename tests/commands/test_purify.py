@@ -61,7 +61,7 @@ def test_diffpure_with_a_prior_of_its_own(tmp_path, entry_point, tiny_model):
   words = [f"--input={source}", f"--output={tmp_path / 'other'}", "--method=jpeg"]
   done = entry_point("purify", *words, f"--purifier_model={prior}")
   assert done.returncode == 2
-  assert "jpeg has no prior: --purifier_model is for diffpure and gridpure" in done.stderr
+  assert "jpeg has no prior: --purifier_model is for diffpure, freqpure and gridpure" in done.stderr
 
 
 def test_a_chain_goes_through(tmp_path, entry_point):

@@ -11,6 +11,8 @@ METHODS = {
   "diffpure": "DiffPure",
   "dreambooth": "DreamBooth",
   "eudp": "EUDP",
+  "ffdnet": "FFDNet",
+  "freqpure": "FreqPure",
   "fsmg": "FSMG",
   "glaze": "Glaze",
   "gridpure": "GrIDPure",
@@ -23,7 +25,9 @@ METHODS = {
   "sds": "SDS",
   "sds_z": "SDS on latents",
   "udp": "UDP",
+  "upscale": "RealESRGAN and back",
   "vae_roundtrip": "VAE round trip",
+  "vae_trans": "VAE-Trans",
 }
 
 

@@ -100,7 +100,7 @@ def _prepare(config: Any, given: dict[str, Any], prompt: str) -> Prepared:
   chosen = config.model
   if config.purifier_model.path:
     if not purifiers.uses_prior(config.method, options):
-      known = " and ".join(purifiers.PRIORS)
+      known = f"{', '.join(purifiers.PRIORS[:-1])} and {purifiers.PRIORS[-1]}"
       raise ConfigError(f"{config.method} has no prior: --purifier_model is for {known}")
     chosen = config.purifier_model
   if chosen.path:
