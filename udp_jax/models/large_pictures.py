@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from udp_jax.ops import tiles
@@ -68,25 +69,35 @@ def apply(network: Network, images: jax.Array, windows: Windows) -> jax.Array:
     raise ValueError(f"{height}x{width} in windows of {side} are not multiples of {multiple}")
   if max(height, width) <= side:
     return few_at_a_time(network, images, side * side)
-  grown = ((0, 0), (0, max(0, side - height)), (0, max(0, side - width)), (0, 0))
-  whole = jnp.pad(images, grown, mode="symmetric")
-  grid = tiles.plan(*whole.shape[1:3], windows.core, overlap=blend)
-  corners = jnp.asarray([(top, left) for top in grid.tops for left in grid.lefts])
-  last = jnp.asarray(whole.shape[1:3]) - side
-  batch, channels = whole.shape[0], whole.shape[3]
+  tops, heights = _along(height, windows)
+  lefts, widths = _along(width, windows)
+  batch, channels = images.shape[0], images.shape[3]
+  window = (batch, min(side, height), min(side, width), channels)
+  core = (batch, heights.shape[1], widths.shape[1], channels)
+  last = jnp.asarray([height - window[1], width - window[2]])
+  corners = jnp.asarray([(top, left) for top in tops for left in lefts])
+  shares = (heights[:, None, :, None] * widths[None, :, None, :]).reshape(-1, *core[1:3], 1)
 
   def add(total: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-    (top, left), shares = at
+    (top, left), share = at
     y, x = jnp.clip(at[0] - context, 0, last) // multiple * multiple
-    window = lax.dynamic_slice(whole, (0, y, x, 0), (batch, side, side, channels))
-    done = few_at_a_time(network, window, side * side)
-    size = (batch, windows.core, windows.core, channels)
-    kept = shares[..., None] * lax.dynamic_slice(done, (0, top - y, left - x, 0), size)
-    before = lax.dynamic_slice(total, (0, top, left, 0), size)
+    seen = lax.dynamic_slice(images, (0, y, x, 0), window)
+    done = few_at_a_time(network, seen, side * side)
+    kept = share * lax.dynamic_slice(done, (0, top - y, left - x, 0), core)
+    before = lax.dynamic_slice(total, (0, top, left, 0), core)
     return lax.dynamic_update_slice(total, before + kept, (0, top, left, 0)), None
 
-  total, _ = lax.scan(add, jnp.zeros_like(whole), (corners, jnp.asarray(tiles.weights(grid))))
-  return total[:, :height, :width]
+  total, _ = lax.scan(add, jnp.zeros_like(images), (corners, jnp.asarray(shares)))
+  return total
+
+
+def _along(length: int, windows: Windows) -> tuple[tuple[int, ...], np.ndarray]:
+  """Returns where cores begin along an axis, and their shares (number, size)."""
+  if length <= windows.side:
+    return (0,), np.ones((1, length), np.float32)
+  core = windows.core
+  grid = tiles.plan(length, core, core, overlap=windows.blend)  # A column of tiles.
+  return grid.tops, tiles.weights(grid)[:, :, 0]
 
 
 def few_at_a_time(network: Network, images: jax.Array, pixels: int) -> jax.Array:
