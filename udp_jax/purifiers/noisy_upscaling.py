@@ -33,7 +33,7 @@ def noisy_upscaling(
 
   >>> noisy_upscaling(None, tile_size=16)
   Traceback (most recent call last):
-  udp_jax.errors.ConfigError: purifier upscale: tile_size must be at least 64, got 16
+  udp_jax.errors.ConfigError: purifier upscale: tile_size must be 64 to 100000, got 16
   """
   enlarged = {"name": "upscale", "tile_size": tile_size, "method": method, "weights": weights}
   return chain(model, methods=({"name": "gaussian_noise", "std": std}, enlarged))

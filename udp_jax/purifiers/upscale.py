@@ -20,7 +20,6 @@ from udp_jax.purifiers.base import Purifier
 
 # What a tile sees beyond what is kept of it; the published tool takes 10 pixels.
 _CONTEXT = 16
-LEAST_TILE = 64
 
 
 def upscale(
@@ -42,20 +41,18 @@ def upscale(
       package's; or parameters, for other networks of this layout.
 
   Raises:
-    ConfigError: the method is unknown, or the tiles are too small.
+    ConfigError: the method is unknown.
     MissingDataError: the package with the weights is not installed.
     BadDataError: a file is not the published one.
 
   >>> upscale(None, method="nearest")
   Traceback (most recent call last):
-  udp_jax.errors.ConfigError: purifier upscale: method 'nearest' is not one of linear, ... box
+  udp_jax.errors.ConfigError: purifier upscale: method 'nearest' is not one of box, linear, ...
   """
   del model
   methods = tuple(m for m in image.RESIZE_METHODS if m != "nearest")
   if method not in methods:
     raise ConfigError(f"purifier upscale: method {method!r} is not one of {', '.join(methods)}")
-  if tile_size < LEAST_TILE:
-    raise ConfigError(f"purifier upscale: tile_size must be at least {LEAST_TILE}, got {tile_size}")
   params = realesrgan.load(weights or None) if isinstance(weights, str) else weights
   windows = large_pictures.Windows(tile_size, _CONTEXT, blend=_CONTEXT)
 
