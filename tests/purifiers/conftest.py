@@ -44,9 +44,14 @@ def build(gaussian_model, latent_model, plain_distance):
   from udp_jax.models import ffdnet, ncnn_file, realesrgan
   from udp_jax.models.autoencoders import Autoencoder
 
-  denoiser = {"weights": ffdnet.params_from_tensors(restorers.ffdnet_tensors())}
-  layers = ncnn_file.parse(*restorers.rrdbnet_files(width=3, growth=2, blocks=1))
-  upscaler = {"weights": realesrgan.params_from_layers(layers)}
+  # Random networks that leave pictures to be recognised.
+  *layers, (kernel, bias) = ffdnet.params_from_tensors(restorers.ffdnet_tensors())
+  denoiser = {"weights": (*layers, (0.1 * kernel, 0.1 * bias))}
+  files = restorers.rrdbnet_files(width=3, growth=2, blocks=1)
+  network = realesrgan.params_from_layers(ncnn_file.parse(*files))
+  features, (kernel, bias) = network.last
+  grey = realesrgan.Conv(0.2 * kernel, 0.2 * bias + 0.5)
+  upscaler = {"weights": network._replace(last=(features, grey))}
   model = latent_model
   another = Autoencoder(model.init(jax.random.key(6)), model.reconstruct, 2)
   few = {
