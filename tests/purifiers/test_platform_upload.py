@@ -14,7 +14,7 @@ from udp_jax.ops.image import to_float
 
 def test_it_is_shrunk_stored_and_enlarged():
   images = to_float(photograph(2, 25, 30))
-  options = {"factor": 0.4, "quality": 60, "method": "cubic"}
+  options = {"factor": 0.4, "quality": 60, "resampling": "cubic"}
   got = apply(purifiers.build("platform_upload", None, options), images)
   small = jax.image.resize(images, (2, 10, 12, 3), "cubic", antialias=True)
   levels = np.clip(np.floor(255 * np.asarray(small) + 0.5), 0, 255).astype(np.uint8)
@@ -31,4 +31,4 @@ def test_at_full_size_it_is_jpeg():
 
 def test_other_filters_are_refused():
   with pytest.raises(ConfigError, match="'box' is not one of linear, cubic"):
-    purifiers.build("platform_upload", None, {"method": "box"})
+    purifiers.build("platform_upload", None, {"resampling": "box"})

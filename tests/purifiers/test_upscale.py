@@ -27,7 +27,7 @@ def test_it_is_the_network_and_a_mean(weights):
   large = np.clip(jax.jit(realesrgan.upscale)(weights, images), 0, 1)
   expected = large.reshape(2, 13, 4, 10, 4, 3).mean((2, 4))
   np.testing.assert_allclose(apply(purifier, images), expected, atol=1e-5)
-  cubic = purifiers.build("upscale", None, {"weights": weights, "method": "cubic"})
+  cubic = purifiers.build("upscale", None, {"weights": weights, "resampling": "cubic"})
   assert 1e-4 < np.abs(apply(cubic, images) - expected).mean() < 0.05
 
 
@@ -43,7 +43,7 @@ def test_tiles_change_little(weights):
 
 def test_what_is_refused(monkeypatch):
   with pytest.raises(ConfigError, match="'nearest' is not one of"):
-    purifiers.build("upscale", None, {"method": "nearest"})
+    purifiers.build("upscale", None, {"resampling": "nearest"})
   with pytest.raises(ConfigError, match="tile_size must be 64 to 100000, got 63"):
     purifiers.build("upscale", None, {"tile_size": 63})
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

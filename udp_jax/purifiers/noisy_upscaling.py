@@ -18,7 +18,7 @@ def noisy_upscaling(
   *,
   std: float = 0.05,
   tile_size: int = 192,
-  method: str = "box",
+  resampling: str = "box",
   weights: str | realesrgan.Params = "",
 ) -> Purifier:
   """Adds Gaussian noise, enlarges by RealESRGAN and shrinks back.
@@ -26,7 +26,7 @@ def noisy_upscaling(
   Args:
     model: unused.
     std: standard deviation of the noise on [0, 1]; the paper's is 0.05.
-    tile_size, method, weights: as for `upscale`.
+    tile_size, resampling, weights: as for `upscale`.
 
   Raises:
     ConfigError, MissingDataError, BadDataError: as `upscale`.
@@ -35,5 +35,10 @@ def noisy_upscaling(
   Traceback (most recent call last):
   udp_jax.errors.ConfigError: purifier upscale: tile_size must be 64 to 100000, got 16
   """
-  enlarged = {"name": "upscale", "tile_size": tile_size, "method": method, "weights": weights}
+  enlarged = {
+    "name": "upscale",
+    "tile_size": tile_size,
+    "resampling": resampling,
+    "weights": weights,
+  }
   return chain(model, methods=({"name": "gaussian_noise", "std": std}, enlarged))

@@ -26,7 +26,7 @@ def upscale(
   model: DiffusionModel | None,
   *,
   tile_size: int = 192,
-  method: str = "box",
+  resampling: str = "box",
   weights: str | realesrgan.Params = "",
 ) -> Purifier:
   """Enlarges to four times the size and shrinks back.
@@ -35,24 +35,26 @@ def upscale(
     model: unused.
     tile_size: pictures up to this many pixels a side are enlarged whole, larger ones in overlapping
       tiles of it; at least 64. A tile of 192 needs about 0.7 GB.
-    method: how pictures are shrunk: "box" takes means of 4x4 pixels; or "linear", "cubic",
+    resampling: how pictures are shrunk: "box" takes means of 4x4 pixels; or "linear", "cubic",
       "lanczos3" or "lanczos5".
     weights: path of the `.bin` file, with its `.param` file beside it; "" for the installed
       package's; or parameters, for other networks of this layout.
 
   Raises:
-    ConfigError: the method is unknown.
+    ConfigError: the resampling is unknown.
     MissingDataError: the package with the weights is not installed.
     BadDataError: a file is not the published one.
 
-  >>> upscale(None, method="nearest")
+  >>> upscale(None, resampling="nearest")
   Traceback (most recent call last):
-  udp_jax.errors.ConfigError: purifier upscale: method 'nearest' is not one of box, linear, ...
+  udp_jax.errors.ConfigError: purifier upscale: resampling 'nearest' is not one of box, linear, ...
   """
   del model
   methods = tuple(m for m in image.RESIZE_METHODS if m != "nearest")
-  if method not in methods:
-    raise ConfigError(f"purifier upscale: method {method!r} is not one of {', '.join(methods)}")
+  if resampling not in methods:
+    raise ConfigError(
+      f"purifier upscale: resampling {resampling!r} is not one of {', '.join(methods)}"
+    )
   params = realesrgan.load(weights or None) if isinstance(weights, str) else weights
   windows = large_pictures.Windows(tile_size, _CONTEXT, blend=_CONTEXT)
 
@@ -65,7 +67,7 @@ def upscale(
 
     def there_and_back(x: jax.Array) -> jax.Array:
       large = jnp.clip(realesrgan.upscale(params, x), 0.0, 1.0)
-      return image.resize(large, x.shape[1:3], method=method)
+      return image.resize(large, x.shape[1:3], method=resampling)
 
     return jnp.clip(large_pictures.apply(there_and_back, images, windows), 0.0, 1.0)
 
