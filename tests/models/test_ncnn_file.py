@@ -52,7 +52,7 @@ def test_odd_halves_are_filled_up():
   ("text", "weights", "message"),
   [
     (TEXT.replace("7767517", "7767518"), WEIGHTS, "not a text file of an ncnn model"),
-    (TEXT, WEIGHTS + b"more", "have 140 bytes, of which the layers use 136"),
+    (TEXT, WEIGHTS + b"more", "have 136 bytes, of which the layers use 132"),
     (TEXT, WEIGHTS[:-4], "not a readable model of ncnn"),
     (TEXT, b"\x01" + WEIGHTS[1:], "c1 is stored in a way that is not read"),
     (TEXT.replace("Convolution      c2", "InnerProduct     c2"), WEIGHTS, "c2 is a InnerProduct"),
