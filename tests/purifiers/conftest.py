@@ -39,9 +39,28 @@ def plain_distance() -> PerceptualDistance:
 @pytest.fixture(scope="session")
 def build(gaussian_model, latent_model, plain_distance):
   """Makes a purifier that runs in an instant: `build(name, **options)`."""
+  from tests.models import restorers
   from udp_jax import purifiers
+  from udp_jax.models import ffdnet, ncnn_file, realesrgan
+  from udp_jax.models.autoencoders import Autoencoder
 
+  # Random networks that leave pictures to be recognised.
+  *layers, (kernel, bias) = ffdnet.params_from_tensors(restorers.ffdnet_tensors())
+  denoiser = {"weights": (*layers, (0.1 * kernel, 0.1 * bias))}
+  files = restorers.rrdbnet_files(width=3, growth=2, blocks=1)
+  network = realesrgan.params_from_layers(ncnn_file.parse(*files))
+  features, (kernel, bias) = network.last
+  grey = realesrgan.Conv(0.2 * kernel, 0.2 * bias + 0.5)
+  upscaler = {"weights": network._replace(last=(features, grey))}
+  model = latent_model
+  another = Autoencoder(model.init(jax.random.key(6)), model.reconstruct, 2)
   few = {
+    "ffdnet": denoiser,
+    "blind_denoiser": denoiser,
+    "upscale": upscaler,
+    "noisy_upscaling": upscaler,
+    "vae_trans": {"autoencoder": another},
+    "freqpure": {"timestep": 5, "amplitude_cutoff": 1.0, "phase_cutoff": 1.0},
     "chain": {"methods": [{"name": "gaussian_noise"}, {"name": "jpeg", "quality": 80}]},
     "diffpure": {"timestep": 5},
     "gridpure": {"timestep": 3, "num_iterations": 2},
@@ -50,7 +69,7 @@ def build(gaussian_model, latent_model, plain_distance):
   }
 
   def make(name: str, **options):
-    model = gaussian_model if name in ("diffpure", "gridpure") else latent_model
+    model = gaussian_model if name in purifiers.PRIORS else latent_model
     purifier = purifiers.build(name, model, few.get(name, {}) | options)
     return purifier, purifier.init(jax.random.key(5))
 

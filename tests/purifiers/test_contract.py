@@ -19,7 +19,7 @@ from udp_jax.purifiers import Purifier, ranges
 KEY = jax.random.key(31)
 IDS = np.array([4, 900_000_000, 17, 5])
 # Those that take pictures of the model's size only.
-ONE_SIZE = ("diffpure",)
+ONE_SIZE = ("diffpure", "freqpure")
 NAMES = purifiers.available()
 
 
@@ -45,7 +45,7 @@ def case(request, build):
 
 def test_modules_were_found():
   assert {"impress", "jpeg", "diffpure", "gridpure", "adverse_cleaner", "chain"} <= set(NAMES)
-  assert len(NAMES) >= 12 and "base" not in NAMES
+  assert len(NAMES) >= 20 and "base" not in NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -90,6 +90,7 @@ def test_the_key_decides_and_the_batch_does_not(case):
     purifier, params, purifiers.picture_keys(jax.random.key(32), IDS), images
   )
   draws = {"gaussian_noise", "chain", "impress", "diffpure", "gridpure", "total_variation"}
+  draws |= {"freqpure", "noisy_upscaling"}
   moved = np.abs(np.asarray(other - purified)).max((1, 2, 3)) > 1e-4
   assert moved.all() if name in draws else not moved.any()
 
@@ -123,7 +124,7 @@ def test_every_option_has_a_type_and_every_number_a_range(name):
 def test_unknown_and_missing(latent_model, gaussian_model):
   with pytest.raises(ConfigError, match="unknown purifier 'bleach'; known: adverse_cleaner, .*vae"):
     purifiers.build("bleach", None, {})
-  for name in ("impress", "diffpure", "gridpure", "vae_roundtrip"):
+  for name in ("impress", "diffpure", "freqpure", "gridpure", "vae_roundtrip"):
     with pytest.raises(ConfigError, match="give --model=FOLDER"):
       purifiers.build(name, None, {})
   for name in ("impress", "vae_roundtrip"):

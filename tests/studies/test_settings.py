@@ -13,7 +13,7 @@ from udp_jax.data import image_set
 from udp_jax.errors import ConfigError, UserError
 from udp_jax.models import hub
 from udp_jax.runtime import workdir
-from udp_jax.studies import build, settings
+from udp_jax.studies import build, settings, usefulness
 
 pytestmark = pytest.mark.usefixtures("photographs_once")
 
@@ -104,6 +104,20 @@ def test_models_of_the_hub_keep_their_commit(
   other = settings.frozen(one, {"model.path": f"artist/tiny@{commits[1]}"})
   with pytest.raises(ConfigError, match="model.path"):
     settings.check(other, tmp_path / "work", crops)
+
+
+def test_another_autoencoder_of_a_purifier_is_another_study(config, crops, tmp_path: Path) -> None:
+  config = config.copy_and_resolve_references().unlock()
+  (tmp_path / "taef").mkdir()
+  (tmp_path / "taef" / "encoder.npz").write_bytes(b"one")
+  config.use_purifiers = ("jpeg", "other_vae")
+  config.purifiers = {"other_vae": {"method": "vae_trans", "autoencoder": str(tmp_path / "taef")}}
+  settings.check(config, tmp_path / "work", crops)
+  settings.check(config, tmp_path / "work", crops)
+  (tmp_path / "taef" / "encoder.npz").write_bytes(b"two")
+  usefulness._fingerprint.cache_clear()  # Another run is another process.
+  with pytest.raises(ConfigError, match=r"contents of purifiers\.other_vae\.autoencoder"):
+    settings.check(config, tmp_path / "work", crops)
 
 
 def test_what_is_replaced_under_its_name_is_another_study(config, crops, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ def define() -> None:
   flags.DEFINE_string(
     "purifier_model",
     "",
-    "Folder of the prior of diffpure and gridpure, instead of --model: a DDPM or an ADM for "
-    "pixels.",
+    "Folder of the prior of diffpure, freqpure and gridpure, instead of --model: a DDPM or an ADM "
+    "for pixels.",
   )
   cli.model_flags()
   flags.DEFINE_string("prompt", "", "For diffusion methods on models with text.")

@@ -54,6 +54,8 @@ _PATHS = (
   *("model", "vae", "tokenizer", "purifier_model"),
   *("init_image", "mask", "loras", "embeddings"),
 )
+# Options of methods that are paths, in a record's "options" and in a config's purifiers.
+_OPTION_PATHS = ("autoencoder", "weights", "perceptual_weights")
 
 
 class Place(NamedTuple):
@@ -300,6 +302,8 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
 
   >>> published({"method": "udp", "config": {"model": {"path": "/home/me/sd15"}}})["config"]
   {'model': {'path': 'sd15'}}
+  >>> published({"options": {"autoencoder": "/home/me/taef2", "num_passes": 1}})["options"]
+  {'autoencoder': 'taef2', 'num_passes': 1}
   """
   said: dict[str, Any] = json.loads(files.to_json(dict(record)))
   places: list[str] = [] if folder is None else [str(folder)]
@@ -318,10 +322,19 @@ def published(record: Mapping[str, Any], folder: Path | None = None) -> dict[str
     name = Path(place).name or Path(os.path.realpath(place)).name
     return f"{kind}:{name}" if kind else name
 
+  def named(options: Any) -> Any:
+    if not isinstance(options, Mapping):
+      return options
+    return {k: base(v) if k in _OPTION_PATHS and v else v for k, v in options.items()}
+
   config = said.get("config")
   if isinstance(config, dict):
     names = {field: base(value) for field, value in _path_values(config).items()}
     said["config"] = _with(config, names)
+    if isinstance(entries := said["config"].get("purifiers"), dict):
+      said["config"]["purifiers"] = {name: named(entry) for name, entry in entries.items()}
+  if "options" in said:
+    said["options"] = named(said["options"])
   for field in _PATHS:
     if field in said:
       said[field] = base(said[field])

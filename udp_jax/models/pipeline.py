@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from udp_jax.errors import BadDataError, ConfigError, MissingDataError
 from udp_jax.models import hub, places, single_file, vocabulary, weights
@@ -233,18 +234,41 @@ def _open_file(file: Path, choices: Choices) -> _Found:
 
 def _with_vae(found: _Found, path: str) -> _Found:
   """Replaces the VAE; what a file does not say stays as the model's own VAE has it."""
-  place = hub.resolve(path)
-  if place.is_file():
-    raw, tensors = single_file.open_vae(place)
-  else:
-    place = places.find_folder(place, "a VAE")
-    place = place / VAE if (place / VAE).is_dir() else place
-    raw, tensors = weights.load_pretrained(place, class_name=CLASSES[VAE])
+  raw, tensors, origin = _open_vae(path)
   return found._replace(
     configs=found.configs | {VAE: found.vae_fields | raw},
     tensors=found.tensors | {VAE: tensors},
-    origin=found.origin | {VAE: str(place)},
+    origin=found.origin | {VAE: origin},
   )
+
+
+def _open_vae(path: str) -> tuple[dict[str, Any], Mapping[str, Any], str]:
+  place = hub.resolve(path)
+  if place.is_file():
+    return *single_file.open_vae(place), str(place)
+  place = places.find_folder(place, "a VAE")
+  place = place / VAE if (place / VAE).is_dir() else place
+  return *weights.load_pretrained(place, class_name=CLASSES[VAE]), str(place)
+
+
+def load_vae(path: str) -> tuple[AutoencoderKL, Params]:
+  """Reads a VAE alone.
+
+  Args:
+    path: as `Choices.vae`; "tiny_ldm" for that of the packaged model.
+
+  Returns:
+    The module and its parameters, for `module.apply({"params": params}, ...)`.
+
+  Raises:
+    MissingDataError, BadDataError, ConfigError: as `load_pipeline`.
+  """
+  raw, tensors, origin = _open_vae(path)
+  vae = AutoencoderKL(_config(VAE, raw, origin))
+  side = vae.config.downscale
+  shape = jax.ShapeDtypeStruct((1, side, side, vae.config.in_channels), jnp.float32)
+  template = jax.eval_shape(vae.init, jax.random.key(0), shape)["params"]
+  return vae, weights.from_torch_names(tensors, template, origin=origin, put=jax.device_put)
 
 
 def _config(part: str, raw: Mapping[str, Any], origin: str) -> Any:

@@ -26,7 +26,7 @@ from udp_jax.runtime import mesh as mesh_lib
 
 _PACKAGE = "udp_jax.purifiers"
 # Methods whose model is a prior for clean pictures, which need not be the attacked model.
-PRIORS = ("diffpure", "gridpure")
+PRIORS = ("diffpure", "freqpure", "gridpure")
 
 
 class Iteration(NamedTuple):

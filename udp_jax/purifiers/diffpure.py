@@ -8,6 +8,8 @@ equation. On latent models the method works on the latents, as in other publicat
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -112,6 +114,7 @@ def noise_and_denoise(
   timestep: int,
   variance: str,
   cond: Cond,
+  correct: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
   """Adds `timestep` steps of noise at once, then runs as many reverse steps.
 
@@ -123,6 +126,8 @@ def noise_and_denoise(
     timestep: number of steps of noise, and of denoising.
     variance: variance of the reverse steps, from `check`.
     cond: conditioning of the model for all pictures, (1, ...); None if the model takes none.
+    correct: changes every step's estimate of the clean pictures, in the model's range, before the
+      step uses it.
 
   Returns:
     (B, H, W, 3) in [0, 1].
@@ -153,7 +158,13 @@ def noise_and_denoise(
     else:
       prediction = model.apply(*at)
     fresh = normal_each(jax.vmap(lambda key: jax.random.fold_in(key, t))(step_keys), x_t.shape[1:])
-    given = (model.schedule, prediction, x_t, t, t - 1, fresh)
+    schedule = model.schedule
+    if correct is not None:
+      prediction = schedules.predict_x0(schedule, x_t, prediction, t)
+      if options.clip_sample:
+        prediction = jnp.clip(prediction, -1.0, 1.0)
+      prediction, schedule = correct(prediction), schedule._replace(prediction_type="sample")
+    given = (schedule, prediction, x_t, t, t - 1, fresh)
     return samplers.ddpm_step(*given, options=options, share=share), None
 
   x0, _ = jax.lax.scan(step, x_t, jnp.arange(timestep - 1, -1, -1))

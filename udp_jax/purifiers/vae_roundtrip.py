@@ -1,6 +1,11 @@
-"""A round trip through an autoencoder: details that its latents cannot hold are lost."""
+"""A round trip through an autoencoder: details that its latents cannot hold are lost.
+
+The autoencoder is the attacked model's; `vae_trans` goes through another one.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +34,25 @@ def vae_roundtrip(model: DiffusionModel | None, *, num_passes: int = 1) -> Purif
   0.5
   """
   model, downscale = base.need_autoencoder(model, "vae_roundtrip")
-  reconstruct = model.reconstruct
-  assert reconstruct is not None
+  assert model.reconstruct is not None
+  apply = round_trips(model.reconstruct, downscale, num_passes)
+  return Purifier(base.model_params_only(model), apply, needs_model=True)
+
+
+def round_trips(
+  reconstruct: Callable[[Params, jax.Array], jax.Array], downscale: int, num_passes: int
+) -> base.ApplyFn:
+  """Returns `Purifier.apply` of round trips through an autoencoder.
+
+  Args:
+    reconstruct: (params, images (B, H, W, 3) in [0, 1]) -> reconstructed images.
+    downscale: what the sides of its pictures are multiples of.
+    num_passes: number of round trips.
+
+  >>> apply = round_trips(lambda params, x: 0.5 * x, 4, num_passes=2)
+  >>> apply({}, None, jnp.ones((1, 6, 5, 3)))[0, :, 0, 0].tolist()
+  [0.25, 0.25, 0.25, 0.25, 0.25, 0.25]
+  """
 
   def apply(params: Params, keys: jax.Array, images: jax.Array) -> jax.Array:
     del keys
@@ -42,4 +64,4 @@ def vae_roundtrip(model: DiffusionModel | None, *, num_passes: int = 1) -> Purif
     whole = jax.lax.fori_loop(0, num_passes, once, whole)
     return whole[:, : images.shape[1], : images.shape[2]]
 
-  return Purifier(base.model_params_only(model), apply, needs_model=True)
+  return apply

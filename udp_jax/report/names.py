@@ -15,6 +15,8 @@ METHODS = {
   "diffusion_guard": "DiffusionGuard",
   "dreambooth": "DreamBooth",
   "eudp": "EUDP",
+  "ffdnet": "FFDNet",
+  "freqpure": "FreqPure",
   "fsmg": "FSMG",
   "glaze": "Glaze",
   "gridpure": "GrIDPure",
@@ -29,7 +31,9 @@ METHODS = {
   "sds": "SDS",
   "sds_z": "SDS on latents",
   "udp": "UDP",
+  "upscale": "RealESRGAN and back",
   "vae_roundtrip": "VAE round trip",
+  "vae_trans": "VAE-Trans",
 }
 
 

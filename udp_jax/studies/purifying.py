@@ -20,7 +20,7 @@ from udp_jax.runtime import mesh
 from udp_jax.stages import purify
 from udp_jax.stages.purify import Prepared
 from udp_jax.stages.records import Run
-from udp_jax.studies import distances, settings
+from udp_jax.studies import distances, settings, usefulness
 
 
 class Asked(NamedTuple):
@@ -96,11 +96,13 @@ def _prepare(config: Any, given: dict[str, Any], prompt: str) -> Prepared:
     "dtype": config.performance.dtype,
     "seed": config.seed,
   } | distances.record(given)
+  if path := given.get("autoencoder"):
+    record["autoencoder_sha256"] = usefulness.fingerprint(path)
   model = Model(None)  # type: ignore[arg-type]  # Most purifiers work without one.
   chosen = config.model
   if config.purifier_model.path:
     if not purifiers.uses_prior(config.method, options):
-      known = " and ".join(purifiers.PRIORS)
+      known = f"{', '.join(purifiers.PRIORS[:-1])} and {purifiers.PRIORS[-1]}"
       raise ConfigError(f"{config.method} has no prior: --purifier_model is for {known}")
     chosen = config.purifier_model
   if chosen.path:

@@ -145,8 +145,8 @@ def check(config: Any, workdir: Path, pictures: ImageSet, *, replace: bool = Fal
   Raises:
     OutputError: with `replace`, the folder holds foreign files, or the last copy of a picture.
     ConfigError: the folder's config differs in a setting that changes results, its pictures or
-      the contents of `protection_model`, `purifier_model` or `data.clean_set` differ, or the clean
-      set is the pictures.
+      the contents of `protection_model`, `purifier_model`, a purifier's autoencoder or
+      `data.clean_set` differ, or the clean set is the pictures.
   """
   processes.from_main(lambda: _check(config, workdir, pictures, replace), "config")
 
@@ -180,6 +180,9 @@ def _contents(config: Any, pictures: ImageSet) -> dict[str, str]:
   for section in ("protection_model", "purifier_model"):
     if path := config.get(section, {}).get("path"):
       found[f"{section}.path"] = usefulness.fingerprint(path)
+  for name in config.get("use_purifiers", ()):
+    if path := config.get("purifiers", {}).get(name, {}).get("autoencoder"):
+      found[f"purifiers.{name}.autoencoder"] = usefulness.fingerprint(path)
   if source := config.data.get("clean_set"):
     # At the size of the pictures, so that a copy of them has their hash; those of a folder of any
     # sizes are not at hand.

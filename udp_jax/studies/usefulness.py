@@ -54,7 +54,7 @@ def _fingerprint(place: Path) -> str:
   digest = hashlib.sha256()
   names = ("config.json", "scheduler_config.json")
   for path in [place] if place.is_file() else sorted(place.rglob("*")):
-    if path.suffix == ".safetensors" or path.name in names:
+    if path.suffix in (".safetensors", ".npz") or path.name in names:
       digest.update(path.relative_to(place).as_posix().encode() + b"\0")
       with path.open("rb") as file:
         digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -31,7 +31,7 @@ def purification(method: str, **options: Any) -> ConfigDict:
   config.per_device_batch_size = 8
   config.steps_per_call = 50
   config.model = ConfigDict({"path": "", "image_size": 0} | CHOICES)
-  # The prior of diffpure and gridpure; "" for `model`.
+  # The prior of diffpure, freqpure and gridpure; "" for `model`.
   config.purifier_model = ConfigDict({"path": ""})
   config.performance = ConfigDict(
     {
