@@ -329,6 +329,8 @@ def check(row: Row, model: Model, tiling: Tiling) -> None:
     raise ConfigError("full-size pictures are protected by one process; --resize works on several")
   if not 0 <= tiling.overlap < tiling.tile_size:
     raise ConfigError(f"overlap is {tiling.overlap}: it must be in [0, {tiling.tile_size})")
+  if row.options.get("band") and not tiling.overlap:
+    raise ConfigError("overlap is 0: with a band, tiles must blend, or their edges are seams")
   if tiling.files_at_a_time < 0:
     raise ConfigError("files_at_a_time must be 1 or more, or 0 for the method's default")
   trained = model.params is not None
