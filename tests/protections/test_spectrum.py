@@ -165,6 +165,11 @@ def test_pixels_at_a_bound_pull_inwards_only():
   np.testing.assert_allclose(outward, -level.operator(jnp.where(pinned, 0.0, ones)), atol=1e-6)
 
 
+def test_a_diverged_gradient_shows():
+  state, _ = pulled_by(jnp.asarray(PARTS).at[0, 3, 4, 1].set(jnp.nan), "gaussian")
+  assert np.isnan(state.delta).any()
+
+
 def test_levels_of_a_pyramid_keep_their_shares():
   band = spectrum.band_of(KINDS["pyramid"], RADIUS)
   wild = tuple(100 * jnp.asarray(PARTS) for _ in band.levels)

@@ -100,12 +100,13 @@ class Band(NamedTuple):
     for level, part, own in zip(self.levels, parts, variable, strict=True):
       excess = beyond + level.operator(own) - part
       if MODE == "ste":
-        free = jnp.ones_like(excess, bool)
+        pinned = jnp.zeros_like(excess, bool)
       elif MODE == "auto":
-        free = jnp.abs(excess) < _BEYOND
+        pinned = jnp.abs(excess) > _BEYOND
       else:
-        free = excess * jnp.sign(gradient) > -_BEYOND
-      pulled.append(level.operator(jnp.where(free, gradient, 0.0)))
+        # False for NaN, which passes.
+        pinned = excess * jnp.sign(gradient) < -_BEYOND
+      pulled.append(level.operator(jnp.where(pinned, 0.0, gradient)))
     return tuple(pulled)
 
   def moved(self, variable: Variable, moves: Variable) -> Variable:
