@@ -358,7 +358,8 @@ def stepped(
   else:
     if batch.mask is not None:  # What is not allowed to move pulls at nothing.
       gradients = projections.masked(gradients, jnp.asarray(batch.mask))
-    pulled = band.pulled(gradients, state.variable, state.delta)
+    held = allowed(projections.box(band.made(state.variable), images), batch)
+    pulled = band.pulled(gradients, state.variable, held)
     updates, opt_state = tx.update(pulled, state.opt_state, state.variable)
     variable = band.moved(state.variable, updates)
     made = band.made(variable)

@@ -44,7 +44,6 @@ FIELDS = {
 }
 # Excess over a bound that is no rounding, on the [0, 1] scale: far below a level.
 _BEYOND = 1e-5
-MODE = "onesided"
 
 # One array (B, H, W, C) for each level.
 Variable = tuple[jax.Array, ...]
@@ -86,26 +85,20 @@ class Band(NamedTuple):
     """Returns delta (B, H, W, C) before the projection onto budget and box."""
     return _sum(self._parts(variable))
 
-  def pulled(self, gradient: jax.Array, variable: Variable, delta: jax.Array) -> Variable:
+  def pulled(self, gradient: jax.Array, variable: Variable, held: jax.Array) -> Variable:
     """Returns the gradient with respect to the variable, of a loss that is to fall.
 
     Args:
       gradient: (B, H, W, C), at delta.
       variable: what delta is made of.
-      delta: what is left of `made(variable)` by budget, box, limits and mask.
+      held: `made(variable)` within the bounds of single pixels: box, limits and mask.
     """
     parts = self._parts(variable)
-    beyond = _sum(parts) - delta
+    beyond = _sum(parts) - held
     pulled = []
     for level, part, own in zip(self.levels, parts, variable, strict=True):
       excess = beyond + level.operator(own) - part
-      if MODE == "ste":
-        pinned = jnp.zeros_like(excess, bool)
-      elif MODE == "auto":
-        pinned = jnp.abs(excess) > _BEYOND
-      else:
-        # False for NaN, which passes.
-        pinned = excess * jnp.sign(gradient) < -_BEYOND
+      pinned = excess * jnp.sign(gradient) < -_BEYOND  # False for NaN, which passes.
       pulled.append(level.operator(jnp.where(pinned, 0.0, gradient)))
     return tuple(pulled)
 
