@@ -64,8 +64,8 @@ def define() -> None:
   flags.DEFINE_string(
     "band",
     None,
-    "Keep the change to a band of frequencies, which blurring, JPEG and IMPRESS hardly remove: "
-    "gaussian, dct or pyramid; default: the config's, mostly none. For methods that optimise the "
+    "Keep the change to a band of frequencies: gaussian (smooth, so that a blur does not remove "
+    "it), dct or pyramid; default: the config's, mostly none. For methods that optimise the "
     "change, and random_noise.",
   )
   flags.DEFINE_float(

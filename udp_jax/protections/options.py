@@ -86,7 +86,7 @@ class Spectrum:
     band: "gaussian" (a low-pass), "dct" (a range of frequencies), or "pyramid" (low-passes of
       growing width, each with its part of the budget); "" for none.
     band_sigma: standard deviation of "gaussian", and of the finest level of "pyramid", in pixels
-      of the model's picture. At 64 px and a VAE factor of 4, 3 survives purifiers.
+      of the model's picture; the default suits 64 px and a VAE factor of 4, not 512 and 8.
     band_low: lowest frequency of "dct", as a share of the highest.
     band_high: end of the range of "dct".
     band_shares: shares of the budget of the levels of "pyramid", finest first, comma-separated;
