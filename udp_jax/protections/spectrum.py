@@ -1,8 +1,9 @@
 """Perturbations that live in a band of frequencies: `Spectrum`, an option of all methods.
 
 A blur removes most of what methods that raise the denoising loss do to edits
-(experiments/results/survival.md): their perturbations are rough. With a band, a method optimises a variable p, and delta is
-B(p), clipped to the budget and to [0, 1]: B is linear and its own adjoint (`ops.bands`).
+(experiments/results/survival.md): their perturbations are rough. With a band, a method optimises a
+variable p, and delta is B(p), clipped to the budget and to [0, 1]: B is linear and its own adjoint
+(`ops.bands`).
 
 "gaussian"  blurred with a standard deviation of `band_sigma` pixels of the model's picture
 "dct"       the cosines from `band_low` to `band_high`, as shares of the highest frequency
