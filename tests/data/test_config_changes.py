@@ -50,7 +50,7 @@ def test_a_row_may_be_the_bare_name_of_a_method():
   assert changed(old, record() | {"rows": ["advdm"]}) == []
 
 
-@pytest.mark.parametrize("method", ["advdm", "glaze", "random_noise", "udp"])
+@pytest.mark.parametrize("method", ["advdm", "photoguard_encoder", "random_noise", "udp"])
 def test_a_record_without_a_band_had_none(method):
   before = of_before(**{method: FIRST if method == "udp" else {}})
   now = copy.deepcopy(before) | {DEFAULTS: NEWEST_DEFAULTS}

@@ -352,9 +352,10 @@ def stepped(
   """
   images, band = to_float(batch.images), constraint.band
   gradients = along(gradients, batch)
+  variable: Variable | None = None
   if band is None or state.variable is None:
     updates, opt_state = tx.update(gradients, state.opt_state, state.delta)
-    made, variable = optax.apply_updates(state.delta, updates), None
+    made = optax.apply_updates(state.delta, updates)
   else:
     if batch.mask is not None:  # What is not allowed to move pulls at nothing.
       gradients = projections.masked(gradients, jnp.asarray(batch.mask))

@@ -145,7 +145,7 @@ def band_of(spectrum: Spectrum, radius: float) -> Band | None:
   True
   >>> band = band_of(Spectrum("gaussian", band_sigma=2.0), 0.1)
   >>> (spot,) = band.start(jnp.zeros((1, 9, 9, 1)).at[0, 4, 4].set(0.1))
-  >>> round(float(band.made((spot,)).max() / spot.max()), 2)  # Its blur is half as high.
+  >>> round(float(band.made((spot,)).max() / spot.max()), 1)  # Its blur is half as high.
   0.5
   """
   kind = spectrum.band
