@@ -206,7 +206,7 @@ def test_other_optimisers_move_as_far_as_without_a_band():
       state, _ = method.update(KEY, state, grey_batch(), None)
       moves[kind, name] = np.abs(state.delta).mean()
   assert moves["gaussian", "adam"] == pytest.approx(moves["", "adam"], rel=1e-3)
-  assert 0.3 < moves["gaussian", "l2"] / moves["", "l2"] < 1.01
+  assert 0.5 < moves["gaussian", "l2"] / moves["", "l2"] < 1.2  # Some of it is clipped.
 
 
 def test_a_perturbation_does_not_depend_on_its_batch(latent_model):

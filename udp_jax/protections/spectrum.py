@@ -164,8 +164,8 @@ def band_of(spectrum: Spectrum, radius: float) -> Band | None:
     low, high = spectrum.band_low, spectrum.band_high
     if not 0 <= low < high:
       raise ConfigError(f"band_low is {low} and band_high {high}: need 0 <= band_low < band_high")
-    levels = (Level(partial(bands.dct_band, low=low, high=high), 1.0),)
-    return Band(levels, radius, spectrum.band_reach)
+    whole = Level(partial(bands.dct_band, low=low, high=high), 1.0)
+    return Band((whole,), radius, spectrum.band_reach)
   if not spectrum.band_sigma > 0:
     raise ConfigError(f"band_sigma is {spectrum.band_sigma}: it must be positive")
   shares = (1.0,) if kind == "gaussian" else _shares(spectrum.band_shares)
