@@ -68,7 +68,7 @@ def test_every_method_that_moves_pixels_takes_a_band(name, latent_model):
   with pytest.raises(ConfigError, match="unknown band 'comb'; known: gaussian, dct, pyramid"):
     protections.build(name, latent_model, options | {"band": "comb"})
   method = protections.build(name, latent_model, options | LOW)
-  rough = protections.build(name, latent_model, options)
+  rough = protections.build(name, latent_model, options | {"band": ""})
   mask = np.ones((6, 8, 8, 1), np.uint8)
   mask[1, :3] = 0
   pictures = PICTURES.copy()
