@@ -40,7 +40,9 @@ def define() -> None:
     "tile_size", 0, "Side of a tile in pixels; 0 for the size that the model was made for."
   )
   flags.DEFINE_integer(
-    "overlap", -1, "Pixels over which neighbouring tiles blend; -1 for an eighth of a tile."
+    "overlap",
+    -1,
+    "Pixels over which tiles blend; -1 for an eighth of a tile (more if a band needs it).",
   )
   flags.DEFINE_integer(
     "files_at_a_time", 0, "Pictures in memory together; 0 for the method's default, see above."

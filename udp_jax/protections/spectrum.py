@@ -19,6 +19,9 @@ Gradients. The gradient at delta is pulled back by B. Where delta is at a bound 
 beyond it, there is nothing to follow: such pixels count as 0, others wholly, also those that are
 clipped and whose step leads back. |p| is at most `band_reach` radii, so that p can return.
 
+Tiles of larger pictures blend over at least the width of the band (`blending`), so that no edge of
+theirs is sharper than it.
+
 What leaves the band: clipping at the budget, at black, white and the edge of a mask, and rounding
 to 8 bits.
 """
@@ -27,6 +30,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -174,6 +178,23 @@ def band_of(spectrum: Spectrum, radius: float) -> Band | None:
     for number, share in enumerate(shares)
   )
   return Band(levels, radius, spectrum.band_reach)
+
+
+def blending(spectrum: Spectrum) -> int:
+  """Returns the fewest pixels over which tiles blend without edges that are sharper than the band.
+
+  For a pyramid, its finest level decides.
+
+  Raises:
+    ConfigError: as `band_of`.
+
+  >>> blending(Spectrum("gaussian", band_sigma=3.0)), blending(Spectrum())
+  (6, 0)
+  """
+  if band_of(spectrum, 1.0) is None:
+    return 0
+  finest = 1.0 / spectrum.band_high if spectrum.band == "dct" else 2.0 * spectrum.band_sigma
+  return math.ceil(finest)
 
 
 def _shares(given: str) -> tuple[float, ...]:
