@@ -18,7 +18,7 @@ from udp_jax import published, registry
 # pictures, prompts of the user's pictures, our adaptive forms.
 OURS = {
   *("method", "sample_steps", "guidance_scale", "prompt", "mask", "init_word", "transforms"),
-  *("class_prompt", "num_draws"),
+  *("class_prompt", "num_draws", "band", "band_sigma"),
   *("strength", "num_vectors", "train_text_encoder", "sampler", "eta", "perceptual"),
   *("perceptual_weights", "stride", "sigma", "needs_clean_set"),
 }

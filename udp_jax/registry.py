@@ -26,7 +26,7 @@ from udp_jax.errors import ConfigError
 # Modules in packages of methods that are not methods themselves.
 _SHARED = (
   *("adaptive", "base", "constraints", "ensembles", "finetuning", "lookup"),
-  *("maxmin", "options", "ranges", "surrogates", "targets"),
+  *("maxmin", "options", "ranges", "spectrum", "surrogates", "targets"),
 )
 # (constructor, old name) -> new name, for options that older configs may still give.
 RENAMED: dict[tuple[str, str], str] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from udp_jax.studies.configs.common import CHOICES
+from udp_jax.studies.configs.common import BAND, CHOICES
 
 PACKAGED = "tiny_ldm"
 # IMPRESS's runs against Glaze and PhotoGuard, on the paper's range [-1, 1].
@@ -74,6 +74,9 @@ GIVEN = {
 }
 # Methods whose steps average one (timestep, noise) draw, unless `num_draws` says more.
 ONE_DRAW = ("udp", "eudp", "advdm", "mist", "sds")
+# Methods whose delta may be kept to a band of frequencies.
+BANDED = (*ONE_DRAW, "aspl", "fsmg", "glaze", "photoguard_diffusion", "photoguard_encoder")
+BANDED += ("random_noise",)
 ADAPTIVE = {"transforms": "identity,jpeg,resize,blur,noise"}
 
 
@@ -173,11 +176,13 @@ def stable_diffusion(title: str) -> ConfigDict:
 def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
   """Applies the `:smoke` variant: runs every part in seconds; the numbers mean nothing.
 
-  Gives rows the field `num_draws`, so that a flag can set it.
+  Gives rows the fields `num_draws`, `band` and `band_sigma`, so that flags can set them.
   """
   for name, options in config.protections.items():
     if options.get("method", name) in ONE_DRAW and "num_draws" not in options:
       options.num_draws = 1
+    if options.get("method", name) in BANDED:
+      options.update({field: value for field, value in BAND.items() if field not in options})
   if variant == "smoke":
     config.notice = "A smoke run: it shows that every part works; the numbers mean nothing."
     config.model.update({"path": PACKAGED, "image_size": 0})

@@ -50,6 +50,16 @@ def test_a_row_may_be_the_bare_name_of_a_method():
   assert changed(old, record() | {"rows": ["advdm"]}) == []
 
 
+@pytest.mark.parametrize("method", ["advdm", "photoguard_encoder", "random_noise", "udp"])
+def test_a_record_without_a_band_had_none(method):
+  before = of_before(**{method: FIRST if method == "udp" else {}})
+  now = copy.deepcopy(before) | {DEFAULTS: NEWEST_DEFAULTS}
+  now["protections"][method] |= {"band": "", "band_sigma": 3.0}
+  assert changed(before, now) == []
+  now["protections"][method]["band"] = "gaussian"
+  assert changed(before, now) == [f"protections.{method}"]
+
+
 def test_other_methods_and_records_are_left_alone():
   rows = {"aspl": {}, "mist": {"start": "zero"}, "random_noise": {}}
   assert changed(of_before(**rows), record(**rows)) == []

@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
+from tests.protections import banded
 from udp_jax import protections
 from udp_jax.data import batches
 from udp_jax.objectives.base import negate
 from udp_jax.ops.keys import stream
 from udp_jax.protections import constraints
 from udp_jax.protections.base import Rounds, fixed
+from udp_jax.protections.options import Spectrum
 
 KEY = jax.random.key(8)
 RADIUS, STEP = 8 / 255, 3 / 255
@@ -93,6 +95,86 @@ def test_only_delta_is_differentiated():
   params = {"grey": jnp.float32(0.5)}
   state = jax.eval_shape(protection.init, KEY, batch, params)
   jax.eval_shape(protection.update, KEY, state, batch, params)
+
+
+# ---- pgd in a band ----
+
+
+@pytest.mark.parametrize("kind", banded.KINDS)
+def test_a_step_moves_delta_by_its_size_in_the_mean(kind):
+  state, band = banded.pulled_by(banded.PARTS, kind)
+  (first, *_), delta = state.variable, np.asarray(state.delta)
+  level = band.levels[0]
+  assert len(state.variable) == (2 if kind == "pyramid" else 1)
+  # The steepest step of the variable is along the sign of what it is pulled by.
+  np.testing.assert_array_equal(np.sign(first), np.sign(level.operator(jnp.asarray(banded.PARTS))))
+  for level, own in zip(band.levels, state.variable, strict=True):
+    assert np.ptp(np.abs(own)) < 1e-6
+    np.testing.assert_allclose(
+      np.abs(level.operator(own)).mean(), level.share * banded.STEP, rtol=1e-4
+    )
+  if kind != "pyramid":
+    np.testing.assert_allclose(np.abs(delta).mean(), banded.STEP, rtol=1e-4)
+    np.testing.assert_allclose(delta, level.operator(first), atol=1e-6)
+  else:
+    total = sum(level.operator(own) for level, own in zip(band.levels, state.variable))
+    np.testing.assert_allclose(delta, total, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", banded.KINDS)
+def test_bounds_of_variable_levels_and_delta(kind):
+  state, band = banded.pulled_by(banded.PARTS, kind, steps=12)
+  for level, own in zip(band.levels, state.variable, strict=True):
+    assert np.abs(own).max() <= 3 * level.share * banded.RADIUS * (1 + 1e-5)
+  assert np.abs(state.delta).max() <= banded.RADIUS * (1 + 1e-6)
+  # The budget is filled, and what was pulled moved the right way.
+  assert np.sqrt(np.square(state.delta).mean()) > 0.5 * banded.RADIUS
+  assert np.vdot(state.delta, band.levels[0].operator(jnp.asarray(banded.PARTS))) > 0
+
+
+def test_a_band_of_all_frequencies_is_no_band():
+  """With a reach of one radius it is projected gradient descent itself."""
+  drawn = jax.random.normal(jax.random.key(2), (5, 1, 12, 16, 3))
+
+  def objective(params, images, cond, keys):
+    number = jax.random.bits(keys[0]) % 5
+    return (images * drawn[number] + jnp.square(images) / 2).sum((1, 2, 3)), {}
+
+  found = []
+  for given in (Spectrum(), Spectrum("dct", band_high=2.0, band_reach=1.0)):
+    constraint = constraints.linf(banded.RADIUS, start="zero", spectrum=given)
+    method = protections.pgd(objective, constraint, protections.sign_descent(banded.STEP))
+    batch = banded.grey_batch()
+    state, update = method.init(KEY, batch, None), jax.jit(method.update)
+    for _ in range(9):
+      state, _ = update(KEY, state, batch, None)
+    found.append(np.asarray(state.delta))
+  assert np.abs(found[0]).max() == pytest.approx(banded.RADIUS)
+  close = np.abs(found[0] - found[1]) < 1e-5
+  assert close.mean() > 0.99  # A gradient near zero may fall on either side.
+
+
+def test_a_diverged_gradient_shows():
+  state, _ = banded.pulled_by(jnp.asarray(banded.PARTS).at[0, 3, 4, 1].set(jnp.nan), "gaussian")
+  assert np.isnan(state.delta).any()
+
+
+def test_other_optimisers_move_as_far_as_without_a_band():
+  moves = {}
+  for kind in ("", "gaussian"):
+    given = banded.KINDS.get(kind, Spectrum())
+    constraint = constraints.linf(banded.RADIUS, spectrum=given)
+
+    def objective(params, images, cond, keys):
+      return -(images * banded.PARTS).sum((1, 2, 3)), {}
+
+    for name, tx in (("adam", optax.adam(banded.STEP)), ("l2", protections.l2_descent(0.3))):
+      method = protections.pgd(objective, constraint, tx)
+      state = method.init(KEY, banded.grey_batch(), None)
+      state, _ = method.update(KEY, state, banded.grey_batch(), None)
+      moves[kind, name] = np.abs(state.delta).mean()
+  assert moves["gaussian", "adam"] == pytest.approx(moves["", "adam"], rel=1e-3)
+  assert 0.5 < moves["gaussian", "l2"] / moves["", "l2"] < 1.2  # Some of it is clipped.
 
 
 # ---- over_batches ----

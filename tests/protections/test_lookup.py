@@ -15,7 +15,7 @@ from udp_jax.errors import ConfigError
 from udp_jax.protections import lookup
 
 HELPERS = {"__init__", "adaptive", "base", "constraints", "ensembles", "lookup", "maxmin",
-           "options", "surrogates", "targets"}  # fmt: skip
+           "options", "spectrum", "surrogates", "targets"}  # fmt: skip
 
 
 def test_every_module_of_a_method_is_found() -> None:

@@ -11,6 +11,8 @@ import pytest
 from udp_jax import protections
 from udp_jax.data import batches
 from udp_jax.errors import ConfigError
+from udp_jax.ops import bands, projections
+from udp_jax.ops.image import to_float
 from udp_jax.protections import constraints
 
 KEY = jax.random.key(8)
@@ -91,3 +93,18 @@ def test_options_that_joint_steps_do_not_have(name, tiny_model):
   for option in ("warmup_rounds", "restart_every"):
     with pytest.raises(ConfigError, match="does not go with warmup_rounds or restart_every"):
       protections.build(name, tiny_model.model, options | {option: 2})
+
+
+def test_joint_steps_stay_in_the_band(gaussian_model):
+  options = {"train_steps": 4, "learning_rate": 0.05, "joint_gradients": True}
+  options |= {"radius": RADIUS, "step_size": STEP, "band": "gaussian", "band_sigma": 1.0}
+  method = protections.build("udp", gaussian_model, options)
+  data = batches.make_batches(np.tile(PICTURES, (1, 2, 2, 1)), 4)
+  state, update = method.init(KEY, data, None), jax.jit(method.update)
+  for _ in range(4):
+    state, info = update(KEY, state, data, None)
+  assert np.isfinite(info.loss).any() and np.abs(state.delta).max() > 2 * STEP
+  made = jax.vmap(lambda own: bands.gaussian_band(own, 1.0))(state.inner.variable[0])
+  images = to_float(data.images)
+  expected = projections.box(jnp.clip(made, -RADIUS, RADIUS), images)
+  np.testing.assert_allclose(state.delta, expected, atol=1e-6)

@@ -23,6 +23,7 @@ from udp_jax.data.images import read_image
 from udp_jax.data.verify import verify
 from udp_jax.errors import ConfigError, OutputError, Preempted
 from udp_jax.models.context import Model
+from udp_jax.ops import bands
 from udp_jax.ops.tiles import plan
 from udp_jax.protections.base import run
 from udp_jax.runtime import loop
@@ -670,6 +671,40 @@ def test_conditioning_belongs_to_the_picture(config, folder, fixed, tmp_path: Pa
     assert (read_image(before).pixels != read_image(tmp_path / f"out/{name}.png").pixels).any() == (
       moved
     )
+
+
+@pytest.mark.parametrize("method", ["advdm", "random_noise"])
+def test_three_tiles_stay_in_the_band_and_have_no_seam(
+  method, config, fixed: Fixed, tmp_path: Path
+) -> None:
+  (tmp_path / "in").mkdir()
+  y, x, c = np.mgrid[:32, :80, :3]
+  clean = np.round(128 + 50 * np.sin(0.05 * x + 0.11 * y + c)).astype(np.uint8)
+  Image.fromarray(clean).save(tmp_path / "in" / "wide.png")
+  params = {"mean": np.zeros((32, 32, 3), np.float32), "log_spread": np.zeros(3, np.float32)}
+  large = Fixed(fixed.model._replace(shape=(32, 32, 3), image_shape=(32, 32, 3)), params)
+  tiling = tiles.Tiling(32, 8)
+  assert plan(32, 80, 32, overlap=8).num_tiles == 3
+  made = {}
+  for name, band in (
+    ("low", {"band": "gaussian", "band_sigma": 2.0}),
+    ("rough", {"band": "", "band_sigma": 3.0}),
+  ):
+    config.protections.update({method: band | {"num_rounds": 6}})
+    place = tmp_path / name
+    _protect(config, method, tmp_path / "in", place, large, tiling=tiling)
+    levels = read_image(place / "wide.png").pixels.astype(np.float32) - clean
+    made[name] = levels[None]
+    assert np.abs(levels).max() <= 12
+  low, rough = (float(bands.energy_share(levels, 0.5, 2.0)[0]) for levels in made.values())
+  assert low < 0.05 and rough > 3 * low
+  assert np.sqrt(np.square(made["low"]).mean()) > 3
+  # Bends of delta are as large where tiles blend as elsewhere.
+  bend = np.abs(np.diff(made["low"][0], n=2, axis=1)).mean((0, 2))
+  blended = np.zeros(78, bool)
+  for middle in (28, 52):
+    blended[middle - 5 : middle + 5] = True
+  assert bend[blended].mean() < 1.5 * bend[~blended].mean()
 
 
 def test_what_tiles_cannot_do_is_said_before_anything_is_written(

@@ -338,6 +338,7 @@ from udp_jax import protections
 from udp_jax.data import batches as batches_lib
 from udp_jax.protections import constraints
 from udp_jax.protections.base import Rounds
+from udp_jax.protections.options import Spectrum
 from udp_jax.runtime import mesh as mesh_lib
 from udp_jax.stages import streaming
 
@@ -360,7 +361,13 @@ learner = protections.bilevel(
   init_params=lambda key: {"w": jax.random.normal(key, (48 * 48,))},
 )
 found = {"devices": jax.device_count()}
-methods = {"fixed": (protections.over_batches(inner), 2), "learner": (learner, 6)}
+low = constraints.linf(0.1, spectrum=Spectrum("gaussian", band_sigma=1.0))
+banded = protections.pgd(objective, low, protections.sign_descent(0.02))
+methods = {
+  "fixed": (protections.over_batches(inner), 2),
+  "banded": (protections.over_batches(banded), 2),
+  "learner": (learner, 6),
+}
 for name in sys.argv[1:]:
   protection, shard_batches = methods[name]
   data = mesh_lib.place_batches(batches, mesh)
@@ -400,8 +407,9 @@ def _on_eight(eight_devices, name):
 
 
 @pytest.mark.slow
-def test_shards_are_split_over_the_devices(eight_devices):
-  fixed = _on_eight(eight_devices, "fixed")
+@pytest.mark.parametrize("name", ["fixed", "banded"])
+def test_shards_are_split_over_the_devices(name, eight_devices):
+  fixed = _on_eight(eight_devices, name)
   assert fixed["visits"] == 6 and fixed["shapes"] == ["(2, 1, 4, 4, 3)"]
   assert fixed["same"] and fixed["moved"] > 0.01 and fixed["collectives"] == 0
 

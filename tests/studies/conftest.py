@@ -38,6 +38,7 @@ def named_config():
   config.protections.random_noise = {"distribution": "sign"}
   config.protections.mist_noise = {"method": "matched_noise", "of": "mist"}
   config.protections.mist_adaptive = {"method": "mist", "transforms": "jpeg"}
+  config.protections.mist_low = {"method": "mist", "band": "gaussian", "band_sigma": 2.0}
   config.protections.strong = {"method": "mist", "radius_255": 16.0, "transforms": "jpeg"}
   config.protections.photoguard_encoder = {"decay_steps": 0}
   return config

@@ -288,6 +288,7 @@ def test_row_settings_join_shared_and_own_options(config) -> None:
     ("random_noise", "Sign noise, full strength", True),
     ("mist_noise", "Mist, matched noise", True),
     ("mist_adaptive", "Mist, adaptive", False),
+    ("mist_low", "Mist, low-pass", False),
     ("photoguard_encoder", "PhotoGuard (encoder)", False),
     ("strong", "strong", False),
   ],

@@ -40,7 +40,9 @@ def define() -> None:
     "tile_size", 0, "Side of a tile in pixels; 0 for the size that the model was made for."
   )
   flags.DEFINE_integer(
-    "overlap", -1, "Pixels over which neighbouring tiles blend; -1 for an eighth of a tile."
+    "overlap",
+    -1,
+    "Pixels over which tiles blend; -1 for an eighth of a tile (more if a band needs it).",
   )
   flags.DEFINE_integer(
     "files_at_a_time", 0, "Pictures in memory together; 0 for the method's default, see above."
@@ -60,6 +62,18 @@ def define() -> None:
     None,
     "Further pictures of the subject, which the surrogates of fsmg and aspl train on; default: the "
     "config's, or the pictures of --input as they are.",
+  )
+  flags.DEFINE_string(
+    "band",
+    None,
+    "Keep the change to a band of frequencies: gaussian (smooth, so that a blur does not remove "
+    "it), dct or pyramid; default: the config's, mostly none. For methods that optimise the "
+    "change, and random_noise.",
+  )
+  flags.DEFINE_float(
+    "band_sigma",
+    None,
+    "Standard deviation of --band=gaussian in pixels of a tile; default: the config's, mostly 3.",
   )
   flags.DEFINE_bool("strict", False, "An unusable picture is an error, not skipped.")
   flags.DEFINE_bool("overwrite", False, "Replace an output folder of ours.")
@@ -117,7 +131,7 @@ def _protect(config: Any, output: Path, workdir: Path) -> int:
     "data.strict": FLAGS.strict or config.data.strict,
     "rows": (FLAGS.method,),
   }
-  changes |= _clean_set_changes(config)
+  changes |= _clean_set_changes(config) | _band_changes()
   changes |= _model_changes(config) | cli.Budget.given().changes(
     config, row=FLAGS.method, named=FLAGS.strength
   )
@@ -172,6 +186,13 @@ def _clean_set_changes(config: Any) -> dict[str, Any]:
   if places.resolve(given) == places.resolve(source):
     raise ConfigError("--clean_set is the same folder as --input: give pictures apart from those")
   return {"data.clean_set": FLAGS.clean_set}
+
+
+def _band_changes() -> dict[str, Any]:
+  """Returns the config values that --band and --band_sigma set, if they are given."""
+  given = {"band": FLAGS.band, "band_sigma": FLAGS.band_sigma}
+  row = f"protections.{FLAGS.method}"
+  return {f"{row}.{name}": value for name, value in given.items() if value is not None}
 
 
 def _model_changes(config: Any) -> dict[str, Any]:

@@ -46,11 +46,13 @@ _BUDGETS_IN_LPIPS = 3
 _WITH_DISTANCES = {"protections": ("glaze",), "purifiers": ("impress",)}
 _OFFLINE, _LPIPS = "effnet_lite0_distance", "lpips_vgg"
 _Defaults = Mapping[str, Any]
-# Configs have the field now; the default is as it was.
+# Configs have these fields now; the defaults are as they were.
 _ONE_DRAW = {"num_draws": 1}
+_NO_BAND = {"band": "", "band_sigma": 3.0}
+_PLAIN = _ONE_DRAW | _NO_BAND
 _GAMES: dict[int, _Defaults] = {
-  1: _ONE_DRAW | {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 8e-4},
-  2: _ONE_DRAW | {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3},
+  1: _PLAIN | {"train_steps": 30, "perturb_steps": 2, "start": "sign", "learning_rate": 8e-4},
+  2: _PLAIN | {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3},
 }
 _TEXTUAL_INVERSION: dict[int, _Defaults] = {
   1: {"learning_rate": 5e-4, "clip_norm": 1.0, "flip": False},
@@ -60,9 +62,15 @@ _TEXTUAL_INVERSION: dict[int, _Defaults] = {
 _CHANGED_DEFAULTS: dict[tuple[str, str], dict[int, _Defaults]] = {
   ("protections", "udp"): _GAMES,
   ("protections", "eudp"): _GAMES,
-  ("protections", "advdm"): {1: _ONE_DRAW},
-  ("protections", "mist"): {1: _ONE_DRAW},
-  ("protections", "sds"): {1: _ONE_DRAW},
+  ("protections", "advdm"): {1: _PLAIN},
+  ("protections", "mist"): {1: _PLAIN},
+  ("protections", "sds"): {1: _PLAIN},
+  ("protections", "aspl"): {1: _NO_BAND},
+  ("protections", "fsmg"): {1: _NO_BAND},
+  ("protections", "glaze"): {1: _NO_BAND},
+  ("protections", "photoguard_diffusion"): {1: _NO_BAND},
+  ("protections", "photoguard_encoder"): {1: _NO_BAND},
+  ("protections", "random_noise"): {1: _NO_BAND},
   ("threats", "textual_inversion"): _TEXTUAL_INVERSION,
   # Adam's epsilon is scaled by the size of the pictures.
   ("purifiers", "impress"): {1: {"scale_epsilon": False}, 3: {"scale_epsilon": True}},

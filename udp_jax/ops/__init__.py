@@ -1,6 +1,7 @@
 """Diffusion and image primitives that need only jax and numpy, for use in any JAX project."""
 
 from udp_jax.ops import attention as attention
+from udp_jax.ops import bands as bands
 from udp_jax.ops import chain as chain
 from udp_jax.ops import control as control
 from udp_jax.ops import conv as conv

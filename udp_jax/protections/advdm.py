@@ -17,7 +17,7 @@ from udp_jax.ops import timesteps
 from udp_jax.protections import constraints
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 DIRECTIONS = ("plus", "minus")
 
@@ -33,6 +33,7 @@ def advdm(
   b: float = 0.0,
   probs: ArrayLike | None = None,
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Sign-gradient ascent, or descent, of the denoising loss of a fixed model.
 
@@ -47,6 +48,7 @@ def advdm(
     b: power of 1 - abar_t in it; published: 0. With (0, 0) it is uniform.
     probs: (T,) distribution over timesteps, used instead of (a, b); in configs "measured".
     adaptive: transforms, draws and consistency.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the direction, the start or a transform is unknown, or the weight cannot be used.
@@ -61,5 +63,5 @@ def advdm(
     raise ConfigError(f"advdm: unknown direction {direction!r}; known: {', '.join(DIRECTIONS)}")
   loss = denoising(model, probs)
   attacked = adapted(model, negate(loss) if direction == "plus" else loss, adaptive)
-  constraint = constraints.linf(radius, start=start)
+  constraint = constraints.linf(radius, start=start, spectrum=spectrum)
   return over_batches(pgd(attacked, constraint, sign_descent(step_size)), hold=model.hold)

@@ -24,6 +24,7 @@ from udp_jax.ops import projections
 from udp_jax.ops.image import to_float
 from udp_jax.ops.keys import example_keys
 from udp_jax.protections.constraints import Constraint
+from udp_jax.protections.spectrum import Variable
 
 # Values of `phase`; None means WHOLE, known at trace time.
 WHOLE, TRAIN, PERTURB = 0, 1, 2
@@ -239,11 +240,15 @@ def taking(make: Callable[[Any], Protection], arguments: Any) -> Protection:
 
 
 class PGDState(NamedTuple):
-  """State of projected gradient descent on one batch (leaves (B, ...) and a step count)."""
+  """State of projected gradient descent on one batch (leaves (B, ...) and a step count).
+
+  `variable` is what is optimised in a band; None if it is delta itself.
+  """
 
   delta: jax.Array
   opt_state: optax.OptState
   step: jax.Array
+  variable: Variable | None = None
 
 
 def pgd(
@@ -279,9 +284,9 @@ def pgd(
 
   def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState:
     del params
-    delta = constraint.init(example_keys(key, 0, batch.ids), to_float(batch.images))
-    delta = allowed(delta, batch, drawn=True)
-    return PGDState(delta, tx.init(delta), jnp.zeros((), jnp.int32))
+    delta, variable = started(constraint, example_keys(key, 0, batch.ids), batch)
+    opt_state = tx.init(delta if variable is None else variable)
+    return PGDState(delta, opt_state, jnp.zeros((), jnp.int32), variable)
 
   def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None, phase=None):
     del phase  # One step has no parts.
@@ -294,13 +299,73 @@ def pgd(
       return losses.sum(), losses
 
     gradients, losses = jax.grad(total, has_aux=True)(state.delta)
-    gradients = along(gradients, batch)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.delta)
-    delta = constraint.project(optax.apply_updates(state.delta, updates), images)
-    delta = allowed(delta, batch)
-    return PGDState(delta, opt_state, state.step + 1), Info(losses, jnp.zeros((0,)))
+    moved = stepped(constraint, tx, state, gradients, batch)
+    return moved._replace(step=state.step + 1), Info(losses, jnp.zeros((0,)))
 
   return Protection(init, update, needs_params=True)
+
+
+def started(
+  constraint: Constraint, keys: jax.Array, batch: Batch
+) -> tuple[jax.Array, Variable | None]:
+  """Returns the first delta, (B, H, W, C), and the variable of its band (None without one).
+
+  >>> from udp_jax.protections import constraints
+  >>> batch = Batch(jnp.full((1, 8, 8, 3), 128, jnp.uint8), jnp.arange(1), jnp.ones(1))
+  >>> keys = example_keys(jax.random.key(0), 0, batch.ids)
+  >>> delta, variable = started(constraints.linf(0.1, start="sign"), keys, batch)
+  >>> round(float(abs(delta).min()), 3), variable
+  (0.1, None)
+  """
+  images = to_float(batch.images)
+  delta = allowed(constraint.init(keys, images), batch, drawn=True)
+  if constraint.band is None:
+    return delta, None
+  variable = constraint.band.start(delta)
+  made = constraint.project(constraint.band.made(variable), images)
+  return allowed(made, batch), variable
+
+
+def stepped(
+  constraint: Constraint,
+  tx: optax.GradientTransformation,
+  state: PGDState,
+  gradients: jax.Array,
+  batch: Batch,
+) -> PGDState:
+  """Returns the state after one step of the optimiser, projected; its `step` is not counted.
+
+  Args:
+    constraint: the budget of delta, and its band.
+    tx: the optimiser.
+    state: leaves (B, ...).
+    gradients: (B, H, W, C), of the loss at `state.delta`.
+    batch: leaves (B, ...).
+
+  >>> from udp_jax.protections import constraints
+  >>> batch = Batch(jnp.full((1, 8, 8, 3), 128, jnp.uint8), jnp.arange(1), jnp.ones(1))
+  >>> constraint, tx = constraints.linf(0.1), sign_descent(0.04)
+  >>> state = PGDState(jnp.zeros((1, 8, 8, 3)), tx.init(None), jnp.zeros((), jnp.int32))
+  >>> after = stepped(constraint, tx, state, jnp.ones((1, 8, 8, 3)), batch)
+  >>> round(float(after.delta.mean()), 3)
+  -0.04
+  """
+  images, band = to_float(batch.images), constraint.band
+  gradients = along(gradients, batch)
+  variable: Variable | None = None
+  if band is None or state.variable is None:
+    updates, opt_state = tx.update(gradients, state.opt_state, state.delta)
+    made = optax.apply_updates(state.delta, updates)
+  else:
+    if batch.mask is not None:  # What is not allowed to move pulls at nothing.
+      gradients = projections.masked(gradients, jnp.asarray(batch.mask))
+    held = allowed(projections.box(band.made(state.variable), images), batch)
+    pulled = band.pulled(gradients, state.variable, held)
+    updates, opt_state = tx.update(pulled, state.opt_state, state.variable)
+    variable = band.moved(state.variable, updates)
+    made = band.made(variable)
+  delta = allowed(constraint.project(made, images), batch)
+  return PGDState(delta, opt_state, state.step, variable)
 
 
 def allowed(delta: jax.Array, batch: Batch, *, drawn: bool = False) -> jax.Array:

@@ -15,6 +15,8 @@ import numpy as np
 from udp_jax.errors import ConfigError, DivergedError
 from udp_jax.ops import projections
 from udp_jax.ops.image import quantise_within
+from udp_jax.protections.options import Spectrum
+from udp_jax.protections.spectrum import Band, band_of
 
 STARTS = ("zero", "uniform", "sign")
 
@@ -23,12 +25,14 @@ class Constraint(NamedTuple):
   """A set of allowed perturbations.
 
   Attributes:
-    init: (keys (B,), images (B, H, W, C)) -> a delta in the set.
+    init: (keys (B,), images (B, H, W, C)) -> a delta in the set, drawn without regard to `band`.
     project: (delta, images) -> the nearest delta in the budget with images + delta in [0, 1].
+    band: how delta is made of the variable that is optimised; None if it is that variable.
   """
 
   init: Callable[[jax.Array, jax.Array], jax.Array]
   project: Callable[[jax.Array, jax.Array], jax.Array]
+  band: Band | None = None
 
 
 def _start(
@@ -44,15 +48,16 @@ def _start(
   return lambda keys, shape: jax.vmap(lambda key: draw(key, (1, *shape))[0])(keys)
 
 
-def linf(radius: float, *, start: str = "zero") -> Constraint:
+def linf(radius: float, *, start: str = "zero", spectrum: Spectrum = Spectrum()) -> Constraint:
   """|delta| <= radius at every pixel.
 
   Args:
     radius: largest |delta|, on the [0, 1] scale.
     start: "zero", "uniform" (in the ball) or "sign" (every pixel at +-radius).
+    spectrum: the band of frequencies of delta.
 
   Raises:
-    ConfigError: the start is unknown, or the radius is not positive.
+    ConfigError: the start is unknown, the radius is not positive, or the band cannot be used.
 
   >>> keys, images = jax.random.split(jax.random.key(0), 1), jnp.full((1, 4, 4, 3), 0.5)
   >>> budget = linf(0.1, start="sign")
@@ -71,11 +76,14 @@ def linf(radius: float, *, start: str = "zero") -> Constraint:
   def project(delta: jax.Array, images: jax.Array) -> jax.Array:
     return projections.box(projections.linf(delta, radius), images)
 
-  return Constraint(lambda keys, images: project(draw(keys, images.shape[1:]), images), project)
+  def init(keys: jax.Array, images: jax.Array) -> jax.Array:
+    return project(draw(keys, images.shape[1:]), images)
+
+  return Constraint(init, project, band_of(spectrum, radius))
 
 
 def intersection(first: Constraint, second: Constraint) -> Constraint:
-  """Both budgets: starts in `first` and is projected onto `second`.
+  """Both budgets: starts in `first` and is projected onto `second`, in the band of `second`.
 
   This works for balls around zero, such as those here: projecting onto the second only shrinks
   entries, so the result stays in the first.
@@ -92,7 +100,7 @@ def intersection(first: Constraint, second: Constraint) -> Constraint:
   def project(delta: jax.Array, images: jax.Array) -> jax.Array:
     return second.project(first.project(delta, images), images)
 
-  return Constraint(init, project)
+  return Constraint(init, project, second.band)
 
 
 def l2(radius: float, *, start: str = "zero") -> Constraint:

@@ -21,7 +21,7 @@ from udp_jax.ops import timesteps
 from udp_jax.protections import constraints
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 
 def mean_over_models(objectives: Sequence[Objective]) -> Objective:
@@ -59,6 +59,7 @@ def ensemble(
   start: str = "uniform",
   perturb_steps: int = 1,
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
   objective_of: Callable[[DiffusionModel], Objective] | None = None,
 ) -> Protection:
   """AdvDM, or another objective, against several fixed models or surrogates at once.
@@ -71,6 +72,7 @@ def ensemble(
     start: the first delta, "zero", "uniform" or "sign".
     perturb_steps: steps of each picture in a round.
     adaptive: transforms, draws and consistency.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
     objective_of: model -> the loss that delta minimises; None raises the denoising loss.
 
   Raises:
@@ -94,5 +96,6 @@ def ensemble(
   def hold(params: Sequence[Params]) -> tuple[Params, ...]:
     return tuple(model.hold(own) for model, own in zip(models, params, strict=True))
 
-  inner = pgd(objective, constraints.linf(radius, start=start), sign_descent(step_size))
+  constraint = constraints.linf(radius, start=start, spectrum=spectrum)
+  inner = pgd(objective, constraint, sign_descent(step_size))
   return over_batches(inner, num_steps=perturb_steps, hold=hold)

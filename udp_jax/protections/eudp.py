@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from udp_jax.models.base import DiffusionModel
 from udp_jax.ops import timesteps
 from udp_jax.protections.base import Protection
-from udp_jax.protections.options import Adaptive, Game, Surrogate
+from udp_jax.protections.options import Adaptive, Game, Spectrum, Surrogate
 from udp_jax.protections.udp import SURROGATE, udp
 
 
@@ -32,6 +32,7 @@ def eudp(
   game: Game = Game(),
   surrogate: Annotated[Surrogate, SURROGATE] = Surrogate(),
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """The bilevel loop with p(t) proportional to abar_t^a (1 - abar_t)^b in the perturb steps.
 
@@ -46,6 +47,7 @@ def eudp(
     game: steps in a round, the start of delta, and the surrogate's Adam.
     surrogate: the part of the model that is trained, and its restarts.
     adaptive: transforms, draws and consistency of the perturb steps.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: an option does not work with joint steps, or the part to train is unknown.
@@ -63,5 +65,6 @@ def eudp(
     game=game,
     surrogate=surrogate,
     adaptive=adaptive,
+    spectrum=spectrum,
     probs=timesteps.schedule_power(model.schedule, a, b) if probs is None else probs,
   )

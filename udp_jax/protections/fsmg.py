@@ -25,7 +25,7 @@ from udp_jax.ops.control import run_if
 from udp_jax.ops.keys import stream
 from udp_jax.protections import surrogates
 from udp_jax.protections.base import Info, PGDState, Protection, Rounds, divisible, taking
-from udp_jax.protections.options import Adaptive, Game, Prior, Shift, Surrogate
+from udp_jax.protections.options import Adaptive, Game, Prior, Shift, Spectrum, Surrogate
 from udp_jax.protections.surrogates import Learner
 
 # Fields of `Game` that this method uses.
@@ -59,6 +59,7 @@ def fsmg(
   prior: Prior = Prior(),
   sampling: Annotated[Sampling, surrogates.SAMPLING] = Sampling(),
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
   shift: Shift = Shift(),
   clean_set: str = "",
 ) -> Protection:
@@ -77,6 +78,7 @@ def fsmg(
     prior: the class that the surrogate must not forget (published: weight 1).
     sampling: how the model draws the class pictures.
     adaptive: transforms, draws and consistency of the perturb steps.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
     shift: the target shift of the perturb steps; published as an option.
     clean_set: source of set A, further pictures of the subject (`surrogates.clean_pictures`); ""
       takes the protected ones before protection. Configs give `data.clean_set` once for all rows.
@@ -94,7 +96,7 @@ def fsmg(
   surrogates.check("fsmg", game, surrogate, sampling, taken=GAME)
   if game.warmup_rounds < 1:
     raise ConfigError("fsmg: without a warm-up round the surrogate is the model itself: use advdm")
-  perturb = surrogates.climbing(model, radius, step_size, game, adaptive, shift)
+  perturb = surrogates.climbing(model, radius, step_size, game, adaptive, shift, spectrum)
   preserved = surrogates.preserved(model, prior, sampling)
   pictures = surrogates.clean_pictures(clean_set, model)
 

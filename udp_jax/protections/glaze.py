@@ -39,7 +39,7 @@ from udp_jax.ops.keys import stream
 from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Info, PGDState, Protection, over_batches, pgd
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 REFERENCE = "reference"
 STYLE_TRANSFER = "style_transfer"
@@ -89,6 +89,7 @@ def glaze(
   likeness: Likeness = Likeness(),
   sampling: Annotated[Sampling, SAMPLING] = Sampling(),
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Adam on the distance to a style's latents, with a penalty for visible changes.
 
@@ -106,6 +107,7 @@ def glaze(
     sampling: how the transfer denoises; guidance other than 1 needs `uncond_ids`.
     adaptive: transforms, draws and consistency of the distance to the style; the perceptual
       distance is measured on the untransformed picture.
+    spectrum: the band of frequencies of delta; a step of Adam moves it as far as without.
 
   Raises:
     ConfigError: the model works on pixels, pictures are too small for the distance, the budget lies
@@ -141,7 +143,7 @@ def glaze(
     seen = latent.seen(distance, distance.from_lpips(likeness.perceptual_budget))
     terms.append((likeness.perceptual_weight, seen))
   objective = weighted(*terms)
-  constraint = constraints.linf(radius, start="uniform")
+  constraint = constraints.linf(radius, start="uniform", spectrum=spectrum)
   protection = pgd(objective, constraint, optax.adam(step_size), sees_batch=True)
   lifted = over_batches(protection, hold=model.hold)
   if transfer is not None:

@@ -27,11 +27,12 @@ from udp_jax.protections.base import (
   PGDState,
   Protection,
   Rounds,
-  allowed,
-  along,
   over_batches,
+  started,
+  stepped,
 )
 from udp_jax.protections.constraints import Constraint
+from udp_jax.protections.spectrum import Variable
 
 
 class BilevelState(NamedTuple):
@@ -199,13 +200,12 @@ def joint(
   def init(key: jax.Array, data: Batch, params: Params | None) -> BilevelState:
     theta = _theta(trainable, init_params, stream(key, "surrogate"), params)
 
-    def start(batch: Batch) -> jax.Array:
-      keys = example_keys(stream(key, "start"), 0, batch.ids)
-      return allowed(constraint.init(keys, to_float(batch.images)), batch, drawn=True)
+    def start(batch: Batch) -> tuple[jax.Array, Variable | None]:
+      return started(constraint, example_keys(stream(key, "start"), 0, batch.ids), batch)
 
-    delta = jax.lax.map(start, data)
+    delta, variable = jax.lax.map(start, data)
     steps = jnp.zeros(data.ids.shape[0], jnp.int32)
-    inner = PGDState(delta, ascent.init(delta), steps)
+    inner = PGDState(delta, ascent.init(delta), steps, variable)
     return BilevelState(inner, training.init_state(theta, tx), jnp.zeros((), jnp.int32))
 
   def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None, phase=None):
@@ -214,10 +214,10 @@ def joint(
     num_batches, lanes = data.ids.shape
     shuffle, draws = stream(key, "shuffle"), stream(key, "draws")
 
-    def step(carry: tuple[TrainState, jax.Array, jax.Array], _):
-      surrogate, delta, seen = carry
+    def step(carry: tuple[TrainState, tuple[jax.Array, Variable | None], jax.Array], _):
+      surrogate, moving, seen = carry
       rows = batches.take_rows(shuffle, surrogate.step, num_batches, lanes)
-      batch, delta_batch = batches.take((data, delta), rows)
+      batch, (delta_batch, variable) = batches.take((data, moving), rows)
       images = to_float(batch.images)
       keys = example_keys(draws, surrogate.step, batch.ids)
 
@@ -228,16 +228,19 @@ def joint(
       gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
       (loss, losses), (gradients, ascending) = gradient(surrogate.params, delta_batch)
       surrogate, loss = training.apply_gradients(tx, surrogate, gradients, loss, batch.weight)
-      moves, _ = ascent.update(along(-ascending, batch), ascent.init(delta_batch), delta_batch)
-      moved = constraint.project(optax.apply_updates(delta_batch, moves), images)
-      moved = allowed(moved, batch)
-      delta, seen = batches.put(delta, rows, moved), batches.put(seen, rows, -losses)
-      return (surrogate, delta, seen), loss
+      at = PGDState(delta_batch, ascent.init(delta_batch), state.inner.step, variable)
+      moved = stepped(constraint, ascent, at, -ascending, batch)
+      kept = moved.delta, moved.variable
+      moving = jax.tree.map(lambda leaf, own: batches.put(leaf, rows, own), moving, kept)
+      return (surrogate, moving, batches.put(seen, rows, -losses)), loss
 
     # Pictures that no step of this round visits report NaN.
-    carry = state.surrogate, state.inner.delta, jnp.full(data.ids.shape, jnp.nan)
-    (surrogate, delta, seen), train_loss = jax.lax.scan(step, carry, None, length=train_steps)
-    inner = state.inner._replace(delta=delta, step=state.inner.step + 1)
+    moving = state.inner.delta, state.inner.variable
+    carry = state.surrogate, moving, jnp.full(data.ids.shape, jnp.nan)
+    (surrogate, (delta, variable), seen), train_loss = jax.lax.scan(
+      step, carry, None, length=train_steps
+    )
+    inner = state.inner._replace(delta=delta, step=state.inner.step + 1, variable=variable)
     return BilevelState(inner, surrogate, state.round + 1), Info(seen, train_loss)
 
   return Protection(init, update)

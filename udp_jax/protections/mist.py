@@ -20,7 +20,7 @@ from udp_jax.ops import timesteps
 from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 KINDS = ("semantic", "textural", "fused")
 
@@ -35,6 +35,7 @@ def mist(
   target: str = "pattern",
   start: str = "uniform",
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Sign-gradient descent of sum (latents - target latents)^2 - rate * denoising loss.
 
@@ -48,6 +49,7 @@ def mist(
     start: the first delta, "zero", "uniform" or "sign".
     adaptive: transforms, draws and consistency. The consistency term is added to a sum over
       latents, or to `rate` times a mean.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the model works on pixels, or the kind, the start or a transform is unknown.
@@ -71,5 +73,5 @@ def mist(
     "fused": weighted((1.0, textural), (-rate, semantic)),
   }[kind]
   objective = adapted(model, objective, adaptive)
-  constraint = constraints.linf(radius, start=start)
+  constraint = constraints.linf(radius, start=start, spectrum=spectrum)
   return over_batches(pgd(objective, constraint, sign_descent(step_size)), hold=model.hold)

@@ -79,6 +79,30 @@ class Adaptive:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spectrum:
+  """The band of frequencies in which delta lives (see `protections.spectrum`).
+
+  Attributes:
+    band: "gaussian" (a low-pass), "dct" (a range of frequencies), or "pyramid" (low-passes of
+      growing width, each with its part of the budget); "" for none.
+    band_sigma: standard deviation of "gaussian", and of the finest level of "pyramid", in pixels
+      of the model's picture; the default suits 64 px and a VAE factor of 4, not 512 and 8.
+    band_low: lowest frequency of "dct", as a share of the highest.
+    band_high: end of the range of "dct".
+    band_shares: shares of the budget of the levels of "pyramid", finest first, comma-separated;
+      together at most 1.
+    band_reach: largest value of the optimised variable, in radii.
+  """
+
+  band: str = ""
+  band_sigma: float = 3.0
+  band_low: float = 0.0
+  band_high: float = 0.2
+  band_shares: str = "0.5,0.25,0.25"
+  band_reach: float = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Prior:
   """The subject's class, which a surrogate must not forget (DreamBooth's prior preservation).
 

@@ -23,7 +23,7 @@ from udp_jax.objectives import latent
 from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, l2_descent, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 # Fields of `Sampling` that this method uses.
 SAMPLING = ("sample_steps", "eta", "guidance_scale", "uncond_ids")
@@ -40,6 +40,7 @@ def photoguard_diffusion(
   strength: float = 1.0,
   sampling: Annotated[Sampling, SAMPLING] = Sampling(sample_steps=4, eta=1.0, guidance_scale=1.0),
   adaptive: Adaptive = Adaptive(num_draws=10),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Descends || edit(x) - target ||_2 by sign steps, or by normalised steps in an L2 ball.
 
@@ -55,6 +56,7 @@ def photoguard_diffusion(
     strength: share of the chain that SDEdit runs, in (0, 1].
     sampling: the steps of DDIM and their noise; guidance other than 1 needs `uncond_ids`.
     adaptive: transforms, consistency, and the number of noise draws that a gradient averages.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the model works on pixels, the target is "zero", steps do not fit, or guidance has
@@ -83,7 +85,7 @@ def photoguard_diffusion(
     uncond_ids=sampling.uncond_ids,
   )
   objective = adapted(model, objective, adaptive)
-  constraint, tx = constraints.linf(radius, start=start), sign_descent(step_size)
+  constraint, tx = constraints.linf(radius, start=start, spectrum=spectrum), sign_descent(step_size)
   if l2_radius:
     ball = constraints.l2(l2_radius, start=start)
     constraint, tx = constraints.intersection(ball, constraint), l2_descent(step_size)

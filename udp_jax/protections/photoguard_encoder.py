@@ -16,7 +16,7 @@ from udp_jax.objectives.base import negate
 from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 AWAY = "away"
 
@@ -30,6 +30,7 @@ def photoguard_encoder(
   start: str = "uniform",
   decay_steps: int = 1000,
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Sign-gradient descent of || mean latents of x - mean latents of the target ||_2.
 
@@ -44,6 +45,7 @@ def photoguard_encoder(
       rounds; 0 keeps the step constant.
     adaptive: transforms, draws and consistency. The consistency term is added to a norm of latents
       with entries of about 1.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the model works on pixels, or the start or a transform is unknown.
@@ -64,5 +66,5 @@ def photoguard_encoder(
   objective = adapted(model, objective, adaptive)
   sizes = optax.linear_schedule(step_size, step_size / 100, decay_steps)
   tx = sign_descent(sizes if decay_steps else step_size)
-  constraint = constraints.linf(radius, start=start)
+  constraint = constraints.linf(radius, start=start, spectrum=spectrum)
   return over_batches(pgd(objective, constraint, tx, sees_batch=target == AWAY), hold=model.hold)

@@ -16,7 +16,7 @@ from udp_jax.ops import timesteps
 from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 # Sign of the score distillation objective, which is minimised.
 DIRECTIONS = {"minus": 1.0, "plus": -1.0}
@@ -32,6 +32,7 @@ def sds(
   rate: float = 5.0,
   start: str = "zero",
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Sign steps along the score distillation gradient.
 
@@ -45,6 +46,7 @@ def sds(
     rate: weight of score distillation beside the target (published: 5).
     start: the first delta, "zero", "uniform" or "sign".
     adaptive: transforms, draws and consistency.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the direction, the start or a transform is unknown, or a pixel model has a target.
@@ -67,5 +69,5 @@ def sds(
   else:
     objective = weighted((sign, distilled))
   objective = adapted(model, objective, adaptive)
-  constraint = constraints.linf(radius, start=start)
+  constraint = constraints.linf(radius, start=start, spectrum=spectrum)
   return over_batches(pgd(objective, constraint, sign_descent(step_size)), hold=model.hold)

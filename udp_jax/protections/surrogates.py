@@ -45,7 +45,7 @@ from udp_jax.ops.keys import stream
 from udp_jax.protections import constraints, targets
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive, Game, Prior, Shift, Surrogate
+from udp_jax.protections.options import Adaptive, Game, Prior, Shift, Spectrum, Surrogate
 
 WITH_TEXT = "denoiser_and_text"
 # Fields of the option groups that FSMG and ASPL use.
@@ -260,6 +260,7 @@ def climbing(
   game: Game,
   adaptive: Adaptive,
   shift: Shift = Shift(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Sign steps of delta that raise the denoising loss of the given parameters.
 
@@ -270,6 +271,7 @@ def climbing(
     game: `perturb_steps` of each picture in one update, and the `start` of delta.
     adaptive: transforms, draws and consistency.
     shift: the target shift.
+    spectrum: the band of frequencies of delta.
 
   Raises:
     ConfigError: an option cannot be used.
@@ -286,7 +288,7 @@ def climbing(
   else:
     raised = denoising(model, probs)
   objective = adapted(model, negate(raised), adaptive)
-  constraint = constraints.linf(radius, start=game.start)
+  constraint = constraints.linf(radius, start=game.start, spectrum=spectrum)
   inner = pgd(objective, constraint, sign_descent(step_size))
   return over_batches(inner, num_steps=game.perturb_steps, hold=model.hold)
 

@@ -26,7 +26,7 @@ from udp_jax.protections import constraints
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, Rounds, divisible, pgd, sign_descent, taking
 from udp_jax.protections.maxmin import bilevel, joint
-from udp_jax.protections.options import Adaptive, Game, Surrogate
+from udp_jax.protections.options import Adaptive, Game, Spectrum, Surrogate
 
 # Fields of `Surrogate` that udp and eudp use.
 SURROGATE = ("trains", "rank", "restart_every")
@@ -40,6 +40,7 @@ def udp(
   game: Game = Game(),
   surrogate: Annotated[Surrogate, SURROGATE] = Surrogate(),
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
   probs: ArrayLike | None = None,
 ) -> Protection:
   """The bilevel loop with uniform timesteps.
@@ -51,6 +52,7 @@ def udp(
     game: steps in a round, the start of delta, and the surrogate's Adam.
     surrogate: the part of the model that is trained, and its restarts.
     adaptive: transforms, draws and consistency of the perturb steps.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
     probs: (T,) distribution over the timesteps of the perturb steps; None for uniform, in configs
       also "measured". The surrogate trains on uniform timesteps, as an infringer does.
 
@@ -65,7 +67,8 @@ def udp(
   registry.only("udp", surrogate, SURROGATE)
   trainable = trainable_lib.by_name(surrogate.trains, rank=surrogate.rank)
   uniform = timesteps.uniform(len(model.schedule.alphas_cumprod))
-  constraint, ascent = constraints.linf(radius, start=game.start), sign_descent(step_size)
+  constraint = constraints.linf(radius, start=game.start, spectrum=spectrum)
+  ascent = sign_descent(step_size)
   tx = optax.chain(clipping.clip_by_global_norm(game.clip_norm), optax.adam(game.learning_rate))
   rounds = Rounds(game.train_steps, game.perturb_steps, game.warmup_rounds, surrogate.restart_every)
   if game.joint_gradients:

@@ -50,6 +50,8 @@ from udp_jax.data.picture_files import PictureFile, PictureFolder
 from udp_jax.errors import ConfigError, OutputError
 from udp_jax.models.context import Model
 from udp_jax.ops import tiles
+from udp_jax.protections import spectrum
+from udp_jax.protections.options import Spectrum
 from udp_jax.runtime import files, loop, processes
 from udp_jax.runtime import workdir as workdir_lib
 from udp_jax.stages import protect as protect_lib
@@ -329,11 +331,28 @@ def check(row: Row, model: Model, tiling: Tiling) -> None:
     raise ConfigError("full-size pictures are protected by one process; --resize works on several")
   if not 0 <= tiling.overlap < tiling.tile_size:
     raise ConfigError(f"overlap is {tiling.overlap}: it must be in [0, {tiling.tile_size})")
+  if tiling.overlap < (needed := least_overlap(row)):
+    raise ConfigError(
+      f"overlap is {tiling.overlap}: tiles of this band must blend over {needed} pixels or more, "
+      "or their edges are sharper than it"
+    )
   if tiling.files_at_a_time < 0:
     raise ConfigError("files_at_a_time must be 1 or more, or 0 for the method's default")
   trained = model.params is not None
   if protect_lib.build_protection(row, model.model, trained=trained).needs_reference:
     raise ConfigError(f"{row.name} imitates another row's pictures: it needs --resize")
+
+
+def least_overlap(row: Row) -> int:
+  """Returns the fewest pixels over which tiles of a row must blend: 0 without a band.
+
+  Raises:
+    ConfigError: the row's band cannot be used.
+  """
+  known = registry.fields(registry.constructor("udp_jax.protections", row.method))
+  names = [field.name for field in dataclasses.fields(Spectrum) if field.name in known]
+  chosen = {name: row.options.get(name, known[name].default) for name in names}
+  return spectrum.blending(Spectrum(**chosen))
 
 
 def identified(pictures: PictureFolder, identity: dict[str, Any]) -> ImageSet:

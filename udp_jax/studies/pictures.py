@@ -57,7 +57,8 @@ class Cutting(NamedTuple):
 
   Attributes:
     tile_size: side of a tile in pixels; 0 for the model's own size.
-    overlap: pixels over which neighbouring tiles blend; negative for an eighth of a tile.
+    overlap: pixels over which neighbouring tiles blend; negative for an eighth of a tile, and as
+      many as a row's band needs.
     files_at_a_time: pictures in a group; 0 for the method's default.
   """
 
@@ -103,11 +104,13 @@ def open_pictures(
   if tile_size:
     model = model._replace(model=tiles_lib.for_tiles(model.model, tile_size))
   size = model.model.image_shape[0]
-  overlap = size // 8 if cutting.overlap < 0 else cutting.overlap
+  rows = [rows_lib.row(config, row, model) for row in config.rows if row != CLEAN]
+  overlap = cutting.overlap
+  if overlap < 0:
+    overlap = max(size // 8, *map(protect_pictures.least_overlap, rows), 0)
   tiling = Tiling(size, overlap, cutting.files_at_a_time)
-  for row in config.rows:
-    if row != CLEAN:  # Before pictures are read.
-      protect_pictures.check(rows_lib.row(config, row, model), model, tiling)
+  for row in rows:  # Before pictures are read.
+    protect_pictures.check(row, model, tiling)
   found = picture_files.list_pictures(
     folder,
     limit=config.data.limit or None,

@@ -29,6 +29,8 @@ _NOISES = {"uniform": "Uniform noise", "sign": "Sign noise, full strength"}
 _LABELS = {CLEAN: "Clean", "random_noise": "Random noise", "sign_noise": "Sign noise"}
 # Methods that tables of studies too label as `report.names` does; others go by their own names.
 _LABELLED = ("advdm", "eudp", "udp")
+# What the label of a row in a band ends with.
+_BANDS = {"gaussian": ", low-pass", "dct": ", band", "pyramid": ", pyramid"}
 # Labels of rows that imitate another row, by method.
 _IMITATIONS = {"matched_noise": "matched noise", "shuffled_delta": "shuffled"}
 
@@ -189,7 +191,8 @@ def label(config: Any, name: str, *, full: bool = False) -> str:
     config: settings of a study or a matrix.
     name: an entry of `config.protections`, or a method.
     full: whether every method has its label of `report.names`, noise says which noise, and
-      mist_adaptive is "Mist, adaptive", as in tables of a matrix.
+      mist_adaptive is "Mist, adaptive", as in tables of a matrix. A band is named too, for
+      mist or mist_low "Mist, low-pass".
   """
   known = names.METHODS[name] if name in _LABELLED else _LABELS.get(name)
   if name == CLEAN or (known and not full):
@@ -198,8 +201,11 @@ def label(config: Any, name: str, *, full: bool = False) -> str:
   method, otherwise = row.method, known or name.replace("_", " ")
   if row.imitates is not None and method in _IMITATIONS:
     return f"{label(config, row.imitates, full=full)}, {_IMITATIONS[method]}"
+  band = _BANDS.get(row.options.get("band", ""), "") if full else ""
   if full and method == "random_noise":
-    return _NOISES.get(row.options.get("distribution", "uniform"), otherwise)
+    return _NOISES.get(row.options.get("distribution", "uniform"), otherwise) + band
+  if band and name.removeprefix(method) in ("", "_low", "_band", "_pyramid"):
+    return names.method_label(method) + band
   if full and name == method:
     return names.METHODS.get(method, otherwise)
   if full and name.endswith("_adaptive") and method.startswith(name.removesuffix("_adaptive")):

@@ -7,12 +7,14 @@ from udp_jax.studies.matrix import pairs, plan
 
 
 def test_which_rows_are_compared(named_config) -> None:
-  rows = ("mist_noise", "mist", "mist_adaptive", "photoguard_encoder", "strong")
+  rows = ("mist_noise", "mist", "mist_adaptive", "mist_low", "photoguard_encoder", "strong")
   assert pairs.pairs(named_config, plan.make(named_config, rows=rows, threats=())) == [
     Pair("mist", "mist_noise", "control"),
     Pair("mist_adaptive", "random_noise", "control"),
+    Pair("mist_low", "random_noise", "control"),
     Pair("photoguard_encoder", "random_noise", "control"),
     Pair("strong", "random_noise", "control"),
     # "strong" has a budget of its own: its plain form is no row.
     Pair("mist_adaptive", "mist", "plain"),
+    Pair("mist_low", "mist", "plain"),
   ]

@@ -44,7 +44,10 @@ TINY = {
 }
 # A round of the max-min game; experiments/results/game_settings.md says why.
 GAME = {"train_steps": 60, "perturb_steps": 4, "start": "zero", "learning_rate": 1e-3}
-GAME |= {"num_draws": 1}
+# The band of delta, "" for all frequencies, and its standard deviation in pixels of the model's
+# picture (`udp_jax.protections.options.Spectrum`).
+BAND = {"band": "", "band_sigma": 3.0}
+GAME |= {"num_draws": 1} | BAND
 ROWS = ("clean", "random_noise", "udp", "eudp")
 
 
@@ -92,7 +95,7 @@ def study(title: str) -> ConfigDict:
   config.protections.sign_noise = ConfigDict({"method": "random_noise", "distribution": "sign"})
   config.protections.udp = ConfigDict(GAME)
   config.protections.eudp = ConfigDict(GAME | {"a": 2.0, "b": 0.0})
-  config.protections.advdm = ConfigDict({"num_rounds": 100, "num_draws": 1})
+  config.protections.advdm = ConfigDict({"num_rounds": 100, "num_draws": 1} | BAND)
   for method in ("udp", "eudp"):
     config.protections[f"{method}_matched_noise"] = ConfigDict(
       {"method": "matched_noise", "of": method}

@@ -9,16 +9,16 @@ from udp_jax.metrics.differences import Pair
 from udp_jax.studies import rows
 from udp_jax.studies.matrix.plan import CONTROL, Plan
 
-# Options of `protections.adaptive`.
-_ADAPTIVE = ("transforms", "consistency_weight")
+# Options of `protections.adaptive` and `protections.spectrum`.
+_ADAPTIVE = ("transforms", "consistency_weight", "band")
 
 
 def pairs(config: Any, plan: Plan) -> list[Pair]:
   """Returns the rows that each protection is compared with, in the plan's order.
 
   The control is noise with the protection's own values if the plan has such a row, else the random
-  noise that every plan has. An adaptive form is also compared with its plain form: the row of the
-  same method, rounds and other options.
+  noise that every plan has. An adaptive form, or one in a band, is also compared with its plain
+  form: the row of the same method, rounds and other options.
 
   Args:
     config: settings with the model that protections attack.
@@ -45,5 +45,7 @@ def _adaptive(config: Any, row: str) -> bool:
 
 def _plain(config: Any, name: str) -> tuple[Any, ...]:
   row = rows.settings(config, name)
-  options = {k: v for k, v in row.options.items() if k not in _ADAPTIVE}
+  options = {
+    k: v for k, v in row.options.items() if k not in _ADAPTIVE and not k.startswith("band_")
+  }
   return row.method, row.num_rounds, row.imitates, options
