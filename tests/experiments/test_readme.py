@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from experiments import _cli
+from udp_jax.commands import shared_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 README = "\n".join((ROOT / p / "README.md").read_text("utf-8") for p in ("", "experiments"))
@@ -136,7 +137,7 @@ def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
 
   for name in ("protect", "page", "impress", "sample", "train", "purify"):
     load_entry_point(f"experiments.{name}")
-    _cli._define_deterministic()  # As `cli.run`, which the loader leaves out.
+    shared_flags.deterministic_flag()  # As `cli.run`, which the loader leaves out.
     known |= {f"--{flag}" for flag in absl_flags.FLAGS}
   for flag in flags:
     if flag.startswith("--config."):
