@@ -1,4 +1,4 @@
-"""The races of udp_jax/benchmark/RESULTS.md and sections without an opponent: 35 minutes, two cores.
+"""The races of udp_jax/benchmark/RESULTS.md, and sections without an opponent: 35 min on 2 cores.
 
 python -m experiments.benchmark --config=default --workdir=runs/bench
 Hardware: 2 CPU cores, 16 GB of memory. `make bench` installs the peers first. Expected numbers: the
