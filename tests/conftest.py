@@ -412,6 +412,7 @@ def load_entry_point(monkeypatch: pytest.MonkeyPatch):
   from absl import flags
 
   from experiments import _cli
+  from udp_jax.commands import configs
 
   before = {*flags.FLAGS}
 
@@ -419,7 +420,7 @@ def load_entry_point(monkeypatch: pytest.MonkeyPatch):
     for name in {*flags.FLAGS} - before:
       delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
-    _cli._EXPERIMENT.clear()
+    configs.EXPERIMENT.clear()
     # Its flags are defined when it is imported.
     if sys.modules.pop("experiments._study", None) is not None:
       del sys.modules["experiments"]._study  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ class Forked:
   """
 
   def __init__(self, environment: dict[str, str], cwd: Path):
-    # What the entry points would start again for (udp_jax/commands/cli.py).
+    # What the entry points would start again for (udp_jax/commands/startup.py).
     tunables = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     self._server = subprocess.Popen(
       [sys.executable, "-m", "tests.forked"],

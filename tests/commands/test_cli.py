@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import experiments
 from experiments import _cli
-from udp_jax.errors import ConfigError
 
 FOLDER = Path(experiments.__file__).parent
 ENTRY_POINTS = sorted(p.stem for p in FOLDER.glob("*.py") if not p.stem.startswith("_"))
@@ -120,122 +116,3 @@ def test_mistakes_are_one_line_and_exit_2(words: list[str], message: str, entry_
   done = entry_point("eudp", *words)
   assert done.returncode == 2
   assert re.search(message, _error(done))
-
-
-def _parsed(words: list[str], monkeypatch: pytest.MonkeyPatch):
-  """The config that words lead to, through the flags' own parser."""
-  from absl import flags
-
-  monkeypatch.setattr(_cli, "_EXPERIMENT", [])
-  monkeypatch.setattr(_cli.flags, "FLAGS", flags.FlagValues())
-  holder = _cli.define_config("eudp")
-  monkeypatch.setattr("sys.argv", ["program", *words])
-  _cli._parse(["program", *words])
-  return holder.value
-
-
-def test_overrides_reach_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
-  config = _parsed(
-    [
-      "--config.rows=('clean', 'eudp')",
-      "--config",
-      "demo_pixels:smoke",
-      "--config.threat.seeds=(0,1)",
-      "--config.protections.eudp.a=0.25",
-      "--config.data.source=some/folder",
-      "--config.data.strict=true",
-      "--config.data.holdout=6",
-    ],
-    monkeypatch,
-  )
-  assert config.rows == ("clean", "eudp")
-  assert config.threat.seeds == (0, 1)
-  assert config.protections.eudp.a == 0.25
-  assert config.data.source == "some/folder"
-  assert config.data.strict is True
-  assert config.data.holdout == 6
-  assert config.data.image_size == 16  # Of the variant.
-  assert _parsed(["--config=folder"], monkeypatch).data.image_size == 32
-  with pytest.raises(AttributeError):
-    config.nope = 1
-
-
-def test_rows_may_be_a_single_name(monkeypatch: pytest.MonkeyPatch) -> None:
-  assert _parsed(["--config=demo_pixels", "--config.rows=clean"], monkeypatch).rows == ("clean",)
-
-
-def test_configs_of_another_experiment_are_unknown() -> None:
-  with pytest.raises(ConfigError, match="known: cifar10, cifar10_small, demo, demo_pixels, folder"):
-    _cli.get_config("udp", "eudp")
-
-
-_EXCLUDE = "--xla_gpu_exclude_nondeterministic_ops=true"
-
-
-@pytest.mark.parametrize(
-  ("given", "expected"),
-  [
-    ("", f"{_EXCLUDE} --xla_gpu_per_fusion_autotune_cache_dir=WORK/autotune"),
-    ("--a=1  --b", f"--a=1  --b {_EXCLUDE} --xla_gpu_per_fusion_autotune_cache_dir=WORK/autotune"),
-    (
-      "--xla_gpu_per_fusion_autotune_cache_dir=/mine",
-      f"--xla_gpu_per_fusion_autotune_cache_dir=/mine {_EXCLUDE}",
-    ),
-    (
-      "--xla_gpu_exclude_nondeterministic_ops=false --xla_gpu_per_fusion_autotune_cache_dir=/mine",
-      "--xla_gpu_exclude_nondeterministic_ops=false --xla_gpu_per_fusion_autotune_cache_dir=/mine",
-    ),
-  ],
-)
-def test_deterministic_adds_to_the_flags_that_are_given(
-  given: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  monkeypatch.setenv("XLA_FLAGS", given)
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))
-  monkeypatch.delenv("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", raising=False)
-  monkeypatch.chdir(tmp_path)
-  _cli._repeat_exactly("runs/one")  # A folder of the current one.
-  assert os.environ["XLA_FLAGS"] == expected.replace("WORK", str(tmp_path / "runs" / "one"))
-  assert os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] == "none"
-  assert not (tmp_path / "runs").exists()
-
-
-def test_deterministic_without_a_work_folder_keeps_what_jax_is_told(
-  tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  monkeypatch.delenv("XLA_FLAGS", raising=False)
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-  monkeypatch.setenv("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "all")
-  _cli._repeat_exactly(None)
-  assert os.environ["XLA_FLAGS"].endswith(f"_autotune_cache_dir={tmp_path}/autotune")
-  assert os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] == "all"
-
-
-_STARTS = """
-import os, sys
-from experiments import _cli
-def main(argv):
-  assert "jax" not in sys.modules
-  import jax
-  assert float(jax.jit(lambda x: x + 1)(1.0)) == 2
-  print(os.environ["XLA_FLAGS"], jax.config.jax_persistent_cache_enable_xla_caches)
-_cli.workdir_flag()
-_cli.run(main, several=False)
-"""
-
-
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_jax_starts_with_every_flag_that_is_set(
-  deterministic: bool, tmp_path: Path, process_environment: dict[str, str]
-) -> None:
-  """XLA aborts at a flag that it does not know, or at half of a path with a blank."""
-  words = ["--deterministic"] if deterministic else ["--nodeterministic"]
-  command = [sys.executable, "-c", _STARTS, *words, f"--workdir={tmp_path / 'a run'}"]
-  environment = process_environment | {"PYTHONPATH": str(FOLDER.parent)}
-  environment.pop("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", None)
-  done = subprocess.run(command, env=environment, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  expected = f'{_EXCLUDE} --xla_gpu_per_fusion_autotune_cache_dir="{tmp_path}/a run/autotune"'
-  assert (expected in done.stdout) == deterministic
-  assert done.stdout.endswith(" none\n") == deterministic
-  assert not list(tmp_path.iterdir())  # On a CPU nothing is timed.

@@ -27,6 +27,8 @@ def test_everything_here_is_listed(tmp_path: Path, process_environment) -> None:
   assert "protects against: tiny_ldm, the small latent diffusion model of this package" in said
   assert "\nsomeone/flux at fedcba9\n  not supported: " in said and "Flux" in said
   assert f"looked for in {tmp_path / 'hub'}.\n" in said and "hf download OWNER/NAME" in said
+  for way in ("FOLDER  ", "FILE.safetensors  ", "OWNER/NAME[@REVISION]  ", "pixel  "):
+    assert f"\n  {way}" in said
 
 
 def test_a_folder_says_what_it_is(tiny_pipeline_folder: Path, run_module) -> None:

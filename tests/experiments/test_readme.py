@@ -1,4 +1,4 @@
-"""Every command in README.md: its flags are parsed as printed, and it runs with `:smoke` sizes."""
+"""README.md, experiments/README.md: flags are parsed as printed, commands run at `:smoke` size."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from experiments import _cli
+from udp_jax.commands import shared_flags
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+README = "\n".join((ROOT / p / "README.md").read_text("utf-8") for p in ("", "experiments"))
 PROGRAMS = ("make", "python", "bash", "hf", "pip", "udp-jax")
 # Commands that the test does not run, and why; `PROGRAM TARGET` stands for the command.
 NOT_RUN = {
@@ -136,7 +137,7 @@ def test_flags_and_fields_in_the_text_are_there(load_entry_point) -> None:
 
   for name in ("protect", "page", "impress", "sample", "train", "purify"):
     load_entry_point(f"experiments.{name}")
-    _cli._define_deterministic()  # As `cli.run`, which the loader leaves out.
+    shared_flags.deterministic_flag()  # As `cli.run`, which the loader leaves out.
     known |= {f"--{flag}" for flag in absl_flags.FLAGS}
   for flag in flags:
     if flag.startswith("--config."):
@@ -204,12 +205,23 @@ def test_every_command_runs(
   assert {"protect", "verify", "eudp", "udp", "impress"} <= set(ran)
 
 
-def _python_blocks() -> list[str]:
-  return re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def _python_block(holds: str) -> str:
+  """The block of Python that holds these words."""
+  blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+  (block,) = [block for block in blocks if holds in block]
+  return block
+
+
+def _with(block: str, *changes: tuple[str, str]) -> str:
+  """A block with smaller sizes, each of which must be there to replace."""
+  for printed, small in changes:
+    assert block.count(printed) == 1, printed
+    block = block.replace(printed, small)
+  return block
 
 
 @pytest.mark.readme
-def test_the_short_python_block_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_block_of_calls_runs(tmp_path: Path, monkeypatch, capsys) -> None:
   """As printed, with one round and few steps where 20 rounds and 64 steps are the defaults."""
   (tmp_path / "photos").mkdir()
   for seed, path in enumerate((tmp_path / "picture.png", tmp_path / "photos" / "a.png")):
@@ -217,34 +229,41 @@ def test_the_short_python_block_runs(tmp_path: Path, monkeypatch, capsys) -> Non
     Image.fromarray(clean).save(path)
   monkeypatch.chdir(tmp_path)
   names: dict = {}
-  block = _python_blocks()[0]
-  for strength in ('strength="gentle"', 'strength="medium"'):
-    assert block.count(strength) == 1
-    block = block.replace(strength, f"{strength}, num_rounds=1, train_steps=2")
-  exec(block, names)
-  change = np.asarray(names["protected"]).astype(int) - np.asarray(names["picture"])
-  assert 0 < np.abs(change).max() <= 4 and names["protected"].size == (60, 64)
+  strengths = ('strength="gentle"', 'strength="medium"')
+  block = _python_block("import udp_jax\n")
+  exec(_with(block, *((s, f"{s}, num_rounds=1, train_steps=2") for s in strengths)), names)
+  change = np.abs(np.asarray(names["protected"]).astype(int) - np.asarray(names["picture"]))
+  assert 0 < change.max() <= 4 and names["protected"].size == (60, 64)
   assert names["purified"].tobytes() != names["protected"].tobytes()
   assert capsys.readouterr().out == "True\nTrue\n"
   assert (tmp_path / "photos-protected" / "a.png").is_file()
 
 
 @pytest.mark.readme
-def test_the_python_block_runs() -> None:
-  """As printed, with a smaller model and fewer rounds, each of which must be there to replace."""
-  _, block = _python_blocks()
+def test_the_block_of_a_run_runs() -> None:
+  """As printed, with a smaller model, fewer pictures and fewer rounds."""
   smaller = "sample_size=8, block_out_channels=(8,), down_block_types=('DownBlock2D',), "
   smaller += "up_block_types=('UpBlock2D',), layers_per_block=1, norm_num_groups=4"
-  for printed, small in (
+  block = _with(
+    _python_block("protections.run("),
+    ("image_size=32, limit=256", "image_size=8, limit=4"),
     ("UNet2DConfig())", f"UNet2DConfig({smaller}))"),
     ('"step_size_255": 2}', '"step_size_255": 2, "train_steps": 1}'),
     ("num_rounds=20", "num_rounds=1"),
     (", 128)", ", 4)"),
-  ):
-    assert block.count(printed) == 1, printed
-    block = block.replace(printed, small)
-  clean = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
-  names: dict = {"clean_uint8": clean}
+  )
+  names: dict = {}
   exec(block, names)
+  clean = names["clean"]
   change = np.abs(np.asarray(names["images"]).reshape(clean.shape) * 255 - clean)
   assert 1 < change.max() <= 16 + 1e-3
+
+
+def test_the_block_of_ops_runs() -> None:
+  """As printed: a step of two levels up the loss, which rises by it."""
+  block = _python_block("from udp_jax.ops import projections")
+  assert re.findall(r"udp_jax[.\w]*", block) == ["udp_jax.ops"]
+  names: dict = {}
+  exec(block, names)
+  assert np.allclose(np.unique(np.abs(names["delta"])), 2 / 255)
+  assert names["loss"](names["delta"]) > names["loss"](0 * names["delta"])

@@ -56,8 +56,8 @@ FOLDER-purified)."""
 _MODELS = """\
 udp-jax models [FOLDER]
 
-Lists the models of this package and of the Hugging Face cache, what each protects against, and how
-to get more. With FOLDER: what is in it?"""
+Lists the models of this package and of the Hugging Face cache, what each protects against, and what
+else --model takes. With FOLDER, or a .safetensors file: what is in it?"""
 _NO_PAGE = "the page needs the extra `page`: pip install 'udp-jax[page]'"
 
 

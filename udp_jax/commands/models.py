@@ -9,16 +9,20 @@ from absl import flags
 from udp_jax.commands import cli
 
 _MORE = """\
-More models, on a machine with network access:
-  hf download OWNER/NAME --local-dir FOLDER    Stable Diffusion 1.x, 2.x or XL, or a DDPM
-  udp-jax models FOLDER                        what is it?
-  udp-jax protect PICTURES --model=FOLDER"""
+--model of `udp-jax protect` takes what is listed here, and also:
+  FOLDER                  Stable Diffusion 1.x, 2.x or XL, or a DDPM, as diffusers writes it
+  FILE.safetensors        Stable Diffusion in one file; another VAE: --vae=FILE.safetensors
+  OWNER/NAME[@REVISION]   a model on the Hugging Face Hub (pip install 'udp-jax[hub]'), downloaded
+                          into that cache; its commit is recorded
+  pixel                   a small DDPM trained on your pictures alone
+For a machine without network, on one with it: hf download OWNER/NAME --local-dir FOLDER
+What is in a folder or a file: udp-jax models FOLDER"""
 FLAGS = flags.FLAGS
 
 
 def define() -> None:
   """Defines the flags that `main` reads."""
-  flags.DEFINE_string("model", None, "A folder, or a name: what is it?")
+  flags.DEFINE_string("model", None, "A folder, a file, or a name: what is it?")
 
 
 def main(argv: Sequence[str]) -> int:

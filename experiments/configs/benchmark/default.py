@@ -1,8 +1,8 @@
-"""The races that the README quotes, and sections without an opponent: 45 minutes on two cores.
+"""The races of udp_jax/benchmark/RESULTS.md, and sections without an opponent: 45 min on 2 cores.
 
 python -m experiments.benchmark --config=default --workdir=runs/bench
 Hardware: 2 CPU cores, 24 GB of memory. `make bench` installs the peers first. Expected numbers: the
-table in the README.
+table in that file.
 """
 
 from experiments.configs import benchmark

@@ -9,6 +9,7 @@ import pytest
 
 import experiments
 from experiments import _cli
+from udp_jax.commands import configs
 from udp_jax.errors import ConfigError
 from udp_jax.studies import settings
 
@@ -31,7 +32,7 @@ def _budget(name: str, load_entry_point, *words: str, config: str = "demo"):
 
   loaded = load_entry_point(f"experiments.{name}")
   loaded.parse(*words)
-  experiment = _cli._EXPERIMENT[0]
+  experiment = configs.EXPERIMENT[0]
   made = flags.FLAGS.config or _cli.get_config(experiment, config)
   found = {n: flags.FLAGS[n] for n in ("radius_255", "step_size_255", "spare_flat")}
   budget = _cli.Budget(*found.values())  # type: ignore[arg-type]
