@@ -50,6 +50,8 @@ _log = logging.getLogger(__name__)
 _SHOWN_PIXELS = 192
 _SHOWN_PICTURES = 8
 _SHOWN_SAMPLES = 16
+# Pictures shown as they are, and pictures shown of what was learned, where only small ones are.
+_WHOLE, _TAUGHT = 2, 3
 
 
 class Cutting(NamedTuple):
@@ -107,7 +109,8 @@ def open_pictures(
   tiling = Tiling(size, overlap, cutting.files_at_a_time)
   for row in config.rows:
     if row != CLEAN:  # Before pictures are read.
-      protect_pictures.check(rows_lib.row(config, row, model), model, tiling)
+      asked = rows_lib.row(config, row, model)
+      protect_pictures.check(asked, model, tiling, imitated=asked.imitates in config.rows)
   found = picture_files.list_pictures(
     folder,
     limit=config.data.limit or None,
@@ -175,6 +178,11 @@ def protect_row(
     ConfigError, DivergedError, OutputError, Preempted: as `protect_pictures.protect`.
   """
   row = study.row(name)
+  imitated = _folder(study.workdir, row.imitates or CLEAN)
+  if row.imitates is not None and manifest.is_complete(imitated):
+    # Without overlap, as blended noise would be weaker than what it imitates.
+    tiling = pictures.tiling._replace(overlap=0)
+    pictures = pictures._replace(imitated=imitated, tiling=tiling)
   if row.trains_text and (tokenizer := study.model.tokenizer) is not None:
     # Fixed embeddings could not be trained.
     texts = pictures.texts
@@ -270,10 +278,12 @@ def run(
   )
   # The folder's record has the pictures' hash in the place of these.
   taught = {"windows": asked.windows, "smallest_window": asked.smallest_window}
+  taught |= {"learn_up_to": asked.learn_up_to} if asked.learn_up_to else {}
   check_workdir(study, pictures, **(taught if learning.is_asked(config) else {}))
   learner = Learner(study, pictures) if evaluate and learning.is_asked(config) else None
   rows = list(dict.fromkeys(config.rows))
-  for row in rows:
+  imitates = {row: row != CLEAN and study.row(row).imitates is not None for row in rows}
+  for row in sorted(rows, key=imitates.__getitem__):  # What is imitated comes first.
     output = workdir / "protected" / row
     # A finished folder is kept, as in all studies.
     if row != CLEAN and not manifest.is_complete(output):
@@ -296,10 +306,16 @@ def _source(config: Any, workdir: Path) -> Path:
     return Path(config.data.source.removeprefix("folder:")).expanduser()
   folder, lines = workdir / "photographs", []
   for name in config.pictures.photographs:
-    found = builtin.find_photograph(name)
-    file = f"{name}{found.suffix}"
-    files.write_bytes(folder / file, found.read_bytes())
-    lines.append(json.dumps({"file_name": file, "text": f"a photo of {name}"}))
+    subject, _, side = name.partition("@")
+    found = builtin.find_photograph(subject)
+    if side and not side.isdecimal():
+      raise ConfigError(f"config.pictures.photographs: {name} should be NAME or NAME@PIXELS")
+    file = f"{subject}_{side}.png" if side else f"{subject}{found.suffix}"
+    if side:
+      images.write_png(folder / file, builtin.shrunk(images.read_pixels(found), int(side)))
+    else:
+      files.write_bytes(folder / file, found.read_bytes())
+    lines.append(json.dumps({"file_name": file, "text": f"a photo of {subject}"}))
   files.write_bytes(folder / "metadata.jsonl", "\n".join([*lines, ""]).encode())
   return folder
 
@@ -420,12 +436,22 @@ def _report(
     ["Measure.", "The model's own loss on the saved files says how hard they are to explain."],
   ]
   more: dict[str, Any] = {}
+  notes = [f"The pictures below are windows of {_SHOWN_PIXELS} pixels from their middle."]
+  side = config.pictures.learn_up_to
   if learned:
     more["learned"] = (
       f"The same small model was fine-tuned on {config.pictures.windows} pieces of the pictures of "
       "each row, and then drew these. The less they look like those of “clean”, the less it "
       "learned of the pictures."
     )
+    if side:
+      more["learned"] += (
+        " Left: pictures that it learned from. Right: what it drew, not selected; pictures one "
+        f"above the other start from the same noise. It learns pictures of {side} pixels, so it "
+        "was given small copies, each protected at its own size: shrinking the large picture would "
+        "average the protection away."
+      )
+      notes = []
     steps.append(
       ["Learn.", "For every row, a model is fine-tuned on pieces of its pictures, then it draws."]
     )
@@ -440,27 +466,43 @@ def _report(
         "train_images": count,
         "holdout_images": 0,
         "image_size": pictures.tiling.tile_size,
-        "notes": [f"The pictures below are windows of {_SHOWN_PIXELS} pixels from their middle."],
+        "notes": notes,
       },
       "curves": {"victims": {}, "protection": report_build.rounds(config, workdir)},
       "timesteps": report_build.timestep_curves(config, study.model.model),
     }
   )
-  shown = found[:_SHOWN_PICTURES]
-  windows = {row["name"]: _windows(_folder(workdir, row["name"]), shown) for row in table}
-  clean = windows.pop(CLEAN, None)
-  assets: dict[str, Any] = {} if clean is None else {"clean": clean, "protected": windows}
+  names = [row["name"] for row in table]
+  if learned and side:
+    large = [file for file in found if min(file.height, file.width) > side]
+    small = tuple(file for file in found if file not in large)
+    size = pictures.tiling.tile_size
+    assets: dict[str, Any] = {
+      "whole": {
+        file.name: {n: _saved(_folder(workdir, n), file) for n in names} for file in large[:_WHOLE]
+      },
+      "learned": {n: _windows(_folder(workdir, n), small[:_TAUGHT], size) for n in names},
+    }
+  else:
+    shown = found[:_SHOWN_PICTURES]
+    windows = {n: _windows(_folder(workdir, n), shown, _SHOWN_PIXELS) for n in names}
+    clean = windows.pop(CLEAN, None)
+    assets = {} if clean is None else {"clean": clean, "protected": windows}
   assets["samples"] = {row: found.samples[:_SHOWN_SAMPLES] for row, found in learned.items()}
   return report, assets
 
 
-def _windows(folder: Path, shown: tuple[PictureFile, ...]) -> np.ndarray:
+def _saved(folder: Path, file: PictureFile) -> np.ndarray:
+  return images.read_image(folder / f"{file.name}.png").pixels
+
+
+def _windows(folder: Path, shown: tuple[PictureFile, ...], size: int) -> np.ndarray:
   """Crops the middle of every picture, (n, S, S, 3); smaller pictures are padded by mirroring."""
   made = []
   for file in shown:
-    pixels = images.read_image(folder / f"{file.name}.png").pixels
-    top, left = (max(0, (length - _SHOWN_PIXELS) // 2) for length in pixels.shape[:2])
-    part = pixels[top : top + _SHOWN_PIXELS, left : left + _SHOWN_PIXELS]
-    grid = tiles.plan(part.shape[0], part.shape[1], _SHOWN_PIXELS, overlap=0)
+    pixels = _saved(folder, file)
+    top, left = (max(0, (length - size) // 2) for length in pixels.shape[:2])
+    part = pixels[top : top + size, left : left + size]
+    grid = tiles.plan(part.shape[0], part.shape[1], size, overlap=0)
     made.append(tiles.cut(part, grid)[0])
   return np.stack(made)
