@@ -167,7 +167,7 @@ def test_no_rows_and_no_columns_still_make_a_page():
 def test_whole_pictures_come_first_and_samples_stand_beside_what_was_learned():
   generator = np.random.default_rng(1)
   rows = ("clean", "noise", "eudp")
-  draw = lambda *shape: generator.integers(0, 256, (*shape, 3), np.uint8)  # noqa: E731
+  draw = lambda *shape: generator.integers(0, 256, (*shape, 3), np.uint8)
   assets = {
     "whole": {"cat": {row: draw(7, 11) for row in rows}},
     "learned": {row: draw(2, 4, 5) for row in rows},
