@@ -1,6 +1,6 @@
 """Makes .github/report.png: the top of the demo's report, as Chromium shows it.
 
-  make demo && python .github/report.py runs/demo/report.html
+make demo && python .github/report.py runs/demo/report.html
 """
 
 import subprocess

@@ -76,6 +76,7 @@ class Learner:
     if not isinstance(threat, Threat) or not threat.needs_params or threat.needs_token_ids:
       raise ConfigError(f"config.threat.name: {config.threat.name} does not fine-tune the U-Net")
     self._threat = threat
+    self._loss = denoising.denoising_loss(study.model.model, seed=config.seed + 1)
     side = config.pictures.learn_up_to
     self.files = tuple(
       file for file in pictures.found.files if not side or min(file.height, file.width) <= side
@@ -125,10 +126,9 @@ class Learner:
     limit = config.evaluation.loss_images
     clean = self.windows(CLEAN)[:limit]
     cond = None if self._cond is None else self._cond[: len(clean)]
-    loss = denoising.denoising_loss(study.model.model, seed=config.seed + 1)
     distances = sets.nearest(self._features(samples), self._clean_features)
     return {
-      "loss_learned": float(loss(params, clean, cond)),
+      "loss_learned": float(self._loss(params, clean, cond)),
       "nearest_clean": float(distances.mean()),
     }
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,6 @@ from udp_jax.data.picture_files import PictureFile
 from udp_jax.errors import ConfigError
 from udp_jax.metrics import denoising, statistics, visibility
 from udp_jax.models import factory
-from udp_jax.models.base import DiffusionModel
 from udp_jax.models.context import Model
 from udp_jax.ops import tiles, timesteps
 from udp_jax.report import study as study_report
@@ -45,6 +44,9 @@ from udp_jax.studies.build import Study
 from udp_jax.studies.learning import Learned, Learner
 
 _log = logging.getLogger(__name__)
+
+# (params, uint8 (N, H, W, 3), conditioning) -> mean denoising loss.
+Loss = Callable[..., float]
 
 # Side in pixels of the pictures in the report, and their largest number.
 _SHOWN_PIXELS = 192
@@ -290,7 +292,8 @@ def run(
       protect_row(study, row, pictures, output)
   if not evaluate:
     return None
-  measured = {row: _measured(study, row, pictures) for row in rows}
+  losses = _losses(study)
+  measured = {row: _measured(study, row, pictures, losses) for row in rows}
   learned = {} if learner is None else {row: learner.learned(row) for row in rows}
   table = []
   for row, metrics in measured.items():
@@ -324,18 +327,22 @@ def _folder(workdir: Path, row: str) -> Path:
   return workdir / CLEAN if row == CLEAN else workdir / "protected" / row
 
 
-def _measured(study: Study, row: str, pictures: Pictures) -> dict[str, float]:
+def _measured(
+  study: Study, row: str, pictures: Pictures, losses: dict[str, Loss]
+) -> dict[str, float]:
   """Returns the metrics of one row; measures them unless an earlier run did."""
   path = study.workdir / "measured" / f"{row}.json"
   if not path.exists():
     _log.info("measuring %s", row)
-    files.write_json(path, _measure(study, row, pictures))
+    files.write_json(path, _measure(study, row, pictures, losses))
   found = files.read_json(path)
   return {name: float("nan") if value is None else value for name, value in found.items()}
 
 
-def _measure(study: Study, row: str, pictures: Pictures) -> dict[str, float | None]:
-  config, workdir, model = study.config, study.workdir, study.model
+def _measure(
+  study: Study, row: str, pictures: Pictures, losses: dict[str, Loss]
+) -> dict[str, float | None]:
+  config, workdir = study.config, study.workdir
   cut, conds, quality = [], [], []
   for file in pictures.found.files:
     saved = images.read_image(_folder(workdir, row) / f"{file.name}.png").pixels
@@ -352,12 +359,8 @@ def _measure(study: Study, row: str, pictures: Pictures) -> dict[str, float | No
   limit = min(config.evaluation.loss_images, len(every))
   chosen = np.linspace(0, len(every) - 1, limit, dtype=int)
   cond = np.concatenate(conds)[chosen] if conds else None
-  metrics = {
-    f"loss_{name}": denoising.denoising_loss(model.model, seed=config.seed + 1, probs=probs)(
-      model.params, every[chosen], cond
-    )
-    for name, probs in _draws(model.model).items()
-  }
+  params = study.model.params
+  metrics = {f"loss_{name}": loss(params, every[chosen], cond) for name, loss in losses.items()}
   for name in ("psnr", "ssim", "rms_ratio", "max_abs_255"):
     values = np.array([found[name] for found in quality])
     reduce = np.max if name == "max_abs_255" else np.mean
@@ -365,12 +368,13 @@ def _measure(study: Study, row: str, pictures: Pictures) -> dict[str, float | No
   return {name: value if np.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _draws(model: DiffusionModel) -> dict[str, Any]:
-  """Returns the distributions of the timesteps at which the loss is measured."""
-  steps = len(model.schedule.alphas_cumprod)
+def _losses(study: Study) -> dict[str, Loss]:
+  """Returns the losses that are measured, by the timesteps that they draw; compiled once."""
+  model, seed = study.model.model, study.config.seed + 1
+  early = timesteps.schedule_power(model.schedule, 2.0, 0.0)
   return {
-    "uniform": timesteps.uniform(steps),
-    "early": timesteps.schedule_power(model.schedule, 2.0, 0.0),
+    "uniform": denoising.denoising_loss(model, seed=seed),
+    "early": denoising.denoising_loss(model, seed=seed, probs=early),
   }
 
 
