@@ -8,8 +8,8 @@ RUN := runs/demo
 
 .PHONY: demo test test_slow test_long test_readme test_page drill lint docs format parity bench clean
 
-demo: .venv/installed  ## protect real photographs, train on them, write a report
-	$(BIN)/python -m experiments.eudp --config=demo_pixels --workdir=$(RUN)
+demo: .venv/installed  ## protect real photographs, fine-tune on them, write a report
+	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
 	$(BIN)/python -m experiments.verify --radius_255=16 \
 	  --clean=$(RUN)/clean --protected=$(RUN)/protected/eudp | tail -n 1
 

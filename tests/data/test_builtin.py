@@ -104,6 +104,22 @@ def test_other_sizes_and_classes() -> None:
     sources.load("builtin", image_size=0)
 
 
+def test_a_photograph_is_shrunk_to_its_shorter_side() -> None:
+  cat = images.read_pixels(builtin.find_photograph("cat"))
+  small = builtin.shrunk(cat, 64)
+  assert cat.shape == (300, 451, 3) and small.shape == (64, 96, 3) and small.dtype == np.uint8
+  # Shrinking keeps the mean of every part.
+  parts = [[half.mean((0, 1)) for half in np.array_split(p, 2, axis=1)] for p in (cat, small)]
+  np.testing.assert_allclose(*parts, atol=1.0)
+  assert builtin.shrunk(cat.transpose(1, 0, 2), 64).shape == (96, 64, 3)
+  np.testing.assert_array_equal(builtin.shrunk(cat, 300), cat)
+  for side in (0, 301):
+    with pytest.raises(ConfigError, match=f"of 451x300 cannot be shrunk to {side} pixels"):
+      builtin.shrunk(cat, side)
+  with pytest.raises(ConfigError, match="unknown photograph 'dog'; known: astronaut, cat"):
+    builtin.find_photograph("dog")
+
+
 def test_missing_wheel_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(MissingDataError, match=r"scikit-image.*pip install 'udp-jax\[eval\]'"):

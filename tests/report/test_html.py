@@ -164,6 +164,30 @@ def test_no_rows_and_no_columns_still_make_a_page():
   assert len(page.all("img")) == 11
 
 
+def test_whole_pictures_come_first_and_samples_stand_beside_what_was_learned():
+  generator = np.random.default_rng(1)
+  rows = ("clean", "noise", "eudp")
+  draw = lambda *shape: generator.integers(0, 256, (*shape, 3), np.uint8)
+  assets = {
+    "whole": {"cat": {row: draw(7, 11) for row in rows}},
+    "learned": {row: draw(2, 4, 5) for row in rows},
+    "samples": {row: draw(12, 4, 5) for row in rows},
+  }
+  page = Page(html.render(make_report(), assets))
+  ids = page.ids()
+  assert ids.index("whole") < ids.index("samples") < ids.index("results") < ids.index("how")
+  assert "pictures" not in ids and len(page.all("img")) == 3 + 3 * (2 + 9)
+  for row, label in zip(rows, ("Clean", "Random noise", "EUDP"), strict=True):
+    shown = page.pixels(f"cat, {label}, at full size")
+    np.testing.assert_array_equal(shown, assets["whole"]["cat"][row])
+    taught = page.pixels(f"{label}, learned, picture 2")
+    np.testing.assert_array_equal(taught, assets["learned"][row][1])
+    drawn = page.pixels(f"{label}, drawn, picture 9")
+    np.testing.assert_array_equal(drawn, assets["samples"][row][8])
+  [size] = {(a["width"], a["height"]) for a in page.all("img") if "full size" in a["alt"]}
+  assert size == ("11", "7")
+
+
 @pytest.mark.parametrize("key", ["title", "rows", "radius_255", "hardware"])
 def test_missing_key_is_named(key):
   report = make_report()

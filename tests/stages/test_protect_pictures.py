@@ -707,6 +707,26 @@ def test_three_tiles_stay_in_the_band_and_have_no_seam(
   assert bend[blended].mean() < 1.5 * bend[~blended].mean()
 
 
+def test_noise_has_the_size_of_the_row_that_it_imitates(
+  config, folder, fixed, tmp_path: Path
+) -> None:
+  work = tmp_path / "work"
+  theirs, ours = (work / "protected" / row for row in ("advdm", "noise"))
+  config.protections.noise = {"method": "matched_noise", "of": "advdm"}
+  _protect(config, "advdm", folder, theirs, fixed, workdir=work)
+  made = _protect(config, "noise", folder, ours, fixed, workdir=work)
+  assert made["tiling"]["overlap"] == 0 and verify(work / "clean", ours, 12.0).ok
+  for name in ("large", "sub/glass"):
+    clean = read_image(work / f"clean/{name}.png").pixels.astype(int)
+    one, other = (read_image(place / f"{name}.png").pixels - clean for place in (theirs, ours))
+    # A permutation within tiles that share pixels: as strong, and another picture.
+    assert abs(np.sqrt((other**2).mean() / (one**2).mean()) - 1) < 0.15
+    assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < 0.5
+    assert set(np.unique(other)) <= set(np.unique(one))
+    assert not one[: 9 if name != "large" else 0].any()
+    assert not other[: 9 if name != "large" else 0].any()
+
+
 def test_what_tiles_cannot_do_is_said_before_anything_is_written(
   config, folder, fixed, tmp_path: Path
 ) -> None:

@@ -76,12 +76,24 @@ def test_threats_that_do_not_fine_tune_the_unet_are_refused(
     learning.Learner(study._replace(config=config), found)
 
 
+def test_large_pictures_are_not_learned(opened) -> None:
+  study, found = opened
+  files = (found.found.files[0], found.found.files[1]._replace(height=65, width=90))
+  found = found._replace(found=found.found._replace(files=files))
+  learner = learning.Learner(study, found)
+  assert [file.name for file in learner.files] == ["dark"]
+  assert (learner.windows("clean").mean(axis=(1, 2, 3)) < 115).all()
+  config = settings.frozen(study.config, {"pictures.learn_up_to": 20})
+  with pytest.raises(ConfigError, match="learn_up_to is 20: no picture is that small"):
+    learning.Learner(study._replace(config=config), found)
+
+
 def test_other_windows_are_another_run(tmp_path, tiny_pipeline_folder) -> None:
   config = _cli.get_config("eudp", "demo:smoke")
   config.rows, config.model.path = ("clean",), str(tiny_pipeline_folder)
   config.pictures.tile_size = 16
   pictures.run(config, tmp_path / "run", evaluate=False, progress=False)
-  for name in ("windows", "smallest_window"):
+  for name in ("windows", "smallest_window", "learn_up_to"):
     changed = config.copy_and_resolve_references()
     changed.pictures[name] += 1
     with pytest.raises(ConfigError, match="another config"):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from udp_jax.data import image_set, images
 from udp_jax.data.image_set import ImageSet
@@ -82,12 +83,35 @@ def load_builtin(
   )
 
 
+def shrunk(pixels: np.ndarray, shorter_side: int) -> np.ndarray:
+  """Shrinks a picture, uint8 (H, W, 3), so that its shorter side has so many pixels (Lanczos).
+
+  Raises:
+    ConfigError: the side is not from 1 to that of the picture.
+
+  >>> shrunk(np.zeros((30, 45, 3), np.uint8), 20).shape
+  (20, 30, 3)
+  """
+  height, width = pixels.shape[:2]
+  shortest = min(height, width)
+  if not 1 <= shorter_side <= shortest:
+    raise ConfigError(f"a photograph of {width}x{height} cannot be shrunk to {shorter_side} pixels")
+  size = (round(width * shorter_side / shortest), round(height * shorter_side / shortest))
+  return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
 def find_photograph(name: str) -> Path:
   """Finds the path of a photograph in its installed package without importing the package.
+
+  Raises:
+    ConfigError: there is no such photograph.
+    MissingDataError: its package is not installed.
 
   >>> find_photograph("astronaut").name
   'astronaut.png'
   """
+  if name not in PHOTOGRAPHS:
+    raise ConfigError(f"unknown photograph {name!r}; known: {', '.join(sorted(PHOTOGRAPHS))}")
   package, relative = PHOTOGRAPHS[name]
   spec = importlib.util.find_spec(package)
   roots = list(spec.submodule_search_locations or ()) if spec is not None else []

@@ -31,6 +31,7 @@ _CHANGES_RESULTS = {
   "model.prediction_type": "",
   "pictures.windows": 240,
   "pictures.smallest_window": 112,
+  "pictures.learn_up_to": 0,
 }
 
 

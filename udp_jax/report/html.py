@@ -26,6 +26,8 @@ from udp_jax.runtime import files
 
 _REQUIRED = ("title", "summary", "command", "commit", "date", "seeds", "hardware", "versions",
              "config", "data", "radius_255", "feature_label", "columns", "rows")  # fmt: skip
+# Samples shown in a line.
+_IN_LINE = 9
 _DIRECTIONS = {"higher": "▲ higher is better", "lower": "▼ lower is better"}
 
 
@@ -42,7 +44,9 @@ def write_report(
       (of `report.study.against`), "interval_meaning", "curves" ("victims", "protection"),
       "timesteps". None and NaN are shown as "-".
     assets: uint8 images, each key optional: "clean" (n, H, W, 3), "protected" {method: (n, H, W,
-      3)} of the same pictures, "samples" {training set: (m, H, W, 3)}.
+      3)} of the same pictures, "samples" {training set: (m, H, W, 3)}; "whole" {name: {training
+      set: (H, W, 3)}}, pictures of any size, shown as they are; "learned" {training set: (k, H, W,
+      3)}, some of what was learned. With "learned", samples are in lines, one below the other.
 
   Raises:
     ValueError: a required key is missing, or images have a wrong dtype or shape.
@@ -59,6 +63,7 @@ def render(report: Mapping[str, Any], assets: Mapping[str, Any]) -> str:
   curves = report.get("curves") or {}
   timesteps = report.get("timesteps") or {}
   protected, samples = assets.get("protected") or {}, assets.get("samples") or {}
+  learned = assets.get("learned") or {}
   names = [*(curves.get("victims") or {}), *(curves.get("protection") or {}), *timesteps]
   series = plots.assign_series(report["rows"], [*names, *protected, *samples])
   environment = jinja2.Environment(
@@ -77,7 +82,9 @@ def render(report: Mapping[str, Any], assets: Mapping[str, Any]) -> str:
     against=_against(report, series),
     meaning=report.get("interval_meaning"),
     pictures=_pictures(report, assets.get("clean"), protected, series),
-    samples=_samples(samples, series),
+    whole=_whole(assets.get("whole") or {}, series),
+    samples=_samples(samples, series, learned),
+    in_lines=bool(learned),
     curves=_curves(curves, timesteps, series),
     dots=_dots(report, series),
     series=series,
@@ -217,14 +224,46 @@ def _pictures(
   }
 
 
-def _samples(
-  samples: Mapping[str, Any], series: Mapping[str, plots.Series]
+def _whole(
+  pictures: Mapping[str, Mapping[str, Any]], series: Mapping[str, plots.Series]
 ) -> list[dict[str, Any]]:
-  """One tiled PNG for each training set, shown at a whole multiple of its size."""
+  """Pictures of any size, each in all versions, at their own size."""
+  shown = []
+  for name, versions in pictures.items():
+    views = []
+    for row in _in_row_order(versions, series):
+      [pixels] = _check_images(f"whole {name!r}", np.asarray(versions[row])[None])
+      height, width, _ = pixels.shape
+      views.append(
+        {"series": series[row], "uri": data_uri(pixels), "width": width, "height": height}
+      )
+    shown.append({"name": name, "views": views})
+  return shown
+
+
+def _samples(
+  samples: Mapping[str, Any],
+  series: Mapping[str, plots.Series],
+  learned: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+  """One tiled PNG for each training set, or a line of pictures beside what was learned."""
   cards = []
   for name in _in_row_order(samples, series):
     images = _check_images(f"samples {name!r}", samples[name])
     if not len(images):
+      continue
+    if learned:
+      taught = _check_images(f"learned {name!r}", learned[name])
+      drawn = images[:_IN_LINE]
+      cards.append(
+        {
+          "series": series[name],
+          "taught": [data_uri(image) for image in taught],
+          "drawn": [data_uri(image) for image in drawn],
+          "height": drawn.shape[1],
+          "width": drawn.shape[2],
+        }
+      )
       continue
     tiled = tile_images(images)
     height, width, _ = tiled.shape

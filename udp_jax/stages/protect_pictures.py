@@ -83,7 +83,7 @@ def protect(row: Row, model: Model, pictures: Pictures, output: Path, run: Run) 
     ConfigError: the method cannot work on tiles, or its options do not fit.
     DivergedError, OutputError, Preempted: as `loop.run`; finished files stay.
   """
-  check(row, model, pictures.tiling)
+  check(row, model, pictures.tiling, imitated=pictures.imitated is not None)
   found, names = pictures.found, pictures.names
   records = run.folder / "files"
   extend = not run.overwrite and check_finished(row, pictures, output)
@@ -322,8 +322,15 @@ def _stamp(file: PictureFile, sources: dict[str, dict[str, Any]]) -> list[str]:
   return [file.name, hashlib.sha256(files.to_json(source).encode()).hexdigest()]
 
 
-def check(row: Row, model: Model, tiling: Tiling) -> None:
-  """Raises ConfigError, before anything is written, for a row that tiles do not support."""
+def check(row: Row, model: Model, tiling: Tiling, *, imitated: bool = False) -> None:
+  """Raises ConfigError, before anything is written, for a row that tiles do not support.
+
+  Args:
+    row: the row.
+    model: the attacked model, for tiles.
+    tiling: how pictures are cut.
+    imitated: whether the pictures of the row that it imitates are at hand.
+  """
   shape = model.model.image_shape
   if shape[:2] != (tiling.tile_size, tiling.tile_size):
     raise ConfigError(f"the model is for pictures of {shape}, tiles are square")
@@ -339,7 +346,8 @@ def check(row: Row, model: Model, tiling: Tiling) -> None:
   if tiling.files_at_a_time < 0:
     raise ConfigError("files_at_a_time must be 1 or more, or 0 for the method's default")
   trained = model.params is not None
-  if protect_lib.build_protection(row, model.model, trained=trained).needs_reference:
+  protection = protect_lib.build_protection(row, model.model, trained=trained)
+  if protection.needs_reference and not imitated:
     raise ConfigError(f"{row.name} imitates another row's pictures: it needs --resize")
 
 

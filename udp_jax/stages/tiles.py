@@ -53,6 +53,7 @@ class Pictures(NamedTuple):
     mask_files: masks by picture name, from `data.masks.find`; if empty, every pixel may change.
     texts: captions by relative path; empty for models without text.
     cond_of: picture -> its conditioning, without a batch axis; None for models without text.
+    imitated: folder of the same pictures protected by another row, for controls that imitate it.
   """
 
   found: PictureFolder
@@ -61,6 +62,7 @@ class Pictures(NamedTuple):
   mask_files: dict[str, Path] = {}
   texts: Mapping[str, str] = {}
   cond_of: Callable[[PictureFile], np.ndarray] | None = None
+  imitated: Path | None = None
 
   @property
   def clean(self) -> Path:
@@ -139,6 +141,7 @@ def batches(
     lanes = -(-lanes // devices) * devices  # Fewer tiles than devices: some work on repeats.
   padded = -(-count // lanes) * lanes
   pixels = np.empty((padded, size, size, 3), np.uint8)
+  reference = None if pictures.imitated is None else np.empty_like(pixels)
   ids = np.empty(padded, np.int32)
   allowed = np.ones((padded, size, size, 1), np.uint8)
   limits = []
@@ -149,6 +152,9 @@ def batches(
     start, end = end, end + grid.num_tiles
     picture = images.read_large(pictures.clean / f"{file.name}.png")
     pixels[start:end] = tiles.cut(picture.pixels, grid)
+    if pictures.imitated is not None and reference is not None:
+      theirs = images.read_large(pictures.imitated / f"{file.name}.png")
+      reference[start:end] = tiles.cut(theirs.pixels, grid)
     grey[start:end] = images.is_grey(picture.pixels)
     where = _allowed(pictures, file, picture)
     if where is not None:
@@ -160,13 +166,15 @@ def batches(
     if pictures.cond_of is not None:
       conds.append(np.repeat(pictures.cond_of(file)[None], grid.num_tiles, axis=0))
   repeats = np.arange(count, padded) % count
-  for leaf in (pixels, ids, allowed, grey):
-    leaf[count:] = leaf[repeats]
+  for leaf in (pixels, reference, ids, allowed, grey):
+    if leaf is not None:
+      leaf[count:] = leaf[repeats]
   cond = np.concatenate(conds)[np.r_[:count, repeats]] if conds else None
   mask = None if allowed.all() else allowed
   limit = np.concatenate(limits)[np.r_[:count, repeats]] if limits else None
+  grey = grey if grey.any() else None
   made = batches_lib.make_batches(
-    pixels, lanes, cond=cond, mask=mask, limit=limit, grey=grey if grey.any() else None
+    pixels, lanes, reference=reference, cond=cond, mask=mask, limit=limit, grey=grey
   )
   weight = (np.arange(padded) < count).astype(np.float32)
   return made._replace(ids=ids.reshape(-1, lanes), weight=weight.reshape(-1, lanes))

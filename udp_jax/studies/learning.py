@@ -58,11 +58,13 @@ class Learner:
 
     Args:
       study: a `studies.build.Study`. `config.threat` says how to fine-tune; `config.pictures` how
-        many `windows`, and their `smallest_window` in pixels.
+        many `windows`, their `smallest_window` in pixels, and the largest pictures that are
+        learned (`learn_up_to`, their shorter side; 0 for all).
       pictures: the pictures, clean and with captions.
 
     Raises:
-      ConfigError: the threat or an option is unknown, or the threat edits pictures.
+      ConfigError: the threat or an option is unknown, the threat edits pictures, or no picture is
+        small enough.
       MissingDataError: the weights of the features are missing.
     """
     config = study.config
@@ -74,6 +76,13 @@ class Learner:
     if not isinstance(threat, Threat) or not threat.needs_params or threat.needs_token_ids:
       raise ConfigError(f"config.threat.name: {config.threat.name} does not fine-tune the U-Net")
     self._threat = threat
+    self._loss = denoising.denoising_loss(study.model.model, seed=config.seed + 1)
+    side = config.pictures.learn_up_to
+    self.files = tuple(
+      file for file in pictures.found.files if not side or min(file.height, file.width) <= side
+    )
+    if not self.files:
+      raise ConfigError(f"config.pictures.learn_up_to is {side}: no picture is that small")
     self._extractor = features.load(
       config.evaluation.features, weights=config.evaluation.weights or None
     )
@@ -117,16 +126,15 @@ class Learner:
     limit = config.evaluation.loss_images
     clean = self.windows(CLEAN)[:limit]
     cond = None if self._cond is None else self._cond[: len(clean)]
-    loss = denoising.denoising_loss(study.model.model, seed=config.seed + 1)
     distances = sets.nearest(self._features(samples), self._clean_features)
     return {
-      "loss_learned": float(loss(params, clean, cond)),
+      "loss_learned": float(self._loss(params, clean, cond)),
       "nearest_clean": float(distances.mean()),
     }
 
   def windows(self, row: str) -> np.ndarray:
     """Returns the windows of a row's saved pictures, uint8 (N, S, S, 3): the same of every row."""
-    config, found = self._study.config, self._pictures.found.files
+    config, found = self._study.config, self.files
     size = self._study.model.model.image_shape[0]
     folder = self._pictures.clean if row == CLEAN else self._study.workdir / "protected" / row
     each = -(-config.pictures.windows // len(found))
@@ -143,7 +151,7 @@ class Learner:
   def _cond(self) -> np.ndarray | None:
     if self._pictures.cond_of is None:
       return None
-    found = self._pictures.found.files
+    found = self.files
     each = -(-self._study.config.pictures.windows // len(found))
     return np.tile(np.stack([self._pictures.cond_of(file) for file in found]), (each, 1, 1))
 

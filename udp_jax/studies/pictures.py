@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,6 @@ from udp_jax.data.picture_files import PictureFile
 from udp_jax.errors import ConfigError
 from udp_jax.metrics import denoising, statistics, visibility
 from udp_jax.models import factory
-from udp_jax.models.base import DiffusionModel
 from udp_jax.models.context import Model
 from udp_jax.ops import tiles, timesteps
 from udp_jax.report import study as study_report
@@ -46,10 +45,15 @@ from udp_jax.studies.learning import Learned, Learner
 
 _log = logging.getLogger(__name__)
 
+# (params, uint8 (N, H, W, 3), conditioning) -> mean denoising loss.
+Loss = Callable[..., float]
+
 # Side in pixels of the pictures in the report, and their largest number.
 _SHOWN_PIXELS = 192
 _SHOWN_PICTURES = 8
 _SHOWN_SAMPLES = 16
+# Pictures shown as they are, and pictures shown of what was learned, where only small ones are.
+_WHOLE, _TAUGHT = 2, 3
 
 
 class Cutting(NamedTuple):
@@ -110,7 +114,7 @@ def open_pictures(
     overlap = max(size // 8, *map(protect_pictures.least_overlap, rows), 0)
   tiling = Tiling(size, overlap, cutting.files_at_a_time)
   for row in rows:  # Before pictures are read.
-    protect_pictures.check(row, model, tiling)
+    protect_pictures.check(row, model, tiling, imitated=row.imitates in config.rows)
   found = picture_files.list_pictures(
     folder,
     limit=config.data.limit or None,
@@ -178,6 +182,11 @@ def protect_row(
     ConfigError, DivergedError, OutputError, Preempted: as `protect_pictures.protect`.
   """
   row = study.row(name)
+  imitated = _folder(study.workdir, row.imitates or CLEAN)
+  if row.imitates is not None and manifest.is_complete(imitated):
+    # Without overlap, as blended noise would be weaker than what it imitates.
+    tiling = pictures.tiling._replace(overlap=0)
+    pictures = pictures._replace(imitated=imitated, tiling=tiling)
   if row.trains_text and (tokenizer := study.model.tokenizer) is not None:
     # Fixed embeddings could not be trained.
     texts = pictures.texts
@@ -273,17 +282,20 @@ def run(
   )
   # The folder's record has the pictures' hash in the place of these.
   taught = {"windows": asked.windows, "smallest_window": asked.smallest_window}
+  taught |= {"learn_up_to": asked.learn_up_to} if asked.learn_up_to else {}
   check_workdir(study, pictures, **(taught if learning.is_asked(config) else {}))
   learner = Learner(study, pictures) if evaluate and learning.is_asked(config) else None
   rows = list(dict.fromkeys(config.rows))
-  for row in rows:
+  imitates = {row: row != CLEAN and study.row(row).imitates is not None for row in rows}
+  for row in sorted(rows, key=imitates.__getitem__):  # What is imitated comes first.
     output = workdir / "protected" / row
     # A finished folder is kept, as in all studies.
     if row != CLEAN and not manifest.is_complete(output):
       protect_row(study, row, pictures, output)
   if not evaluate:
     return None
-  measured = {row: _measured(study, row, pictures) for row in rows}
+  losses = _losses(study)
+  measured = {row: _measured(study, row, pictures, losses) for row in rows}
   learned = {} if learner is None else {row: learner.learned(row) for row in rows}
   table = []
   for row, metrics in measured.items():
@@ -299,10 +311,16 @@ def _source(config: Any, workdir: Path) -> Path:
     return Path(config.data.source.removeprefix("folder:")).expanduser()
   folder, lines = workdir / "photographs", []
   for name in config.pictures.photographs:
-    found = builtin.find_photograph(name)
-    file = f"{name}{found.suffix}"
-    files.write_bytes(folder / file, found.read_bytes())
-    lines.append(json.dumps({"file_name": file, "text": f"a photo of {name}"}))
+    subject, _, side = name.partition("@")
+    found = builtin.find_photograph(subject)
+    if side and not side.isdecimal():
+      raise ConfigError(f"config.pictures.photographs: {name} should be NAME or NAME@PIXELS")
+    file = f"{subject}_{side}.png" if side else f"{subject}{found.suffix}"
+    if side:
+      images.write_png(folder / file, builtin.shrunk(images.read_pixels(found), int(side)))
+    else:
+      files.write_bytes(folder / file, found.read_bytes())
+    lines.append(json.dumps({"file_name": file, "text": f"a photo of {subject}"}))
   files.write_bytes(folder / "metadata.jsonl", "\n".join([*lines, ""]).encode())
   return folder
 
@@ -311,18 +329,22 @@ def _folder(workdir: Path, row: str) -> Path:
   return workdir / CLEAN if row == CLEAN else workdir / "protected" / row
 
 
-def _measured(study: Study, row: str, pictures: Pictures) -> dict[str, float]:
+def _measured(
+  study: Study, row: str, pictures: Pictures, losses: dict[str, Loss]
+) -> dict[str, float]:
   """Returns the metrics of one row; measures them unless an earlier run did."""
   path = study.workdir / "measured" / f"{row}.json"
   if not path.exists():
     _log.info("measuring %s", row)
-    files.write_json(path, _measure(study, row, pictures))
+    files.write_json(path, _measure(study, row, pictures, losses))
   found = files.read_json(path)
   return {name: float("nan") if value is None else value for name, value in found.items()}
 
 
-def _measure(study: Study, row: str, pictures: Pictures) -> dict[str, float | None]:
-  config, workdir, model = study.config, study.workdir, study.model
+def _measure(
+  study: Study, row: str, pictures: Pictures, losses: dict[str, Loss]
+) -> dict[str, float | None]:
+  config, workdir = study.config, study.workdir
   cut, conds, quality = [], [], []
   for file in pictures.found.files:
     saved = images.read_image(_folder(workdir, row) / f"{file.name}.png").pixels
@@ -339,12 +361,8 @@ def _measure(study: Study, row: str, pictures: Pictures) -> dict[str, float | No
   limit = min(config.evaluation.loss_images, len(every))
   chosen = np.linspace(0, len(every) - 1, limit, dtype=int)
   cond = np.concatenate(conds)[chosen] if conds else None
-  metrics = {
-    f"loss_{name}": denoising.denoising_loss(model.model, seed=config.seed + 1, probs=probs)(
-      model.params, every[chosen], cond
-    )
-    for name, probs in _draws(model.model).items()
-  }
+  params = study.model.params
+  metrics = {f"loss_{name}": loss(params, every[chosen], cond) for name, loss in losses.items()}
   for name in ("psnr", "ssim", "rms_ratio", "max_abs_255"):
     values = np.array([found[name] for found in quality])
     reduce = np.max if name == "max_abs_255" else np.mean
@@ -352,12 +370,13 @@ def _measure(study: Study, row: str, pictures: Pictures) -> dict[str, float | No
   return {name: value if np.isfinite(value) else None for name, value in metrics.items()}
 
 
-def _draws(model: DiffusionModel) -> dict[str, Any]:
-  """Returns the distributions of the timesteps at which the loss is measured."""
-  steps = len(model.schedule.alphas_cumprod)
+def _losses(study: Study) -> dict[str, Loss]:
+  """Returns the losses that are measured, by the timesteps that they draw; compiled once."""
+  model, seed = study.model.model, study.config.seed + 1
+  early = timesteps.schedule_power(model.schedule, 2.0, 0.0)
   return {
-    "uniform": timesteps.uniform(steps),
-    "early": timesteps.schedule_power(model.schedule, 2.0, 0.0),
+    "uniform": denoising.denoising_loss(model, seed=seed),
+    "early": denoising.denoising_loss(model, seed=seed, probs=early),
   }
 
 
@@ -423,12 +442,22 @@ def _report(
     ["Measure.", "The model's own loss on the saved files says how hard they are to explain."],
   ]
   more: dict[str, Any] = {}
+  notes = [f"The pictures below are windows of {_SHOWN_PIXELS} pixels from their middle."]
+  side = config.pictures.learn_up_to
   if learned:
     more["learned"] = (
       f"The same small model was fine-tuned on {config.pictures.windows} pieces of the pictures of "
       "each row, and then drew these. The less they look like those of “clean”, the less it "
       "learned of the pictures."
     )
+    if side:
+      more["learned"] += (
+        " Left: pictures that it learned from. Right: what it drew, not selected; pictures one "
+        f"above the other start from the same noise. It learns pictures of {side} pixels, so it "
+        "was given small copies, each protected at its own size: shrinking the large picture would "
+        "average the protection away."
+      )
+      notes = []
     steps.append(
       ["Learn.", "For every row, a model is fine-tuned on pieces of its pictures, then it draws."]
     )
@@ -443,27 +472,43 @@ def _report(
         "train_images": count,
         "holdout_images": 0,
         "image_size": pictures.tiling.tile_size,
-        "notes": [f"The pictures below are windows of {_SHOWN_PIXELS} pixels from their middle."],
+        "notes": notes,
       },
       "curves": {"victims": {}, "protection": report_build.rounds(config, workdir)},
       "timesteps": report_build.timestep_curves(config, study.model.model),
     }
   )
-  shown = found[:_SHOWN_PICTURES]
-  windows = {row["name"]: _windows(_folder(workdir, row["name"]), shown) for row in table}
-  clean = windows.pop(CLEAN, None)
-  assets: dict[str, Any] = {} if clean is None else {"clean": clean, "protected": windows}
+  names = [row["name"] for row in table]
+  if learned and side:
+    large = [file for file in found if min(file.height, file.width) > side]
+    small = tuple(file for file in found if file not in large)
+    size = pictures.tiling.tile_size
+    assets: dict[str, Any] = {
+      "whole": {
+        file.name: {n: _saved(_folder(workdir, n), file) for n in names} for file in large[:_WHOLE]
+      },
+      "learned": {n: _windows(_folder(workdir, n), small[:_TAUGHT], size) for n in names},
+    }
+  else:
+    shown = found[:_SHOWN_PICTURES]
+    windows = {n: _windows(_folder(workdir, n), shown, _SHOWN_PIXELS) for n in names}
+    clean = windows.pop(CLEAN, None)
+    assets = {} if clean is None else {"clean": clean, "protected": windows}
   assets["samples"] = {row: found.samples[:_SHOWN_SAMPLES] for row, found in learned.items()}
   return report, assets
 
 
-def _windows(folder: Path, shown: tuple[PictureFile, ...]) -> np.ndarray:
+def _saved(folder: Path, file: PictureFile) -> np.ndarray:
+  return images.read_image(folder / f"{file.name}.png").pixels
+
+
+def _windows(folder: Path, shown: tuple[PictureFile, ...], size: int) -> np.ndarray:
   """Crops the middle of every picture, (n, S, S, 3); smaller pictures are padded by mirroring."""
   made = []
   for file in shown:
-    pixels = images.read_image(folder / f"{file.name}.png").pixels
-    top, left = (max(0, (length - _SHOWN_PIXELS) // 2) for length in pixels.shape[:2])
-    part = pixels[top : top + _SHOWN_PIXELS, left : left + _SHOWN_PIXELS]
-    grid = tiles.plan(part.shape[0], part.shape[1], _SHOWN_PIXELS, overlap=0)
+    pixels = _saved(folder, file)
+    top, left = (max(0, (length - size) // 2) for length in pixels.shape[:2])
+    part = pixels[top : top + size, left : left + size]
+    grid = tiles.plan(part.shape[0], part.shape[1], size, overlap=0)
     made.append(tiles.cut(part, grid)[0])
   return np.stack(made)

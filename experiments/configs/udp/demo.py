@@ -8,5 +8,7 @@ from experiments.configs.eudp import demo
 
 
 def get_config(variant=None):
-  """See `experiments.configs.eudp.demo`."""
-  return common.without_eudp(demo.get_config(variant))
+  """See `experiments.configs.eudp.demo`; the noise has UDP's values."""
+  config = common.without_eudp(demo.get_config(variant))
+  config.rows = ("clean", "udp_matched_noise", "udp")
+  return config

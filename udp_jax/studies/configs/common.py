@@ -162,8 +162,9 @@ def of_pictures(config: ConfigDict, model: str) -> ConfigDict:
   config.pictures = ConfigDict({"tile_size": 0, "overlap": -1, "files_at_a_time": 0})
   # What a model learns from, where `config.threat` names a way to fine-tune ("scratch": nothing):
   # windows of all pictures together, and their shortest side in pixels.
-  config.pictures.update({"windows": 240, "smallest_window": 112})
-  # Names of the photographs, if the source is "builtin".
+  # Larger pictures, by their shorter side, are not learned from; 0 learns from all.
+  config.pictures.update({"windows": 240, "smallest_window": 112, "learn_up_to": 0})
+  # Names of the photographs, if the source is "builtin"; "cat@64" has a shorter side of 64 pixels.
   config.pictures.photographs = ("cat", "coffee", "rocket")
   # Further settings of latent models that change speed and memory: `models.performance`.
   config.performance.update({"frozen_dtype": "", "vae_attention": "", "vae_slices": 1})
@@ -196,7 +197,7 @@ def finish(config: ConfigDict, variant: str | None) -> ConfigDict:
     if "pictures" in config:
       config.model.path = "tiny_ldm"
       config.data.update({"image_size": 0, "limit": 0, "holdout": 0.0})
-      config.pictures.photographs = ("cat",)
+      config.pictures.photographs = ("cat@96", "cat@64")
       config.num_rounds = 2
   return config
 
