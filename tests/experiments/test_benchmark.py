@@ -63,7 +63,7 @@ def test_rows_follow_the_schema_and_their_own_arithmetic(finished) -> None:
   assert all(set(row) == set(tables.ROW_FIELDS) for row in rows)
   everything = [row for row in rows if row["framework"] == "jax"]
   latent = {(row["work"], row["variant"]) for row in everything if row["model"] == "sd_tiny"}
-  assert latent == {("max", "one_step"), ("impress", "batch")}
+  assert latent == {("max", "one_step"), ("impress", "batch"), ("advdm", "advdm")}
   ours = {(row["work"], row["variant"]): row for row in everything if row["model"] == "tiny"}
   assert set(ours) == {
     ("round", "one_step"),

@@ -18,6 +18,7 @@ def get_config(variant=None):
     train_steps=500,
     rank=4,
     learning_rate=1e-4,
+    train_text_encoder=False,
     prior_weight=0.0,
   )
   return finetuning.finish(finetuning.frozen_xl(config), variant)
