@@ -240,15 +240,34 @@ def taking(make: Callable[[Any], Protection], arguments: Any) -> Protection:
 
 
 class PGDState(NamedTuple):
-  """State of projected gradient descent on one batch (leaves (B, ...) and a step count).
-
-  `variable` is what is optimised in a band; None if it is delta itself.
-  """
+  """State of projected gradient descent on one batch (leaves (B, ...) and a step count)."""
 
   delta: jax.Array
   opt_state: optax.OptState
   step: jax.Array
-  variable: Variable | None = None
+
+  @property
+  def variable(self) -> None:
+    """What is optimised, where it is not delta itself."""
+    return None
+
+
+class BandedState(NamedTuple):
+  """The same in a band, with the variable that delta is made of."""
+
+  delta: jax.Array
+  opt_state: optax.OptState
+  step: jax.Array
+  variable: Variable
+
+  @classmethod
+  def of(
+    cls, delta: jax.Array, opt_state: Any, step: jax.Array, variable: Variable | None
+  ) -> PGDState | BandedState:
+    """Returns the state with a variable, or a `PGDState`, whose checkpoints know of none."""
+    if variable is None:
+      return PGDState(delta, opt_state, step)
+    return cls(delta, opt_state, step, variable)
 
 
 def pgd(
@@ -282,13 +301,19 @@ def pgd(
   -0.1
   """
 
-  def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState:
+  def init(key: jax.Array, batch: Batch, params: Params | None) -> PGDState | BandedState:
     del params
     delta, variable = started(constraint, example_keys(key, 0, batch.ids), batch)
     opt_state = tx.init(delta if variable is None else variable)
-    return PGDState(delta, opt_state, jnp.zeros((), jnp.int32), variable)
+    return BandedState.of(delta, opt_state, jnp.zeros((), jnp.int32), variable)
 
-  def update(key: jax.Array, state: PGDState, batch: Batch, params: Params | None, phase=None):
+  def update(
+    key: jax.Array,
+    state: PGDState | BandedState,
+    batch: Batch,
+    params: Params | None,
+    phase: ArrayLike | None = None,
+  ) -> tuple[PGDState | BandedState, Info]:
     del phase  # One step has no parts.
     images = to_float(batch.images)
     keys = example_keys(key, state.step, batch.ids)
@@ -329,10 +354,10 @@ def started(
 def stepped(
   constraint: Constraint,
   tx: optax.GradientTransformation,
-  state: PGDState,
+  state: PGDState | BandedState,
   gradients: jax.Array,
   batch: Batch,
-) -> PGDState:
+) -> PGDState | BandedState:
   """Returns the state after one step of the optimiser, projected; its `step` is not counted.
 
   Args:
@@ -365,7 +390,7 @@ def stepped(
     variable = band.moved(state.variable, updates)
     made = band.made(variable)
   delta = allowed(constraint.project(made, images), batch)
-  return PGDState(delta, opt_state, state.step, variable)
+  return BandedState.of(delta, opt_state, state.step, variable)
 
 
 def allowed(delta: jax.Array, batch: Batch, *, drawn: bool = False) -> jax.Array:

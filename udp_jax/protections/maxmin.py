@@ -23,6 +23,7 @@ from udp_jax.ops.keys import example_keys, stream
 from udp_jax.protections.base import (
   PERTURB,
   TRAIN,
+  BandedState,
   Info,
   PGDState,
   Protection,
@@ -38,7 +39,7 @@ from udp_jax.protections.spectrum import Variable
 class BilevelState(NamedTuple):
   """State of a max-min loop: the perturbations of the whole data set, and the surrogate."""
 
-  inner: PGDState
+  inner: PGDState | BandedState
   surrogate: TrainState
   round: jax.Array
 
@@ -205,7 +206,7 @@ def joint(
 
     delta, variable = jax.lax.map(start, data)
     steps = jnp.zeros(data.ids.shape[0], jnp.int32)
-    inner = PGDState(delta, ascent.init(delta), steps, variable)
+    inner = BandedState.of(delta, ascent.init(delta), steps, variable)
     return BilevelState(inner, training.init_state(theta, tx), jnp.zeros((), jnp.int32))
 
   def update(key: jax.Array, state: BilevelState, data: Batch, params: Params | None, phase=None):
@@ -228,7 +229,7 @@ def joint(
       gradient = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
       (loss, losses), (gradients, ascending) = gradient(surrogate.params, delta_batch)
       surrogate, loss = training.apply_gradients(tx, surrogate, gradients, loss, batch.weight)
-      at = PGDState(delta_batch, ascent.init(delta_batch), state.inner.step, variable)
+      at = BandedState.of(delta_batch, ascent.init(delta_batch), state.inner.step, variable)
       moved = stepped(constraint, ascent, at, -ascending, batch)
       kept = moved.delta, moved.variable
       moving = jax.tree.map(lambda leaf, own: batches.put(leaf, rows, own), moving, kept)
@@ -240,7 +241,7 @@ def joint(
     (surrogate, (delta, variable), seen), train_loss = jax.lax.scan(
       step, carry, None, length=train_steps
     )
-    inner = state.inner._replace(delta=delta, step=state.inner.step + 1, variable=variable)
+    inner = BandedState.of(delta, state.inner.opt_state, state.inner.step + 1, variable)
     return BilevelState(inner, surrogate, state.round + 1), Info(seen, train_loss)
 
   return Protection(init, update)
