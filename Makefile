@@ -8,8 +8,10 @@ RUN := runs/demo
 
 .PHONY: demo test test_slow test_long test_readme test_page drill lint docs format parity bench clean
 
+# The cache, because UDP and EUDP are one program: it is compiled once.
 demo: .venv/installed  ## protect real photographs, fine-tune on them, write a report
-	$(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
+	JAX_COMPILATION_CACHE_DIR=$(abspath .venv/xla) \
+	  $(BIN)/python -m experiments.eudp --config=demo --workdir=$(RUN)
 	$(BIN)/python -m experiments.verify --radius_255=16 \
 	  --clean=$(RUN)/clean --protected=$(RUN)/protected/eudp | tail -n 1
 
