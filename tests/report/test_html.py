@@ -176,14 +176,14 @@ def test_whole_pictures_come_first_and_samples_stand_beside_what_was_learned():
   page = Page(html.render(make_report(), assets))
   ids = page.ids()
   assert ids.index("whole") < ids.index("samples") < ids.index("results") < ids.index("how")
-  assert "pictures" not in ids and len(page.all("img")) == 3 + 3 * (2 + 9)
+  assert "pictures" not in ids and len(page.all("img")) == 3 + 3 * (2 + 8)
   for row, label in zip(rows, ("Clean", "Random noise", "EUDP"), strict=True):
     shown = page.pixels(f"cat, {label}, at full size")
     np.testing.assert_array_equal(shown, assets["whole"]["cat"][row])
     taught = page.pixels(f"{label}, learned, picture 2")
     np.testing.assert_array_equal(taught, assets["learned"][row][1])
-    drawn = page.pixels(f"{label}, drawn, picture 9")
-    np.testing.assert_array_equal(drawn, assets["samples"][row][8])
+    drawn = page.pixels(f"{label}, drawn, picture 8")
+    np.testing.assert_array_equal(drawn, assets["samples"][row][7])
   [size] = {(a["width"], a["height"]) for a in page.all("img") if "full size" in a["alt"]}
   assert size == ("11", "7")
 

@@ -27,7 +27,7 @@ from udp_jax.runtime import files
 _REQUIRED = ("title", "summary", "command", "commit", "date", "seeds", "hardware", "versions",
              "config", "data", "radius_255", "feature_label", "columns", "rows")  # fmt: skip
 # Samples shown in a line.
-_IN_LINE = 9
+_IN_LINE = 8
 _DIRECTIONS = {"higher": "▲ higher is better", "lower": "▼ lower is better"}
 
 
