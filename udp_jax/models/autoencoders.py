@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from udp_jax.models import pipeline, tiny_autoencoder
 from udp_jax.models.base import Params
@@ -50,6 +51,6 @@ def load(path: str | os.PathLike[str]) -> Autoencoder:
   vae, params = pipeline.load_vae(os.fspath(path))
 
   def reconstruct(params: Params, images: jax.Array) -> jax.Array:
-    return from_model_range(vae.apply({"params": params}, to_model_range(images)))
+    return from_model_range(jnp.asarray(vae.apply({"params": params}, to_model_range(images))))
 
   return Autoencoder(params, reconstruct, vae.config.downscale)

@@ -258,7 +258,7 @@ def load_vae(path: str) -> tuple[AutoencoderKL, Params]:
     path: as `Choices.vae`; "tiny_ldm" for that of the packaged model.
 
   Returns:
-    The module and its parameters, for `module.apply({"params": params}, ...)`.
+    The module and its parameters.
 
   Raises:
     MissingDataError, BadDataError, ConfigError: as `load_pipeline`.

@@ -113,10 +113,11 @@ def params_from_layers(layers: Sequence[Layer]) -> Params:
   convs = [Conv(kernel, bias) for kernel, bias in found]  # type: ignore[arg-type]
 
   def stacked(place: int) -> Conv:
-    chosen = convs[1 + place : -5 : _DENSE]
-    shape = (blocks, _PER_BLOCK)
-    kernel, bias = (np.stack(leaves) for leaves in zip(*chosen))
-    return Conv(kernel.reshape(*shape, *kernel.shape[1:]), bias.reshape(*shape, *bias.shape[1:]))
+    def join(*leaves: np.ndarray) -> np.ndarray:
+      return np.stack(leaves).reshape(blocks, _PER_BLOCK, *leaves[0].shape)
+
+    joined: Conv = jax.tree.map(join, *convs[1 + place : -5 : _DENSE])
+    return joined
 
   body, one, two, *last = convs[-5:]
   dense = tuple(stacked(place) for place in range(_DENSE))

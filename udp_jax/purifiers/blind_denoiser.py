@@ -62,8 +62,8 @@ def noise_std(images: jax.Array) -> jax.Array:
     (B,), the mean of the channels' estimates, in the pictures' unit; 0 for a single row of pixels.
 
   >>> noise = 0.1 * jax.random.normal(jax.random.key(0), (1, 64, 64, 3))
-  >>> noise_std(0.5 + noise).round(2).tolist()
-  [0.1]
+  >>> round(float(noise_std(0.5 + noise)[0]), 2)
+  0.1
   """
   count, height, width, channels = images.shape
   rows, columns = height // 2, width // 2

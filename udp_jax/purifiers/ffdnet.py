@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from udp_jax.models import ffdnet as network
 from udp_jax.models import large_pictures
 from udp_jax.models.base import DiffusionModel, Params
-from udp_jax.purifiers.base import Purifier
+from udp_jax.purifiers.base import InitFn, Purifier
 
 # Wider than what the network sees, and at whole blocks of its, so that windows change nothing.
 _WINDOWS = large_pictures.Windows(1024, context=32, multiple=2)
@@ -51,7 +51,7 @@ def ffdnet(
   return Purifier(loaded(weights), apply)
 
 
-def loaded(weights: str | network.Params):
+def loaded(weights: str | network.Params) -> InitFn:
   """`Purifier.init` of a method whose only parameters are the denoiser's, which are read now.
 
   Raises:

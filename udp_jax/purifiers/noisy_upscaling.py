@@ -26,7 +26,9 @@ def noisy_upscaling(
   Args:
     model: unused.
     std: standard deviation of the noise on [0, 1]; the paper's is 0.05.
-    tile_size, resampling, weights: as for `upscale`.
+    tile_size: as for `upscale`.
+    resampling: how pictures are shrunk, as for `upscale`.
+    weights: as for `upscale`.
 
   Raises:
     ConfigError, MissingDataError, BadDataError: as `upscale`.
