@@ -128,8 +128,11 @@ def blurguard(
 
     def seen(log_sigmas: jax.Array, drawn: jax.Array) -> jax.Array:
       moved = images + delta_of(drawn, log_sigmas, labels, batch, drawn=True)
-      apart = jnp.max(jnp.abs(natural - jnp.log10(spectrum(moved) + 1e-8)), axis=1)
-      return jnp.sum(jnp.maximum(apart - spectrum_budget, 0.0))
+      apart = jnp.abs(natural - jnp.log10(spectrum(moved) + 1e-8))
+      # The gradient of a maximum compares values that XLA may round in two ways, and is then NaN.
+      worst = jnp.argmax(jax.lax.stop_gradient(apart), axis=1)
+      most = jnp.take_along_axis(apart, worst[:, None], axis=1)
+      return jnp.sum(jnp.maximum(most - spectrum_budget, 0.0))
 
     def step(carry, number):
       log_sigmas, opt_state = carry
