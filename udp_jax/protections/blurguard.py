@@ -117,17 +117,17 @@ def blurguard(
   unit = float(np.prod(model.image_shape)) ** 0.5
 
   def delta_of(
-    variable: jax.Array, log_sigmas: jax.Array, labels: jax.Array, batch: Batch, drawn=False
+    variable: jax.Array, log_sigmas: jax.Array, own: jax.Array, batch: Batch, drawn: bool = False
   ) -> jax.Array:
-    blurred = by_segment(variable, labels, jnp.exp(log_sigmas))
+    blurred = by_segment(variable, own, jnp.exp(log_sigmas))
     return allowed(budget.project(blurred, to_float(batch.images)), batch, drawn=drawn)
 
-  def tuned(key: jax.Array, batch: Batch, labels: jax.Array) -> jax.Array:
+  def tuned(key: jax.Array, batch: Batch, own: jax.Array) -> jax.Array:
     images = to_float(batch.images)
     natural = jnp.log10(spectrum(images) + 1e-8)
 
     def seen(log_sigmas: jax.Array, drawn: jax.Array) -> jax.Array:
-      moved = images + delta_of(drawn, log_sigmas, labels, batch, drawn=True)
+      moved = images + delta_of(drawn, log_sigmas, own, batch, drawn=True)
       apart = jnp.abs(natural - jnp.log10(spectrum(moved) + 1e-8))
       # The gradient of a maximum compares values that XLA may round in two ways, and is then NaN.
       worst = jnp.argmax(jax.lax.stop_gradient(apart), axis=1)
