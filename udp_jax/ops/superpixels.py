@@ -105,4 +105,4 @@ def superpixels(
     centres, _ = jax.lax.scan(moved, features[first[0], first[1]], None, length=iterations)
     return nearest(features, centres)
 
-  return jax.lax.map(one, images)
+  return jax.vmap(one)(images)

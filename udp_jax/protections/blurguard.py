@@ -117,19 +117,22 @@ def blurguard(
   unit = float(np.prod(model.image_shape)) ** 0.5
 
   def delta_of(
-    variable: jax.Array, log_sigmas: jax.Array, labels: jax.Array, batch: Batch, drawn=False
+    variable: jax.Array, log_sigmas: jax.Array, own: jax.Array, batch: Batch, drawn: bool = False
   ) -> jax.Array:
-    blurred = by_segment(variable, labels, jnp.exp(log_sigmas))
+    blurred = by_segment(variable, own, jnp.exp(log_sigmas))
     return allowed(budget.project(blurred, to_float(batch.images)), batch, drawn=drawn)
 
-  def tuned(key: jax.Array, batch: Batch, labels: jax.Array) -> jax.Array:
+  def tuned(key: jax.Array, batch: Batch, own: jax.Array) -> jax.Array:
     images = to_float(batch.images)
     natural = jnp.log10(spectrum(images) + 1e-8)
 
     def seen(log_sigmas: jax.Array, drawn: jax.Array) -> jax.Array:
-      moved = images + delta_of(drawn, log_sigmas, labels, batch, drawn=True)
-      apart = jnp.max(jnp.abs(natural - jnp.log10(spectrum(moved) + 1e-8)), axis=1)
-      return jnp.sum(jnp.maximum(apart - spectrum_budget, 0.0))
+      moved = images + delta_of(drawn, log_sigmas, own, batch, drawn=True)
+      apart = jnp.abs(natural - jnp.log10(spectrum(moved) + 1e-8))
+      # The gradient of a maximum compares values that XLA may round in two ways, and is then NaN.
+      worst = jnp.argmax(jax.lax.stop_gradient(apart), axis=1)
+      most = jnp.take_along_axis(apart, worst[:, None], axis=1)
+      return jnp.sum(jnp.maximum(most - spectrum_budget, 0.0))
 
     def step(carry, number):
       log_sigmas, opt_state = carry
