@@ -25,13 +25,13 @@ def ace_plus(
   *,
   radius: float,
   step_size: float,
-  target: str = "pattern",
   latent_weight: float = 100.0,
-  earliest: float = 0.6,
-  game: Annotated[Game, surrogates.GAME] = GAME,
-  surrogate: Annotated[Surrogate, surrogates.SURROGATE] = Surrogate(),
+  target: str = "pattern",
   prior: Prior = Prior(),
   sampling: Annotated[Sampling, surrogates.SAMPLING] = Sampling(),
+  game: Annotated[Game, surrogates.GAME] = GAME,
+  surrogate: Annotated[Surrogate, surrogates.SURROGATE] = Surrogate(),
+  earliest: float = 0.6,
   adaptive: Adaptive = Adaptive(),
 ) -> Protection:
   """The rounds of ACE with the latents drawn to the target, too.
@@ -40,13 +40,13 @@ def ace_plus(
     model: a latent model; `init` and `update` need its trained parameters.
     radius: L-inf budget on the [0, 1] scale (published: 4 / 255).
     step_size: length of a sign step on the [0, 1] scale (published: 0.64 / 255, 5 rounds of 50).
-    target: one of `targets.PATTERNS`, "zero", or the path of a picture (published).
     latent_weight: weight of the latents' distance to the target's (published: 100).
-    earliest: first timestep that is drawn, as a share of the schedule in [0, 1).
-    game: steps in a round, the start of delta, and the surrogate's AdamW.
-    surrogate: the part of the model that is trained; published: "lora".
+    target: one of `targets.PATTERNS`, "zero", or the path of a picture (published).
     prior: the class that the surrogate must not forget.
     sampling: how the model draws the class pictures.
+    game: steps in a round, the start of delta, and the surrogate's AdamW.
+    surrogate: the part of the model that is trained; published: "lora".
+    earliest: first timestep that is drawn, as a share of the schedule in [0, 1).
     adaptive: transforms, draws and consistency of the perturb steps.
 
   Raises:
