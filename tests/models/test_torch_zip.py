@@ -155,6 +155,17 @@ def test_views_of_one_storage_are_read_with_their_offsets_and_strides(tmp_path, 
   np.testing.assert_array_equal(tensors["transposed"], base.T)
 
 
+def test_tensors_of_before_pytorch_0_4(tmp_path, fake_torch):
+  """Their pickles call a function of another name, with less."""
+  utils = sys.modules["torch._utils"]
+  utils._rebuild_tensor = utils._rebuild_tensor_v2
+  utils._rebuild_tensor.__qualname__ = "_rebuild_tensor"
+  tensor = _Tensor(_Storage("FloatStorage", "1", np.arange(6, dtype=np.float32)), 0, (2, 3), (3, 1))
+  tensor.arguments = tensor.arguments[:4]
+  tensors = _read(tmp_path, _encode(OrderedDict(old=tensor), "stream"))
+  np.testing.assert_array_equal(tensors["old"], np.arange(6).reshape(2, 3))
+
+
 @pytest.mark.parametrize("encoded", [WRITTEN_BY_TORCH_ZIP, WRITTEN_BY_TORCH_STREAM])
 def test_a_file_of_pytorch_itself(tmp_path, encoded):
   tensors = _read(tmp_path, zlib.decompress(base64.b64decode(encoded)))

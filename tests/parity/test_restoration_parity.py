@@ -135,7 +135,10 @@ def through_ncnn(param, binary, images):
   network.opt.use_fp16_arithmetic = network.opt.use_bf16_storage = False
   assert network.load_param(str(param)) == 0 and network.load_model(str(binary)) == 0
   extractor = network.create_extractor()
-  extractor.input("data", ncnn.Mat(np.ascontiguousarray(images[0].transpose(2, 0, 1))))
+  array = np.ascontiguousarray(images[0].transpose(2, 0, 1))
+  # A copy, as the other one is a view of memory that nothing keeps.
+  given = ncnn.Mat(array).clone()
+  extractor.input("data", given)
   code, out = extractor.extract("output")
   assert code == 0
   return np.array(out).transpose(1, 2, 0)[None]

@@ -73,6 +73,7 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
 
 _ALLOWED: dict[tuple[str, str], Any] = {
   ("collections", "OrderedDict"): OrderedDict,
+  ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,  # Before PyTorch 0.4.
   ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
   ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
   **{("torch", name): _StorageType(dtype) for name, dtype in _DTYPES.items()},

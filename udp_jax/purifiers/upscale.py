@@ -34,7 +34,7 @@ def upscale(
   Args:
     model: unused.
     tile_size: pictures up to this many pixels a side are enlarged whole, larger ones in overlapping
-      tiles of it; at least 64. A tile of 192 needs about 0.7 GB.
+      tiles of it; at least 64. Memory grows with its area.
     resampling: how pictures are shrunk: "box" takes means of 4x4 pixels; or "linear", "cubic",
       "lanczos3" or "lanczos5".
     weights: path of the `.bin` file, with its `.param` file beside it; "" for the installed
