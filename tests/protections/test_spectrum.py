@@ -20,8 +20,8 @@ from udp_jax.protections import constraints, spectrum
 from udp_jax.protections.options import Spectrum
 
 LOW = {"band": "gaussian", "band_sigma": 1.0}
-# They take what another method made, or move latents.
-WITHOUT = ("matched_noise", "shuffled_delta", "sds_z")
+# They take what another method made, move latents, or find filters of their own.
+WITHOUT = ("matched_noise", "shuffled_delta", "sds_z", "blurguard")
 # Sizes that suit a model of a few operations.
 SMALL = {"train_steps": 3, "perturb_steps": 2, "learning_rate": 0.05, "perceptual": ""}
 SMALL |= {"num_draws": 2, "step_size_255": 2}

@@ -46,7 +46,7 @@ from udp_jax.protections.base import (
   pgd,
   sign_descent,
 )
-from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
+from udp_jax.protections.options import Adaptive, Game, Prior, Spectrum, Surrogate
 
 GAME = Game(train_steps=5, perturb_steps=50, learning_rate=1e-4)
 
@@ -64,6 +64,7 @@ def ace(
   prior: Prior = Prior(),
   sampling: Annotated[Sampling, surrogates.SAMPLING] = Sampling(),
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Each round perturbs towards the target, then trains the surrogate on protected pictures.
 
@@ -81,6 +82,7 @@ def ace(
     prior: the class that the surrogate must not forget.
     sampling: how the model draws the class pictures.
     adaptive: transforms, draws and consistency of the perturb steps.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the model works on pixels, or an option cannot be used.
@@ -101,7 +103,7 @@ def ace(
   unified = unified_target(model, drawn / drawn.sum(), picture, latent_weight)
   inner = pgd(
     adapted(model, unified, adaptive),
-    constraints.linf(radius, start=game.start),
+    constraints.linf(radius, start=game.start, spectrum=spectrum),
     sign_descent(step_size),
   )
   perturb = over_batches(inner, num_steps=game.perturb_steps, hold=model.hold)

@@ -17,7 +17,7 @@ from udp_jax.models.sampling import Sampling
 from udp_jax.protections import surrogates
 from udp_jax.protections.ace import GAME, ace
 from udp_jax.protections.base import Protection
-from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
+from udp_jax.protections.options import Adaptive, Game, Prior, Spectrum, Surrogate
 
 
 def ace_plus(
@@ -33,6 +33,7 @@ def ace_plus(
   surrogate: Annotated[Surrogate, surrogates.SURROGATE] = Surrogate(),
   earliest: float = 0.6,
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """The rounds of ACE with the latents drawn to the target, too.
 
@@ -48,6 +49,7 @@ def ace_plus(
     surrogate: the part of the model that is trained; published: "lora".
     earliest: first timestep that is drawn, as a share of the schedule in [0, 1).
     adaptive: transforms, draws and consistency of the perturb steps.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the model works on pixels, or an option cannot be used.
@@ -69,4 +71,5 @@ def ace_plus(
     prior=prior,
     sampling=sampling,
     adaptive=adaptive,
+    spectrum=spectrum,
   )

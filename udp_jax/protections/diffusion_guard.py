@@ -37,7 +37,7 @@ from udp_jax.ops.keys import normal_each, split_each
 from udp_jax.protections import constraints
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 MASKS = ("contour_shrink", "single", "global")
 # Fields of `Sampling` that this method uses.
@@ -55,6 +55,7 @@ def diffusion_guard(
   start: str = "zero",
   sampling: Annotated[Sampling, SAMPLING] = Sampling(sample_steps=4),
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Sign-gradient ascent of the first predicted noise of an inpainting edit.
 
@@ -69,6 +70,7 @@ def diffusion_guard(
     start: the first delta, "zero", "uniform" or "sign".
     sampling: the number of steps, whose first one is attacked.
     adaptive: transforms, draws and consistency.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the kind of masks, the start or a transform is unknown, or a number cannot be used.
@@ -88,7 +90,7 @@ def diffusion_guard(
   contour = (contour_strength, contour_smoothness)
   objective = first_noise(model, sampling.sample_steps, masks=masks, contour=contour)
   objective = adapted(model, negate(objective), adaptive)
-  constraint = constraints.linf(radius, start=start)
+  constraint = constraints.linf(radius, start=start, spectrum=spectrum)
   return over_batches(
     pgd(objective, constraint, sign_descent(step_size), sees_batch=True), hold=model.hold
   )

@@ -40,7 +40,7 @@ from udp_jax.ops.control import run_if
 from udp_jax.ops.keys import stream
 from udp_jax.protections import surrogates
 from udp_jax.protections.base import Info, PGDState, Protection, Rounds, divisible
-from udp_jax.protections.options import Adaptive, Game, Prior, Surrogate
+from udp_jax.protections.options import Adaptive, Game, Prior, Spectrum, Surrogate
 from udp_jax.protections.surrogates import Learner
 
 # Fields of the option groups that this method uses.
@@ -75,6 +75,7 @@ def metacloak(
   prior: Prior = Prior(),
   sampling: Annotated[Sampling, surrogates.SAMPLING] = Sampling(),
   adaptive: Adaptive = Adaptive(transforms="blur_and_flip"),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Trains the pool in the first rounds, then perturbs against snapshots that train on.
 
@@ -89,6 +90,7 @@ def metacloak(
     prior: the class that the surrogate must not forget (published: weight 1).
     sampling: how the model draws the class pictures.
     adaptive: transforms, draws and consistency of the perturb steps.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: an option cannot be used.
@@ -107,7 +109,7 @@ def metacloak(
       f"metacloak: restart_every is {surrogate.restart_every}, warmup_rounds "
       f"{game.warmup_rounds}: a snapshot needs at least one round, and the pool one snapshot"
     )
-  perturb = surrogates.climbing(model, radius, step_size, game, adaptive)
+  perturb = surrogates.climbing(model, radius, step_size, game, adaptive, spectrum=spectrum)
   preserved = surrogates.preserved(model, prior, sampling)
 
   def made(rounds: Rounds) -> Protection:

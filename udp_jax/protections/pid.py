@@ -28,7 +28,7 @@ from udp_jax.ops.keys import normal_each, split_each
 from udp_jax.protections import constraints
 from udp_jax.protections.adaptive import adapted
 from udp_jax.protections.base import Protection, over_batches, pgd, sign_descent
-from udp_jax.protections.options import Adaptive
+from udp_jax.protections.options import Adaptive, Spectrum
 
 KINDS = ("add-log", "add", "mean", "var", "KL", "latent_vector")
 
@@ -42,6 +42,7 @@ def pid(
   mean_weight: float = 30.1,
   start: str = "uniform",
   adaptive: Adaptive = Adaptive(),
+  spectrum: Spectrum = Spectrum(),
 ) -> Protection:
   """Sign-gradient ascent of the distance between two posteriors, clean and protected.
 
@@ -56,6 +57,7 @@ def pid(
     start: the first delta, "zero", "uniform" or "sign". At "zero" nothing has a gradient but
       "latent_vector".
     adaptive: transforms, draws and consistency.
+    spectrum: the band of frequencies of delta; a sign step moves it by `step_size` in the mean.
 
   Raises:
     ConfigError: the model works on pixels or has no posterior, or the kind, the start or a
@@ -67,7 +69,7 @@ def pid(
   """
   latent.require_latent(model, "pid")
   objective = adapted(model, negate(posterior_distance(model, kind, mean_weight)), adaptive)
-  constraint = constraints.linf(radius, start=start)
+  constraint = constraints.linf(radius, start=start, spectrum=spectrum)
   inner = pgd(objective, constraint, sign_descent(step_size), sees_batch=True)
   return over_batches(inner, hold=model.hold)
 
