@@ -5,7 +5,7 @@ kinds that the reports are of are tested where the rules are: tests/data/test_pl
 test_last_copies.py, test_naming.py, test_folder.py, test_picture_folder.py, test_images.py,
 test_metadata.py, test_picture_marks.py, test_captions.py and test_masks.py,
 tests/models/test_places.py, tests/studies/test_pictures.py, and in this folder test_places.py and
-test_budget_flags.py. Nothing of the package is imported here, so that this file can be laid into
+test_shared_flags.py. Nothing of the package is imported here, so that this file can be laid into
 an older commit and fails there as the report says.
 """
 
