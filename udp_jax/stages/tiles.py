@@ -172,9 +172,14 @@ def batches(
   cond = np.concatenate(conds)[np.r_[:count, repeats]] if conds else None
   mask = None if allowed.all() else allowed
   limit = np.concatenate(limits)[np.r_[:count, repeats]] if limits else None
-  grey = grey if grey.any() else None
   made = batches_lib.make_batches(
-    pixels, lanes, reference=reference, cond=cond, mask=mask, limit=limit, grey=grey
+    pixels,
+    lanes,
+    reference=reference,
+    cond=cond,
+    mask=mask,
+    limit=limit,
+    grey=grey if grey.any() else None,
   )
   weight = (np.arange(padded) < count).astype(np.float32)
   return made._replace(ids=ids.reshape(-1, lanes), weight=weight.reshape(-1, lanes))
