@@ -51,7 +51,7 @@ def test_a_band_is_set_and_recorded(tmp_path: Path, load_entry_point) -> None:
   pixels = np.asarray(Image.open(tmp_path / "out" / "a.png"), np.float32)[None] - 100
   # Of rough noise, 0.8 is there.
   assert bands.energy_share(jnp.asarray(pixels), 0.5, 2.0)[0] < 0.06
-  with pytest.raises(ConfigError, match="overlap is 0: tiles of this band must blend over 4"):
+  with pytest.raises(ConfigError, match="overlap is 0: tiles of this band must blend over 6"):
     _protect(load_entry_point, tmp_path, "--band=gaussian", "--overlap=0")
 
 

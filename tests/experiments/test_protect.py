@@ -214,7 +214,7 @@ def test_foreign_files_are_never_replaced(pictures: Path, tmp_path: Path, entry_
 def test_unknown_method_and_missing_model(pictures: Path, tmp_path: Path, entry_point) -> None:
   words = _smoke(pictures, tmp_path / "out")
   message = _error(entry_point("protect", *words, "--method=nope"), 2)
-  assert "unknown method or row 'nope'; known: advdm, " in message
+  assert "unknown method or row 'nope'; known: ace, " in message
   message = _error(entry_point("protect", *words, "--method=advdm"), 2)
   assert "advdm attacks a trained model: give --model=FOLDER" in message
   message = _error(entry_point("protect", *words, "--method=advdm", "--model=/nope"), 2)

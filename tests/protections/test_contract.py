@@ -138,7 +138,9 @@ def test_interface(name, gaussian_model):
 
 
 def test_unknown_protection(gaussian_model):
-  with pytest.raises(ConfigError, match="unknown protection 'base'; known: advdm, aspl, .*udp"):
+  with pytest.raises(
+    ConfigError, match="unknown protection 'base'; known: ace, ace_plus, advdm, .*udp"
+  ):
     protections.build("base", gaussian_model, {})
 
 
@@ -292,7 +294,7 @@ def own_loss(case, state, pictures: np.ndarray) -> float:
     images = case.data.images / 255 + delta
     found = jax.vmap(lambda batch: case.model.encode(case.params, batch, None))(images)
     inner = inner._replace(latents=found)
-  if hasattr(inner, "variable"):  # Its blurs are so narrow here that they leave it as it is.
+  if hasattr(inner, "log_sigmas"):  # Its blurs are so narrow here that they leave it as it is.
     inner = inner._replace(variable=delta, log_sigmas=jnp.full_like(inner.log_sigmas, -9.0))
   state = state._replace(inner=inner) if hasattr(state, "inner") else inner
   losses = []

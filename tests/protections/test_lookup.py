@@ -39,7 +39,7 @@ def test_levels_become_the_unit_scale(gaussian_model) -> None:
 @pytest.mark.parametrize(
   ("name", "options", "message"),
   [
-    ("nope", {}, "unknown protection 'nope'; known: advdm, aspl"),
+    ("nope", {}, "unknown protection 'nope'; known: ace, ace_plus"),
     ("base", {"radius": 1}, "unknown protection 'base'"),
     ("advdm", {"radius_255": 8, "step_size": 1, "typo": 2}, "advdm has no option 'typo'"),
     ("advdm", {"radius_255": 8}, "step_size"),

@@ -30,6 +30,7 @@ KEY = jax.random.key(5)
 RADIUS, STEP = 8 / 255, 3 / 255
 METHODS = {
   "advdm": {"radius": RADIUS, "step_size": STEP},
+  "diffusion_guard": {"radius": RADIUS, "step_size": STEP},
   "sds": {"radius": RADIUS, "step_size": STEP},
   "random_noise": {"radius": RADIUS},
   "matched_noise": {"radius": RADIUS},
@@ -132,7 +133,7 @@ def test_every_method_is_covered(gaussian_model):
       on_pixels.add(name)
     except ConfigError as error:
       assert "latent" in str(error)
-  assert on_pixels == {*METHODS, "udp", "eudp", "fsmg", "aspl"}
+  assert on_pixels == {*METHODS, "udp", "eudp", "fsmg", "aspl", "metacloak"}
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("photographs_once")
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("rows", ("clean", "nope"), "unknown method or row 'nope'; known: advdm, aspl"),
+    ("rows", ("clean", "nope"), "unknown method or row 'nope'; known: ace, ace_plus"),
     ("rows", (), "at least one entry"),
     ("rows", ("advdm",), "advdm attacks a trained model: give --model=FOLDER"),
     ("protections.eudp_shuffled.of", None, "eudp_shuffled imitates another row: set config.prot"),

@@ -14,11 +14,13 @@ from udp_jax.ops import image as image
 from udp_jax.ops import jpeg as jpeg
 from udp_jax.ops import keys as keys
 from udp_jax.ops import linear as linear
+from udp_jax.ops import morphology as morphology
 from udp_jax.ops import norm as norm
 from udp_jax.ops import projections as projections
 from udp_jax.ops import samplers as samplers
 from udp_jax.ops import schedules as schedules
 from udp_jax.ops import similarity as similarity
+from udp_jax.ops import superpixels as superpixels
 from udp_jax.ops import tiles as tiles
 from udp_jax.ops import timesteps as timesteps
 from udp_jax.ops import visibility as visibility
