@@ -75,7 +75,14 @@ GIVEN = {
 # Methods whose steps average one (timestep, noise) draw, unless `num_draws` says more.
 ONE_DRAW = ("udp", "eudp", "advdm", "mist", "sds")
 # Methods whose delta may be kept to a band of frequencies.
-BANDED = (*ONE_DRAW, "aspl", "fsmg", "glaze", "photoguard_diffusion", "photoguard_encoder")
+BANDED: tuple[str, ...] = (
+  *ONE_DRAW,
+  "aspl",
+  "fsmg",
+  "glaze",
+  "photoguard_diffusion",
+  "photoguard_encoder",
+)
 BANDED += ("random_noise", "pid", "ace", "ace_plus", "diffusion_guard", "metacloak")
 ADAPTIVE = {"transforms": "identity,jpeg,resize,blur,noise"}
 

@@ -57,7 +57,8 @@ def dct_band(images: jax.Array, low: float, high: float) -> jax.Array:
   """
   kept = _in_range(images.shape[1:3], low, high)
   rows, columns = (_cosines(length) for length in images.shape[1:3])
-  return _along_axes(kept * _along_axes(images, rows, columns), rows.T, columns.T)
+  found = _along_axes(images, rows, columns)
+  return _along_axes(jnp.asarray(kept) * found, rows.T, columns.T)
 
 
 def energy_share(images: jax.Array, low: float, high: float) -> jax.Array:

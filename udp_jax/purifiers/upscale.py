@@ -67,7 +67,7 @@ def upscale(
 
     def there_and_back(x: jax.Array) -> jax.Array:
       large = jnp.clip(realesrgan.upscale(params, x), 0.0, 1.0)
-      return image.resize(large, x.shape[1:3], method=resampling)
+      return image.resize(large, (x.shape[1], x.shape[2]), method=resampling)
 
     return jnp.clip(large_pictures.apply(there_and_back, images, windows), 0.0, 1.0)
 

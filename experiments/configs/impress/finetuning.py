@@ -9,7 +9,7 @@ run goes on. Expected: experiments/results/fine_tuning.md.
 from experiments.configs import matrix as m
 
 # EUDP's distributions over timesteps, abar^a (1 - abar)^b; UDP is (0, 0).
-EUDP = {"eudp": {"a": 2.0, "b": 0.0}, "eudp_half_half": {"a": 0.5, "b": 0.5}}
+EUDP: dict = {"eudp": {"a": 2.0, "b": 0.0}, "eudp_half_half": {"a": 0.5, "b": 0.5}}
 EUDP |= {"eudp_1_half": {"a": 1.0, "b": 0.5}, "eudp_measured": {"probs": "measured"}}
 
 
