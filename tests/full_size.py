@@ -78,13 +78,16 @@ class Protected(NamedTuple):
   changed_255: int
 
 
-def write_model(folder: Path, configs: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-  """Writes a model with random weights in bfloat16, and the small vocabulary of `tiny_ldm`.
+def write_model(
+  folder: Path, configs: Mapping[str, Any], scheduler: Mapping[str, Any], small: Any = None
+) -> None:
+  """Writes a model with random weights in bfloat16, and a small vocabulary.
 
   Args:
     folder: where it goes; a folder that is finished is left as it is.
     configs: the parts' configs, as in `models.published`.
     scheduler: fields of the noise schedule.
+    small: tokenizer whose vocabulary is taken, not larger than the model's; None: `tiny_ldm`'s.
   """
   import jax
 
@@ -104,7 +107,7 @@ def write_model(folder: Path, configs: Mapping[str, Any], scheduler: Mapping[str
     files.write_json(folder / part / "config.json", fields | named)
     name = "model" if clip else "diffusion_pytorch_model"
     _write_tensors(folder / part / f"{name}.safetensors", weights._flatten(shapes[part]))
-  small = pipeline.load_pipeline("tiny_ldm").tokenizer
+  small = small or pipeline.load_pipeline("tiny_ldm").tokenizer
   assert small is not None
   tokenizer = Tokenizer(small.vocab, small.merges, special=small.special, length=77)
   second = tokenizer if latent.TEXT_2 in configs else None

@@ -21,7 +21,7 @@ def test_a_small_model_made_in_the_same_way(
 ) -> None:
   made = request.getfixturevalue(fixture)
   folder = tmp_path / "model"
-  full_size.write_model(folder, made.configs, made.scheduler)
+  full_size.write_model(folder, made.configs, made.scheduler, made.tokenizer)
   side = made.configs[latent.UNET].sample_size * made.configs[latent.VAE].downscale
   loaded = full_size.load(folder)
   found = full_size.protect(folder, side, "sdxl" if fixture == "tiny_sdxl" else "sd")
