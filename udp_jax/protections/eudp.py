@@ -3,9 +3,8 @@
 delta reaches the network as sqrt(abar_t) delta beside sqrt(1 - abar_t) noise, so a step at a
 timestep t where the noise hides delta is wasted. The family `ops.timesteps.schedule_power` is a
 reconstruction from the paper's abstract (arXiv:2306.01902), not the authors' formula: the paper's
-text was not at hand. Of the (a, b) in this project's ablation (one seed, pixels of 16x16), (2, 0)
-and (1/2, 0) are level in the loss; the default, (2, 0), moves samples and held-out loss a little
-further (experiments/results/game_settings.md).
+text was not at hand. On pixels (16x16, three seeds) (1, 0), (2, 0), the default, and (4, 0) are
+level, and above the other (a, b) tried (experiments/results/training_sets.md); latents differ.
 """
 
 from __future__ import annotations
