@@ -1,7 +1,7 @@
 """Photographs before and after, and what a model learns of them: a demonstration in minutes.
 
 python -m experiments.eudp --config=demo --workdir=runs/demo
-Hardware: 2 CPU cores. Time: about 6 minutes. A demonstration, not evidence: one seed, three
+Hardware: 2 CPU cores. Time: 6 to 7 minutes. A demonstration, not evidence: one seed, three
 photographs, a small model of our own. Expected: experiments/results/pictures.md. The cat is
 protected at full resolution; the model learns copies of its own size, each protected as it is,
 because shrinking averages a protection away.
